@@ -1,0 +1,52 @@
+"""Every error a user can meet, as one small tree.
+
+An error is one line: what is wrong, where, and what to do about it.  The CLI prints that line and exits with 1;
+Python callers catch ``GhostifyError`` or the branch they care about.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GhostifyError(Exception):
+    """Base of all errors this package raises on purpose: a single line made for a person."""
+
+
+class RecipeError(GhostifyError):
+    """A recipe or a setting is unknown, malformed or out of range."""
+
+
+class ModelError(GhostifyError):
+    """A model cannot be found or built."""
+
+
+class WeightsError(GhostifyError):
+    """A checkpoint is missing, damaged, untrusted, or made for another network."""
+
+
+class DataError(GhostifyError):
+    """A data source cannot be found or read."""
+
+
+class TraceError(GhostifyError):
+    """A model cannot be recorded as a graph, or its recording does not reproduce it."""
+
+
+class PlanError(GhostifyError):
+    """A plan is malformed, does not fit the model, or would change nothing."""
+
+
+class RewriteError(GhostifyError):
+    """A rewritten model is not what its plan promised."""
+
+
+class RunError(GhostifyError):
+    """A run folder is missing, changed, truncated, or cannot be written."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the nearest of ``known`` names, or an empty string when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

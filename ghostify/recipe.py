@@ -1,0 +1,203 @@
+"""Recipe: one experiment as data.  Every setting of the tool is declared here, once, with its default and its meaning.
+
+An unknown key is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ghostify.errors import GhostifyError, RecipeError, did_you_mean
+
+Role = Literal["body", "stem", "depthwise", "gate", "classifier"]
+Parts = Literal["linear", "norm-act"]
+Ratio = Annotated[int, Field(ge=2, description="ratio s: every s output maps come from one intrinsic map")]
+Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
+
+
+class Settings(BaseModel):
+    """A group of settings: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class SiteSettings(Settings):
+    """What may be set for one convolution, or for a pattern of them; what is None is inherited."""
+
+    s: Ratio | None = None
+    d: Kernel | None = None
+    parts: Parts | None = None
+
+    @field_validator("d")
+    @classmethod
+    def _odd(cls, d: int | None) -> int | None:
+        return _require_odd(d)
+
+
+class GhostSettings(Settings):
+    """How convolutions become C-Ghost modules (IJCV paper, Eq. 1-5)."""
+
+    method: Literal["c-ghost"] = "c-ghost"
+    s: Ratio = 2
+    d: Kernel = 3
+    parts: Annotated[
+        Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part")
+    ] = "linear"
+    include: Annotated[tuple[str, ...], Field(description="globs of module names to consider")] = ("*",)
+    exclude: Annotated[tuple[str, ...], Field(description="globs of module names to leave alone")] = ()
+    also: Annotated[tuple[Role, ...], Field(description="roles to ghost that are left alone by default")] = ()
+    min_saving: Annotated[
+        float, Field(ge=0, description="leave a 1x1 convolution alone below this many MACs saved per element moved")
+    ] = 16.0
+    set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}
+
+    @field_validator("d")
+    @classmethod
+    def _odd(cls, d: int | None) -> int | None:
+        return _require_odd(d)
+
+
+class ModelSettings(Settings):
+    """Where the network comes from."""
+
+    source: Annotated[
+        str, Field(description="torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function, or a run folder")
+    ]
+    args: Annotated[dict[str, Any], Field(description="keyword arguments of the constructor")] = {}
+    weights: Annotated[str | None, Field(description="a checkpoint file, or DEFAULT for the source's own")] = None
+    input: Annotated[
+        tuple[int, ...] | None, Field(description="shape of one input, (C, H, W); None asks the source")
+    ] = None
+
+
+class DataSettings(Settings):
+    """Where the images come from, and how they are fed."""
+
+    source: Annotated[str, Field(description="digits, folder:PATH, cifar10:PATH, fake, or package.module:function")]
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    workers: Annotated[int, Field(ge=0, description="loader processes")] = 0
+    augment: Annotated[bool, Field(description="random crops (and flips where a mirror image is still the class)")] = (
+        True
+    )
+    limit: Annotated[int | None, Field(ge=1, description="use only this many images of each split")] = None
+
+
+class TrainSettings(Settings):
+    """One training run: SGD with Nesterov momentum, linear warm-up, then cosine to zero."""
+
+    epochs: Annotated[int, Field(ge=0)] = 1
+    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    warmup: Annotated[float, Field(ge=0, le=1, description="share of all steps spent warming up")] = 0.1
+    distill: Annotated[float, Field(ge=0, le=1, description="weight of the original network's soft labels")] = 0.0
+    temperature: Annotated[float, Field(gt=0, description="temperature of the soft labels")] = 4.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this")] = None
+    amp: Annotated[bool, Field(description="mixed precision (bfloat16)")] = False
+
+
+class Recipe(Settings):
+    """One experiment: which network, on which images, ghosted how, trained how."""
+
+    name: str | None = None
+    model: ModelSettings
+    data: DataSettings | None = None
+    pretrain: Annotated[
+        TrainSettings | None, Field(description="train the original first, when there are no trained weights")
+    ] = None
+    ghost: GhostSettings = GhostSettings()
+    finetune: Annotated[TrainSettings | None, Field(description="train the ghosted network afterwards")] = None
+    seed: int = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, ...")] = "auto"
+
+
+def read_yaml(path: str | Path, error: type[GhostifyError], what: str) -> Any:
+    """The document in a YAML (or JSON) file, read with the safe loader.  ``error`` is raised when it cannot be."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{what} {str(path)!r} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{what} {str(path)!r} cannot be read: {problem}.") from None
+    except yaml.YAMLError as problem:
+        where = f" at line {problem.problem_mark.line + 1}" if getattr(problem, "problem_mark", None) else ""  # type: ignore[attr-defined]
+        raise error(f"{what} {str(path)!r} is not valid YAML{where}.") from None
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validated(model: type[_Model], values: Any, where: str, error: type[GhostifyError] = RecipeError) -> _Model:
+    """``values`` as a ``model``; the first problem found becomes one line of ``error``, naming the key."""
+    if not isinstance(values, Mapping):
+        raise error(f"{where} must hold settings as 'key: value', not {type(values).__name__}.")
+    try:
+        return model.model_validate(values)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "value"
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(str(first["loc"][-1]), known_keys(model))
+            raise error(f"{where}: unknown key {key!r}.{hint}") from None
+        if first["type"] == "missing":
+            raise error(f"{where}: key {key!r} is missing.") from None
+        raise error(f"{where}: {key} = {first['input']!r}: {first['msg']}.") from None
+
+
+def known_keys(model: type[BaseModel]) -> Iterator[str]:
+    """Every key name used anywhere inside ``model``."""
+    for name, info in model.model_fields.items():
+        yield name
+        for part in _models_in(info.annotation):
+            yield from known_keys(part)
+
+
+def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file, with ``overrides`` (dotted key → value) laid over it."""
+    values = read_yaml(path, RecipeError, "Recipe")
+    if not isinstance(values, dict):
+        raise RecipeError(f"Recipe {str(path)!r} must hold settings as 'key: value'.")
+    return make_recipe(values, overrides, where=f"Recipe {str(path)!r}")
+
+
+def make_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "Recipe") -> Recipe:
+    """A recipe from plain values, with ``overrides`` (dotted key → value) laid over them."""
+    merged = _copied(values)
+    for key, value in (overrides or {}).items():
+        _put(merged, key, value, where)
+    return validated(Recipe, merged, where)
+
+
+def _put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if inner is None:
+            inner = values[parent] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{where}: {key!r} does not name a setting: {parent!r} holds a plain value.")
+        values = inner
+    values[last] = value
+
+
+def _copied(values: Any) -> Any:
+    return {key: _copied(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models_in(part)
+
+
+def _require_odd(d: int | None) -> int | None:
+    if d is not None and d % 2 == 0:
+        raise ValueError(f"the cheap kernel d must be odd so that it keeps the map's size; try {d - 1} or {d + 1}")
+    return d
