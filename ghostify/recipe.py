@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ghostify.errors import GhostifyError, RecipeError, did_you_mean
 
-Role = Literal["body", "stem", "depthwise", "gate", "classifier"]
+Role = Literal["body", "stem", "depthwise", "pooled", "classifier"]
 Parts = Literal["linear", "norm-act"]
 Ratio = Annotated[int, Field(ge=2, description="ratio s: every s output maps come from one intrinsic map")]
 Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
@@ -148,6 +148,14 @@ def validated(model: type[_Model], values: Any, where: str, error: type[Ghostify
         if first["type"] == "missing":
             raise error(f"{where}: key {key!r} is missing.") from None
         raise error(f"{where}: {key} = {first['input']!r}: {first['msg']}.") from None
+
+
+def make_settings(model: type[_Model], settings: _Model | None, changes: Mapping[str, Any]) -> _Model:
+    """``settings`` (or the defaults) with ``changes`` laid over them, validated.  Raises ``RecipeError``."""
+    if settings is not None and not changes:
+        return settings
+    base = settings.model_dump(exclude_unset=True) if settings is not None else {}
+    return validated(model, {**base, **changes}, "Settings")
 
 
 def known_keys(model: type[BaseModel]) -> Iterator[str]:

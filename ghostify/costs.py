@@ -1,0 +1,249 @@
+"""What a network costs: parameters, multiply-accumulates (MACs) and activations, by one table of counting rules.
+
+The rules (``docs/counting.md`` tells them at length):
+
+- MACs: multiply-accumulates of convolutions and matrix products; no bias, normalisation, activation or pooling.
+- activations: elements of the outputs of all convolutions (Radosavovic et al. 2020, as the papers use the word).
+- params: elements of all trainable and frozen parameters, each once; buffers are not parameters.
+
+An operation in neither table is never guessed at: ``count`` names it.  Below the table stand the papers' formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import fx, nn
+
+from ghostify.tracing import Traced
+
+
+class Cost(BaseModel):
+    """Parameters, MACs and activations, as plain counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    params: int = 0
+    macs: int = 0
+    acts: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(params=self.params + other.params, macs=self.macs + other.macs, acts=self.acts + other.acts)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(params=self.params - other.params, macs=self.macs - other.macs, acts=self.acts - other.acts)
+
+
+class Op(BaseModel):
+    """One operation of the recorded run that costs something."""
+
+    model_config = ConfigDict(frozen=True)
+
+    node: str
+    module: str
+    """Qualified name of the innermost module it ran in."""
+    kind: str
+    macs: int
+    acts: int
+
+
+def count(traced: Traced) -> tuple[list[Op], Counter[str]]:
+    """Every operation with a cost, and the names of those no rule knows with how often they ran."""
+    ops: list[Op] = []
+    unknown: Counter[str] = Counter()
+    for node in traced.graph.nodes:
+        if node.op not in ("call_module", "call_function", "call_method"):
+            continue
+        kind = op_name(traced, node)
+        if kind in _RULES:
+            macs, acts = _RULES[kind](traced, node)
+            ops.append(Op(node=node.name, module=node.meta["module"], kind=kind, macs=macs, acts=acts))
+        elif kind not in _FREE:
+            unknown[kind] += 1
+    return ops, unknown
+
+
+def op_name(traced: Traced, node: fx.Node) -> str:
+    """The one name of an operation, however it was called: ``nn.ReLU``, ``F.relu`` and ``x.relu_()`` are ``relu``."""
+    if node.op == "call_module":
+        module = traced.owner(node)
+        return next((name for kind, name in _MODULE_OPS.items() if isinstance(module, kind)), type(module).__name__)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return name if name.startswith("__") else name.strip("_")
+
+
+def is_conv(kind: str) -> bool:
+    """Whether an operation of that name is a convolution (transposed ones included)."""
+    return kind.startswith("conv")
+
+
+def own_params(module: nn.Module) -> int:
+    """Elements of the parameters of ``module`` and everything below it, each once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# -- the papers' formulas --------------------------------------------------------------------------------------
+
+
+def speedup_ratio(c: float, k: float, s: int, d: int) -> float:
+    """r_s, first form of Eq. 4: ``c·k² / (c·k²/s + (s−1)/s·d²)``; exact when s divides the width.
+
+    ``c`` is the number of input channels each filter reads (per group), ``k²`` the kernel's area (``k`` its side).
+    """
+    filter_size = c * k * k
+    return filter_size / (filter_size / s + (s - 1) / s * d * d)
+
+
+def compression_ratio(c: float, k: float, s: int, d: int) -> float:
+    """r_c, first form of Eq. 5: equal to r_s, for every map position costs what its filter weighs."""
+    return speedup_ratio(c, k, s, d)
+
+
+def approximate_ratio(c: float, s: int) -> float:
+    """r_s ≈ r_c ≈ ``s·c / (s + c − 1)``, the approximation of Eq. 4 and 5; it assumes d ≈ k."""
+    return s * c / (s + c - 1)
+
+
+# -- counting rules --------------------------------------------------------------------------------------------
+
+
+def _conv(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    out, weight = math.prod(_out(node)), _weight_shape(traced, node)
+    return out * math.prod(weight[1:]), out
+
+
+def _conv_transpose(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    weight = _weight_shape(traced, node)
+    return math.prod(_shape(node, 0)) * math.prod(weight[1:]), math.prod(_out(node))
+
+
+def _linear(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    return math.prod(_out(node)) * _shape(node, 0)[-1], 0
+
+
+def _matmul(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    return math.prod(_out(node)) * _shape(node, 0)[-1], 0
+
+
+def _addmm(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    return math.prod(_out(node)) * _shape(node, 1)[-1], 0
+
+
+def _einsum(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    equation, *operands = node.args
+    operands = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    if len(operands) < 2 or not isinstance(equation, str):
+        return 0, 0
+    terms = equation.replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        sizes |= _named_sizes(term, operand.meta["shapes"][0])  # type: ignore[union-attr]
+    return math.prod(sizes.values()) * (len(operands) - 1), 0
+
+
+def _named_sizes(term: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """Size by index letter; the dimensions of an ellipsis are named by their distance from its right end."""
+    head, dots, tail = term.partition("...")
+    middle = len(shape) - len(head) - len(tail)
+    letters = [*head, *(f".{middle - i}" for i in range(middle if dots else 0)), *tail]
+    return dict(zip(letters, shape, strict=True))
+
+
+def _attention(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    query, key, value = (_shape(node, i) for i in range(3))
+    scores = math.prod(query[:-1]) * key[-2]
+    return scores * (query[-1] + value[-1]), 0
+
+
+def _multi_head_attention(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    (length, batch, width), source = _shape(node, 0), _shape(node, 1)[0]
+    projections = 2 * length * batch * width * width + 2 * source * batch * width * width
+    return projections + 2 * length * source * batch * width, 0
+
+
+def _weight_shape(traced: Traced, node: fx.Node) -> tuple[int, ...]:
+    if node.op == "call_module":
+        owner = traced.owner(node)
+        assert owner is not None
+        return tuple(owner.weight.shape)  # type: ignore[union-attr, arg-type]
+    return _shape(node, 1, "weight")
+
+
+def _shape(node: fx.Node, index: int, name: str = "") -> tuple[int, ...]:
+    argument = node.args[index] if len(node.args) > index else node.kwargs.get(name) or _nth(node, index)
+    assert isinstance(argument, fx.Node)
+    return tuple(argument.meta["shapes"][0])
+
+
+def _nth(node: fx.Node, index: int) -> Any:
+    return [*node.args, *node.kwargs.values()][index]
+
+
+def _out(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["shapes"][0])
+
+
+_RULES: dict[str, Callable[[Traced, fx.Node], tuple[int, int]]] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
+    "linear": _linear,
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "__matmul__"), _matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), _addmm),
+    "__rmatmul__": lambda traced, node: (math.prod(_out(node)) * _shape(node, 1)[-1], 0),
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _multi_head_attention,
+}
+
+_MODULE_OPS: dict[type[nn.Module], str] = {
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
+    nn.Linear: "linear",
+}
+
+
+def _free_modules() -> Iterator[str]:
+    """torch's own layers without MACs: norms, activations, pools, dropouts, paddings, shape changers, embeddings."""
+    from torch.nn.modules import activation, batchnorm, dropout, flatten, instancenorm, normalization, padding, pooling
+
+    for part in (activation, batchnorm, dropout, flatten, instancenorm, normalization, padding, pooling):
+        yield from (name for name, kind in vars(part).items() if isinstance(kind, type) and issubclass(kind, nn.Module))
+    yield from ("Identity", "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d", "PixelShuffle", "PixelUnshuffle")
+    yield from ("ChannelShuffle", "Embedding", "ZeroPad2d")
+
+
+_FREE = frozenset(_free_modules()) - {"MultiheadAttention", "Bilinear"} | frozenset(
+    """
+    abs add addcmul alias all amax amin any arange argmax argmin argsort as_strided as_tensor atan2 avg_pool1d avg_pool2d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool3d
+    batch_norm broadcast_tensors broadcast_to cat celu channel_shuffle chunk clamp clamp_max clamp_min clip clone concat
+    concatenate constant_pad_nd contiguous copy cos cpu cummax cumprod cumsum cuda deepcopy detach diff div dropout
+    dropout1d dropout2d dropout3d elu empty empty_like eq erf exp expand expand_as eye feature_dropout flatten flip float
+    floor floor_divide fmod fold frobenius_norm full full_like ge gelu getattr getitem getitem glu group_norm gt half
+    hardshrink hardsigmoid hardswish hardtanh index_select instance_norm interpolate isfinite isnan item layer_norm le
+    leaky_relu lerp linspace local_response_norm log log10 log1p log2 log_softmax logical_and logical_not logical_or
+    logsigmoid logsumexp lt masked_fill masked_select max max_pool1d max_pool2d max_pool3d max_pool2d_with_indices maximum
+    mean meshgrid min minimum mish movedim moveaxis mul multiply narrow native_batch_norm ne neg negative new_empty
+    new_full new_ones new_zeros norm normalize numel numpy one_hot ones ones_like pad permute pixel_shuffle
+    pixel_unshuffle pow prelu prod quantile rand rand_like randn randperm reciprocal relu relu6 remainder repeat
+    repeat_interleave requires_grad reshape reshape_as resize roll rms_norm round rot90 rrelu rsqrt rsub scatter select
+    selu sigmoid sign silu sin size softmax softmin softplus softshrink softsign sort split split_with_sizes sqrt square
+    squeeze stack std std_mean sub subtract sum swapaxes swapdims t tan tanh tensor tensor_split threshold tile to topk
+    transpose tril triu true_divide type type_as unbind unflatten unfold uniform unsqueeze upsample var var_mean view
+    view_as where zeros zeros_like bfloat16 double int long bool max_unpool2d lp_pool2d gather scatter_add index_add
+    embedding is_floating_point fill zero normal bernoulli clip isinf nan_to_num
+    __getitem__ __setitem__ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__
+    __rtruediv__ __itruediv__ __div__ __idiv__ __floordiv__ __rfloordiv__ __mod__ __pow__ __rpow__ __neg__ __and__ __or__
+    __xor__ __invert__ __lt__ __le__ __gt__ __ge__ __eq__ __ne__ __iand__ __ior__ __rdiv__ __ipow__ __len__ __contains__
+    """.split()
+)
+assert not _FREE & _RULES.keys()
+"""Operations without MACs.  A name missing here is reported as unknown, which is the safe mistake."""

@@ -1,0 +1,209 @@
+"""The C-Ghost module (IJCV paper, Eq. 1-5).
+
+    Eq. 1   Y  = X * f + b                 an ordinary convolution,  (N, c, H, W) → (N, n, H', W')
+    Eq. 2   Y' = X * f'                    the primary convolution,  (N, c, H, W) → (N, m, H', W')   m = ⌈n/s⌉
+    Eq. 3   y_ij = Φ_ij(y'_i)              s−1 cheap operations,     (N, m, H', W') → (N, m, H', W') each
+
+The output is ``[Y', Φ_1(Y'), …, Φ_{s−1}(Y')]`` sliced to n maps.  Two departures from the letter of the paper: the
+cheap part is s−1 depthwise convolutions instead of one with a channel multiplier (the same function up to channel
+order, and inference engines keep it on their fast path), and with g groups the maps are interleaved by group, so that
+every group of outputs still reads its own group of inputs and no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostify.errors import PlanError
+
+
+def intrinsic_maps(n: int, s: int, groups: int = 1) -> int:
+    """m, the number of intrinsic maps for n outputs: ⌈n/s⌉, taken group by group."""
+    return groups * math.ceil(n / groups / s)
+
+
+class CGhost(nn.Module):
+    """A C-Ghost module with the contract of ``nn.Conv2d``: (N, c, H, W) → (N, n, H', W').
+
+    Takes ``nn.Conv2d``'s arguments (they belong to the primary convolution) and the ghost's own: the ratio ``s`` ≥ 2,
+    the odd cheap kernel size ``d``, and optionally ``norm`` (channels → module) and ``act`` (→ module), which then
+    follow the primary convolution and each cheap one, as in C-GhostNet; without them the module is linear, as in the
+    papers' converted networks.  Raises ``PlanError`` for a ratio above the width of a group or an even ``d``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        s: int = 2,
+        d: int = 3,
+        norm: Callable[[int], nn.Module] | None = None,
+        act: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        check(out_channels, s, d, groups)
+        m = intrinsic_maps(out_channels, s, groups)
+        place = {"device": device, "dtype": dtype}
+        conv = nn.Conv2d(
+            in_channels, m, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **place
+        )
+        self.in_channels, self.out_channels, self.groups, self.s, self.d = in_channels, out_channels, groups, s, d
+        self.primary = _part(conv, m, norm, act, place)
+        self.cheap = nn.ModuleList(
+            _part(nn.Conv2d(m, m, d, padding=d // 2, groups=m, bias=bias, **place), m, norm, act, place)
+            for _ in range(s - 1)
+        )
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        s: int = 2,
+        d: int = 3,
+        norm: Callable[[int], nn.Module] | None = None,
+        act: Callable[[], nn.Module] | None = None,
+    ) -> CGhost:
+        """The module that takes the place of ``conv``, on its device, in its dtype and mode, with its weights.
+
+        The simplest honest rule of carrying weights: within each group the first filters become the primary ones as
+        they are; the filter of each ghost map is projected on its intrinsic map's, ``⟨w_j, w_i⟩ / ⟨w_i, w_i⟩``, and
+        that one number is the centre tap of its cheap kernel.  Ghosts so made are rough; training refines them.
+        """
+        ghost = cls(
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            kernel_size=conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            s=s,
+            d=d,
+            norm=norm,
+            act=act,
+        )
+        with torch.no_grad():
+            ghost._carry(conv.weight, conv.bias)
+        ghost.requires_grad_(conv.weight.requires_grad)
+        return ghost.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.primary(x)
+        return self._merge([y, *(cheap(y) for cheap in self.cheap)])
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, s={self.s}, d={self.d}"
+
+    def _merge(self, maps: list[Tensor]) -> Tensor:
+        """s tensors (N, m, H, W) → (N, n, H, W): concatenated, group by group, and sliced."""
+        width = self.out_channels // self.groups
+        if self.groups == 1:
+            return _sliced(torch.cat(maps, 1), width, 1)
+        grouped = [y.unflatten(1, (self.groups, -1)) for y in maps]
+        return _sliced(torch.cat(grouped, 2), width, 2).flatten(1, 2)
+
+    def _carry(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Fill primary and cheap convolutions from a filter bank (n, c/g, k, k) and its bias (n)."""
+        primary, *cheap = (_conv_of(part) for part in (self.primary, *self.cheap))
+        if weight.is_meta:
+            return
+        banks = self._by_part(weight)
+        biases = self._by_part(bias) if bias is not None else None
+        primary.weight.copy_(banks[0])
+        if biases is not None:
+            primary.bias.copy_(biases[0])  # type: ignore[union-attr]
+        for i, conv in enumerate(cheap, start=1):
+            tap = _projection(banks[i], banks[0])
+            conv.weight.zero_()
+            conv.weight[:, 0, self.d // 2, self.d // 2] = tap
+            if biases is not None:
+                conv.bias.copy_(biases[i] - tap * biases[0])  # type: ignore[union-attr]
+
+    def _by_part(self, values: Tensor) -> list[Tensor]:
+        """(n, …) → s tensors (m, …): the outputs each part stands for; zeros where the slice drops them."""
+        grouped = values.unflatten(0, (self.groups, -1))
+        missing = self.s * (self._m // self.groups) - grouped.shape[1]
+        padding = grouped.new_zeros(self.groups, missing, *grouped.shape[2:])
+        parts = torch.cat([grouped, padding], 1).chunk(self.s, 1)
+        return [part.flatten(0, 1) for part in parts]
+
+    @property
+    def _m(self) -> int:
+        return intrinsic_maps(self.out_channels, self.s, self.groups)
+
+
+class CGhostLinear(CGhost):
+    """A 1x1 C-Ghost module with the contract of ``nn.Linear`` on vectors: (N, c) → (N, n)."""
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, s: int = 2, d: int = 3) -> CGhostLinear:
+        """The module that takes the place of ``linear``, with its weights, as ``from_conv`` carries them."""
+        place: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        bias = linear.bias is not None
+        ghost = cls(linear.in_features, linear.out_features, 1, bias=bias, s=s, d=d, **place)
+        with torch.no_grad():
+            ghost._carry(linear.weight[:, :, None, None], linear.bias)
+        ghost.requires_grad_(linear.weight.requires_grad)
+        ghost.train(linear.training)
+        return ghost
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, None, None]).flatten(1)
+
+
+def check(n: int, s: int, d: int, groups: int = 1) -> None:
+    """Raise ``PlanError`` unless n outputs in ``groups`` groups can be made with ratio ``s`` and cheap kernel ``d``."""
+    if s < 2:
+        raise PlanError(f"ratio s = {s}: a ghost module needs s of 2 or more.")
+    if d < 1 or d % 2 == 0:
+        raise PlanError(f"cheap kernel d = {d}: it must be odd, so that it keeps the map's size; try {d + 1}.")
+    if s > n // groups:
+        raise PlanError(f"ratio s = {s} is larger than the {n // groups} output maps{' of a group' * (groups > 1)}.")
+
+
+def _part(
+    conv: nn.Conv2d,
+    channels: int,
+    norm: Callable[[int], nn.Module] | None,
+    act: Callable[[], nn.Module] | None,
+    place: dict[str, Any],
+) -> nn.Module:
+    followers = [norm(channels).to(**place)] if norm else []
+    followers += [act()] if act else []
+    return nn.Sequential(conv, *followers) if followers else conv
+
+
+def _conv_of(part: nn.Module) -> nn.Conv2d:
+    conv = part[0] if isinstance(part, nn.Sequential) else part
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def _sliced(maps: Tensor, width: int, dim: int) -> Tensor:
+    return maps if maps.shape[dim] == width else maps.narrow(dim, 0, width)
+
+
+def _projection(filters: Tensor, onto: Tensor) -> Tensor:
+    """Row by row ``⟨w, v⟩ / ⟨v, v⟩``: (m, …), (m, …) → (m,); 1 where the intrinsic filter is zero."""
+    w, v = filters.flatten(1).double(), onto.flatten(1).double()
+    norm = (v * v).sum(1)
+    return torch.where(norm > 0, (w * v).sum(1) / norm.clamp_min(1e-30), 1.0).to(filters.dtype)

@@ -1,0 +1,17 @@
+"""Measurements on running networks: their latency side by side, and their accuracy."""
+
+from ghostify.measuring.accuracy import Accuracy, agreement, evaluate
+from ghostify.measuring.latency import Comparison, Latency, Timings, compare, latency, measure, speedup
+
+__all__ = [
+    "Accuracy",
+    "Comparison",
+    "Latency",
+    "Timings",
+    "agreement",
+    "compare",
+    "evaluate",
+    "latency",
+    "measure",
+    "speedup",
+]

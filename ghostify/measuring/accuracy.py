@@ -1,0 +1,211 @@
+"""How often a classifier is right, and how often two classifiers give the same answer.
+
+Measuring borrows a model: it is never moved, and every submodule is afterwards in the train or eval mode it had.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ghostify.errors import DataError, GhostifyError, ModelError
+
+Device = str | torch.device
+
+
+class Accuracy(BaseModel):
+    """Top-1 accuracy (0 to 1) and mean cross entropy (nats per image) over ``total`` images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    top1: float
+    correct: int
+    total: int
+    loss: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.top1:.2f}% ({self.correct} of {self.total}), loss {self.loss:.4f}"
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    device: Device | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Accuracy:
+    """Accuracy of ``model`` over a loader of ``(images (N, C, H, W), labels (N,))`` batches, in eval mode.
+
+    ``device`` None means where the model is; elsewhere, a copy of the model is measured.  ``progress`` is called after
+    each batch with the number of images seen so far.
+
+    Raises ``DataError`` for an empty loader, or labels that are no classes of the network; ``ModelError`` when the
+    output is not ``(N, classes)``; ``GhostifyError`` when it is not finite.
+    """
+    place = place_for(model, device)
+    borrowed = on_device(model, place)
+    correct, total, loss = 0, 0, 0.0
+    with evaluating(borrowed), torch.no_grad():
+        for batch in loader:
+            images, labels = images_and_labels(batch)
+            outputs = _finite_scores(borrowed, images.to(place))
+            labels = checked_labels(labels, outputs).to(place)
+            correct += count_correct(outputs, labels)
+            loss += float(cross_entropy(outputs, labels, reduction="sum"))
+            total += len(labels)
+            if progress:
+                progress(total)
+    _require_images(total)
+    return Accuracy(top1=correct / total, correct=correct, total=total, loss=loss / total)
+
+
+def agreement(model: nn.Module, reference: nn.Module, loader: Iterable[Any], *, device: Device | None = None) -> float:
+    """Share (0 to 1) of images that both networks put in the same class.
+
+    The loader gives ``images (N, C, H, W)`` or tuples that begin with them; labels are not looked at.  ``device`` None
+    means where ``model`` is.  Raises as ``evaluate`` does, and ``ModelError`` when the networks' classes differ.
+    """
+    place = place_for(model, device)
+    ours, theirs = on_device(model, place), on_device(reference, place)
+    equal, total = 0, 0
+    with evaluating(ours, theirs), torch.no_grad():
+        for batch in loader:
+            images = _images(batch).to(place)
+            mine, other = _finite_scores(ours, images), _finite_scores(theirs, images)
+            require_same_classes(mine, other)
+            equal += count_correct(mine, other.argmax(1))
+            total += len(images)
+    _require_images(total)
+    return equal / total
+
+
+def class_scores(output: Any) -> Tensor:
+    """The ``(N, classes)`` scores, in float32, within what a network returned.
+
+    That is the output itself, its ``"logits"`` or ``"out"`` entry, or the first part of a tuple (the others are
+    auxiliary heads).  Raises ``ModelError`` when there is no such tensor.
+    """
+    found = _main_output(output)
+    if not isinstance(found, Tensor):
+        raise ModelError(f"The network returns a {type(output).__name__} in which no class scores were found.")
+    if found.ndim != 2:
+        raise ModelError(f"The network returns shape {tuple(found.shape)}, not class scores of shape (N, classes).")
+    return found.float()
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    """A loader's batch as its two tensors.  Raises ``DataError`` when it is anything else."""
+    match batch:
+        case [Tensor() as images, Tensor() as labels]:
+            return images, labels
+    raise DataError(f"The data gives batches of type {type(batch).__name__}, not pairs of images and labels (tensors).")
+
+
+def checked_labels(labels: Tensor, outputs: Tensor) -> Tensor:
+    """``labels (N,)`` as int64, once each is known to be a class of ``outputs (N, classes)``.
+
+    To be called before labels are moved: on a GPU a label out of range takes the whole process down.
+    Raises ``DataError`` naming the first label that is not.
+    """
+    if labels.is_floating_point() or labels.shape != outputs.shape[:1]:
+        raise DataError(
+            f"Labels must be one whole number per image, not {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    classes = outputs.shape[1]
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise DataError(
+            f"The network has {classes} outputs (labels 0 to {classes - 1}), but the data holds label {int(wrong[0])}."
+        )
+    return labels.long()
+
+
+def count_correct(outputs: Tensor, labels: Tensor) -> int:
+    """How many of ``labels (N,)`` are the largest of their row in ``outputs (N, classes)``."""
+    return int((outputs.argmax(1) == labels).sum())
+
+
+def require_same_classes(outputs: Tensor, others: Tensor) -> None:
+    """Raises ``ModelError`` unless both networks' scores have one shape."""
+    if outputs.shape != others.shape:
+        raise ModelError(f"The networks have {outputs.shape[1]} and {others.shape[1]} outputs, so they cannot agree.")
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """The models in eval mode; afterwards, even after an error, every submodule has the mode it had."""
+    with modes_kept(*models):
+        for model in models:
+            model.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every submodule is in its own train or eval mode afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    roots = [(model, model.training) for model in models]
+    try:
+        yield
+    finally:
+        for model, mode in roots:
+            model.train(mode)  # a network may do more here than set flags, such as split fused weights again
+        for module, mode in modes:
+            module.training = mode
+
+
+def on_device(model: nn.Module, place: torch.device) -> nn.Module:
+    """``model`` itself when all of it is at ``place``, else a copy there."""
+    if all(tensor.device == place for tensor in chain(model.parameters(), model.buffers())):
+        return model
+    return copy.deepcopy(model).to(place)
+
+
+def place_for(model: nn.Module, device: Device | None) -> torch.device:
+    """``device`` with its index, or where ``model`` is when None.  Raises ``GhostifyError`` when it is not there."""
+    if device is None:
+        first = next(chain(model.parameters(), model.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as problem:
+        raise GhostifyError(f"Device {str(device)!r} cannot be used: {_first_line(problem)}") from problem
+
+
+def _main_output(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return output.get("logits", output.get("out"))
+    if isinstance(output, tuple | list):
+        return output[0] if output else None
+    return output
+
+
+def _finite_scores(model: nn.Module, images: Tensor) -> Tensor:
+    scores = class_scores(model(images))
+    if not scores.isfinite().all():
+        raise GhostifyError("The network gives NaN or infinite scores: its weights or its inputs are damaged.")
+    return scores
+
+
+def _images(batch: Any) -> Tensor:
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor):
+        raise DataError(f"The data gives batches of type {type(batch).__name__}, which do not begin with images.")
+    return images
+
+
+def _require_images(total: int) -> None:
+    if not total:
+        raise DataError("The data holds no images to evaluate on.")
+
+
+def _first_line(problem: BaseException) -> str:
+    return str(problem).strip().partition("\n")[0] or type(problem).__name__

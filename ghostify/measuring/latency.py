@@ -1,0 +1,235 @@
+"""How long a forward pass takes, measured on models side by side.
+
+A machine drifts (clocks, heat, neighbours), so models take turns, A B A B, in one process, and two of them are
+compared by the median of the ratios within each turn, in which drift cancels, not by the ratio of their medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ghostify.errors import ModelError, RecipeError
+from ghostify.measuring.accuracy import Device, evaluating, on_device, place_for
+
+Arguments = Tensor | tuple[Any, ...]
+
+MIN_ROUNDS = 5
+WARM_UP_ROUNDS = 2
+WARM_UP_SHARE = 0.2
+
+
+class Latency(BaseModel):
+    """Time of one forward pass, in milliseconds: its median, and its 10th and 90th percentiles as low and high."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+    threads: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f} over {self.runs} runs)"
+
+
+class Comparison(BaseModel):
+    """Two models timed in turns.  ``speedup`` is the median of before / after within each turn: above 1 is faster.
+
+    ``low`` and ``high`` are the 10th and 90th percentiles of the same ratios.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: Latency
+    after: Latency
+    speedup: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        times = f"{self.before.median_ms:.2f} ms -> {self.after.median_ms:.2f} ms"
+        return f"{times}, {self.speedup:.2f}x ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Every time measured, in milliseconds, by model name.  Entry ``i`` of each list comes from turn ``i``."""
+
+    ms: Mapping[str, list[float]]
+    threads: int
+    device: str
+
+    def latency(self, name: str) -> Latency:
+        """Summary of one model."""
+        low, median, high = _percentiles(self.ms[name])
+        return Latency(
+            median_ms=median,
+            low_ms=low,
+            high_ms=high,
+            runs=len(self.ms[name]),
+            threads=self.threads,
+            device=self.device,
+        )
+
+    def compare(self, before: str, after: str) -> Comparison:
+        """How much faster ``after`` is than ``before``."""
+        low, median, high = _percentiles(_ratios(self.ms[before], self.ms[after]))
+        return Comparison(before=self.latency(before), after=self.latency(after), speedup=median, low=low, high=high)
+
+
+def latency(
+    models: Mapping[str, nn.Module],
+    args: Arguments = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seconds: float = 2.0,
+    threads: int = 1,
+    device: Device | None = None,
+) -> dict[str, Latency]:
+    """Latency of each model on one example.  Arguments and errors are those of ``measure``."""
+    timings = measure(models, args, kwargs, seconds=seconds, threads=threads, device=device)
+    return {name: timings.latency(name) for name in models}
+
+
+def compare(
+    before: nn.Module,
+    after: nn.Module,
+    args: Arguments = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seconds: float = 2.0,
+    threads: int = 1,
+    device: Device | None = None,
+) -> Comparison:
+    """How much faster ``after`` is than ``before`` on one example.  Arguments and errors are those of ``measure``."""
+    models = {"before": before, "after": after}
+    timings = measure(models, args, kwargs, seconds=seconds, threads=threads, device=device)
+    return timings.compare("before", "after")
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    args: Arguments = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seconds: float = 2.0,
+    threads: int = 1,
+    device: Device | None = None,
+) -> Timings:
+    """Time forward passes of all models in turns, in eval mode, after a warm-up.
+
+    The example is ``args`` (a tuple, or the one tensor) and ``kwargs``.  ``seconds`` is for all models together,
+    warm-up aside; five turns are always taken.  ``threads`` is the number of CPU threads, put back afterwards.
+    ``device`` None means where the first model is; models elsewhere are copied there, none is moved.
+
+    Raises ``RecipeError`` for a setting out of range, ``ModelError`` when a model does not take the example.
+    """
+    _require_sensible(models, seconds, threads)
+    place = place_for(next(iter(models.values())), device)
+    ready = {name: on_device(model, place) for name, model in models.items()}
+    positional, named = _moved(args if isinstance(args, tuple) else (args,), place), _moved(dict(kwargs or {}), place)
+    with pinned_threads(threads), evaluating(*ready.values()), torch.inference_mode():
+        _try_once(ready, positional, named)
+        _take_turns(ready, positional, named, place, WARM_UP_SHARE * seconds, WARM_UP_ROUNDS)
+        times = _take_turns(ready, positional, named, place, seconds, MIN_ROUNDS)
+    return Timings(times, threads, str(place))
+
+
+def speedup(before_ms: Sequence[float], after_ms: Sequence[float]) -> float:
+    """Median of the pairwise ratios before / after, of times taken in turns: above 1 means that after is faster."""
+    return statistics.median(_ratios(before_ms, after_ms))
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    """torch's CPU thread count set to ``threads`` inside, and as it was afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _take_turns(
+    models: Mapping[str, nn.Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    place: torch.device,
+    seconds: float,
+    at_least: int,
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in models}
+    end = time.perf_counter() + seconds
+    turns = 0
+    while turns < at_least or time.perf_counter() < end:
+        for name, model in models.items():
+            times[name].append(_one_run(model, args, kwargs, place))
+        turns += 1
+    return times
+
+
+def _one_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.device) -> float:
+    _wait_for(place)
+    start = time.perf_counter()
+    model(*args, **kwargs)
+    _wait_for(place)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _wait_for(place: torch.device) -> None:
+    """An accelerator only queues work; its clock stops when the queue is empty."""
+    if place.type != "cpu":
+        torch.accelerator.synchronize(place)
+
+
+def _try_once(models: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for name, model in models.items():
+        try:
+            model(*args, **kwargs)
+        except Exception as problem:
+            reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
+            raise ModelError(f"Model {name!r} does not run on the example: {reason}") from problem
+
+
+def _moved(value: Any, place: torch.device) -> Any:
+    match value:
+        case Tensor():
+            return value.to(place)
+        case dict():
+            return {key: _moved(part, place) for key, part in value.items()}
+        case tuple() if hasattr(value, "_fields"):
+            return type(value)(*(_moved(part, place) for part in value))
+        case list() | tuple():
+            return type(value)(_moved(part, place) for part in value)
+    return value
+
+
+def _ratios(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    return [b / a for b, a in zip(before, after, strict=True)]
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 10th, 50th and 90th, interpolated."""
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return tenths[0], tenths[4], tenths[8]
+
+
+def _require_sensible(models: Mapping[str, nn.Module], seconds: float, threads: int) -> None:
+    if not models:
+        raise RecipeError("There is no model to measure.")
+    if not seconds > 0:
+        raise RecipeError(f"Measuring needs seconds > 0, not {seconds}.")
+    if threads < 1:
+        raise RecipeError(f"Measuring needs at least 1 thread, not {threads}.")

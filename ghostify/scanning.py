@@ -1,0 +1,379 @@
+"""Traced → Scan: the sites where a network could be rewritten, and what everything costs.  Names and numbers only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from ghostify.costs import Cost, Op, count, is_conv, op_name, own_params
+from ghostify.ghosts import CGhost
+from ghostify.recipe import Role
+from ghostify.tables import Table, quantity
+from ghostify.tracing import Traced, trace
+
+Kind = Literal["conv", "conv1d", "conv3d", "transposed", "linear", "functional"]
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WEIGHTED = (*_CONVS, nn.Linear)
+
+
+class Site(BaseModel):
+    """A convolution (or a linear layer on vectors): where it is, its geometry, its cost, what stands in the way."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    """Other qualified names of the same module, where it is shared."""
+    kind: Kind
+    role: Role = "body"
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    bias: bool = False
+    calls: int = 0
+    positions: int = 0
+    """Output positions (N·H'·W') over all calls: what one weight is multiplied by how often."""
+    map: tuple[int, ...] = ()
+    """Spatial size of the first call's output."""
+    cost: Cost = Cost()
+    obstacle: str | None = None
+    """Why this site cannot be rewritten, as the end of a sentence that begins with its name; None if it can."""
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs of one filter: c/groups · k²."""
+        return self.in_channels // self.groups * math.prod(self.kernel)
+
+    @property
+    def geometry(self) -> str:
+        """Channels, kernel, stride and groups as a person writes them: ``64→128 3x3 /2``."""
+        text = f"{self.in_channels}→{self.out_channels} {'x'.join(map(str, self.kernel))}"
+        if any(step != 1 for step in self.stride):
+            text += f" /{self.stride[0] if len(set(self.stride)) == 1 else 'x'.join(map(str, self.stride))}"
+        return text + (f" g{self.groups}" if self.groups > 1 else "")
+
+
+class Scan(BaseModel):
+    """What a network is made of and what it costs, for one example input."""
+
+    model_config = ConfigDict(frozen=True)
+
+    network: str
+    """Class name of the module scanned."""
+    inputs: tuple[tuple[int, ...], ...]
+    sites: tuple[Site, ...]
+    cost: Cost
+    ops: tuple[Op, ...]
+    unknown: dict[str, int]
+    """Operations no counting rule knows, and how often each ran."""
+    params: dict[str, int]
+    """Own parameters by qualified module name, first names only."""
+    doubts: tuple[str, ...] = ()
+
+    def site(self, name: str) -> Site | None:
+        """The site of that name (an alias finds it too)."""
+        return next((site for site in self.sites if name == site.name or name in site.aliases), None)
+
+    def within(self, name: str) -> Cost:
+        """Counted cost of the module of that qualified name with everything below it."""
+        below = name + "."
+        ops = [op for op in self.ops if op.module == name or op.module.startswith(below)]
+        params = sum(n for module, n in self.params.items() if module == name or module.startswith(below))
+        return Cost(params=params, macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
+
+    @property
+    def uncounted(self) -> str:
+        """One sentence naming the operations nobody counted; empty when there are none."""
+        if not self.unknown:
+            return ""
+        return "Not counted: " + ", ".join(f"{name} ({n}x)" for name, n in sorted(self.unknown.items())) + "."
+
+    def table(self) -> Table:
+        total = self.cost.macs or 1
+        rows = [
+            [
+                site.name + (f" (+{len(site.aliases)} alias)" if site.aliases else ""),
+                site.role if site.kind == "conv" else site.kind,
+                site.geometry,
+                "x".join(map(str, site.map)) + (f" ({site.calls} calls)" if site.calls > 1 else ""),
+                quantity(site.cost.params),
+                quantity(site.cost.macs),
+                f"{100 * site.cost.macs / total:.1f}%",
+            ]
+            for site in self.sites
+        ]
+        inputs = " and ".join("x".join(map(str, shape)) for shape in self.inputs)
+        title = (
+            f"{self.network} on {inputs}: {quantity(self.cost.params)} params, "
+            f"{quantity(self.cost.macs)} MACs, {quantity(self.cost.acts)} activations"
+        )
+        columns = ["layer", "role", "geometry", "map", "params", "MACs", "share"]
+        note = "\n".join(text for text in (self.uncounted, *self.doubts) if text)
+        return Table(title, columns, rows, left=frozenset({"role", "geometry", "map"}), note=note)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def scan(model: Traced | nn.Module, example: Any = None) -> Scan:
+    """Scan a recorded run, or a module on an example (then recorded first).  Raises ``TraceError``."""
+    traced = model if isinstance(model, Traced) else trace(model, example)
+    ops, unknown = count(traced)
+    whole = Cost(
+        params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops)
+    )
+    return Scan(
+        network=type(traced.module).__name__,
+        inputs=tuple(traced.input_shapes),
+        sites=tuple(_sites(traced, ops)),
+        cost=whole,
+        ops=tuple(ops),
+        unknown=dict(unknown),
+        params=_params_by_module(traced),
+        doubts=tuple(traced.doubts),
+    )
+
+
+def _params_by_module(traced: Traced) -> dict[str, int]:
+    """Own parameters of each module, a tied one counted where it is met first."""
+    seen: set[int] = set()
+    sizes: dict[str, int] = {}
+    for module, names in traced.names.items():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen.update(id(p) for p in own)
+        if own:
+            sizes[names[0]] = sum(p.numel() for p in own)
+    return sizes
+
+
+def _sites(traced: Traced, ops: list[Op]) -> Iterator[Site]:
+    """One site per convolution module in module order, then those that never ran, then functional convolutions."""
+    roles = _roles(traced)
+    calls = _calls(traced)
+    costs = {op.node: op for op in ops}
+    sealed = _sealed(traced)
+    for module, names in traced.names.items():
+        if isinstance(module, _CONVS) or (module in calls and _is_vector_linear(module, calls[module])):
+            nodes = calls.pop(module, [])
+            yield _module_site(traced, module, names, nodes, costs, roles, sealed)
+    for nodes in calls.values():
+        for node in nodes:
+            if is_conv(op_name(traced, node)):
+                yield _functional_site(traced, node, costs, roles)
+
+
+def _calls(traced: Traced) -> dict[nn.Module | str, list[fx.Node]]:
+    """The convolution and linear nodes of the graph, by the module that owns the weight (or by node, if none does)."""
+    calls: dict[nn.Module | str, list[fx.Node]] = {}
+    for node in traced.graph.nodes:
+        if node.op in ("call_module", "call_function") and _is_weighted(op_name(traced, node)):
+            owner = _weight_owner(traced, node)
+            calls.setdefault(owner if isinstance(owner, _WEIGHTED) else node.name, []).append(node)
+    return calls
+
+
+def _weight_owner(traced: Traced, node: fx.Node) -> nn.Module | None:
+    """The module a convolution's weight belongs to; for a weight made on the way, the module the call ran in."""
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    if node.op == "call_function" and isinstance(weight, fx.Node) and weight.meta.get("parameter"):
+        return traced.module.get_submodule(str(weight.meta["parameter"]).rpartition(".")[0])
+    return traced.module.get_submodule(node.target if node.op == "call_module" else node.meta["module"])  # type: ignore[arg-type]
+
+
+def _module_site(
+    traced: Traced,
+    module: nn.Module,
+    names: list[str],
+    nodes: list[fx.Node],
+    costs: dict[str, Op],
+    roles: dict[str, Role],
+    sealed: dict[str, str],
+) -> Site:
+    linear = isinstance(module, nn.Linear)
+    counted = [costs[node.name] for node in nodes]
+    outs = [tuple(node.meta["shapes"][0]) for node in nodes]
+    n = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    return Site(
+        name=names[0],
+        aliases=tuple(names[1:]),
+        kind=_kind(module),
+        role="classifier" if linear else _role(module, [roles[node.name] for node in nodes]),
+        in_channels=module.in_features if isinstance(module, nn.Linear) else module.in_channels,  # type: ignore[arg-type]
+        out_channels=n,  # type: ignore[arg-type]
+        kernel=(1, 1) if linear else module.kernel_size,  # type: ignore[arg-type]
+        stride=() if linear else module.stride,  # type: ignore[arg-type]
+        groups=1 if linear else module.groups,  # type: ignore[arg-type]
+        bias=module.bias is not None,
+        calls=len(nodes),
+        positions=sum(math.prod(out) for out in outs) // n,  # type: ignore[operator]
+        map=(1, 1) if linear else outs[0][2:] if outs else (),
+        cost=Cost(
+            params=own_params(module), macs=sum(op.macs for op in counted), acts=sum(op.acts for op in counted)
+        ),
+        obstacle=next((sealed[name] for name in names if name in sealed), None) or _obstacle(module, nodes),
+    )
+
+
+def _functional_site(traced: Traced, node: fx.Node, costs: dict[str, Op], roles: dict[str, Role]) -> Site:
+    weight, out = node.args[1] if len(node.args) > 1 else node.kwargs["weight"], node.meta["shapes"][0]
+    n, per_group, *kernel = weight.meta["shapes"][0]  # type: ignore[union-attr]
+    image = node.args[0] if node.args else node.kwargs["input"]
+    channels = image.meta["shapes"][0][1]  # type: ignore[union-attr]
+    op = costs[node.name]
+    return Site(
+        name=f"{node.meta['module'] or '(root)'}:{node.name}",
+        kind="functional",
+        role=_role(None, [roles[node.name]]),
+        in_channels=channels,
+        out_channels=n,
+        kernel=tuple(kernel),
+        groups=max(1, channels // per_group),
+        calls=1,
+        positions=math.prod(out) // out[1],
+        map=tuple(out[2:]),
+        cost=Cost(macs=op.macs, acts=op.acts),
+        obstacle="is a functional convolution whose weight no convolution module holds",
+    )
+
+
+# -- what a site is --------------------------------------------------------------------------------------------
+
+
+def _is_weighted(kind: str) -> bool:
+    return is_conv(kind) or kind == "linear"
+
+
+def _is_vector_linear(module: nn.Module, nodes: list[fx.Node]) -> bool:
+    return isinstance(module, nn.Linear) and all(len(node.meta["shapes"][0]) == 2 for node in nodes)
+
+
+def _kind(module: nn.Module) -> Kind:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return "transposed"
+    if isinstance(module, nn.Conv1d):
+        return "conv1d"
+    return "conv3d" if isinstance(module, nn.Conv3d) else "conv"
+
+
+def _obstacle(module: nn.Module, nodes: list[fx.Node]) -> str | None:
+    """Why a module can take no ghost, whatever the settings."""
+    kind = type(module).__name__
+    if not nodes:
+        return "did not run on the example in eval mode, so its output is unknown"
+    if _kind(module) not in ("conv", "linear"):
+        return f"is a {kind}, and C-Ghost modules are two-dimensional convolutions"
+    base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    if parametrize.is_parametrized(module) or module._forward_pre_hooks and not isinstance(module.weight, nn.Parameter):
+        return "computes its weight by a parametrisation, which a new filter bank would drop"
+    if type(module).forward is not base.forward or getattr(type(module), "_conv_forward", None) is not getattr(
+        base, "_conv_forward", None
+    ):
+        return f"is a {kind} with a forward of its own"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "carries hooks, which a new module would drop"
+    if any(node.op != "call_module" and base is nn.Conv2d and type(module) is nn.Conv2d for node in nodes):
+        return "has its weight used by a function call elsewhere, so the module itself cannot be replaced"
+    return None
+
+
+def _sealed(traced: Traced) -> dict[str, str]:
+    """What closes a module by where it stands: inside a ghost module already, or tied to another by its weight."""
+    owners: dict[int, list[str]] = {}
+    for module, names in traced.names.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(names[0])
+    tied = {
+        name: f"shares its weight with {next(other for other in group if other != name)!r}, a tie a ghost would break"
+        for group in owners.values()
+        if len(set(group)) > 1
+        for name in group
+    }
+    return tied | {
+        f"{name}.{part}": f"is part of the C-Ghost module {name!r} already"
+        for module, names in traced.names.items()
+        if isinstance(module, CGhost)
+        for name in names
+        for part, _ in module.named_modules()
+    }
+
+
+def _role(module: nn.Module | None, seen: list[Role]) -> Role:
+    if module is not None and not isinstance(module, nn.Linear):
+        groups = module.groups
+        if groups == module.in_channels and groups > 1:  # type: ignore[operator]
+            return "depthwise"
+    return next((role for role in ("stem", "classifier", "pooled") if role in seen), "body")  # type: ignore[return-value]
+
+
+def _roles(traced: Traced) -> dict[str, Role]:
+    """Role of every convolution node by where it stands: first, last, on a pooled 1x1 map, or in the body."""
+    fed = _downstream_of_weights(traced)
+    feeding = _upstream_of_weights(traced)
+    pooled = _pooled(traced)
+    roles: dict[str, Role] = {}
+    for node in traced.graph.nodes:
+        if node.op not in ("call_module", "call_function") or not _is_weighted(op_name(traced, node)):
+            continue
+        if not any(source in fed for source in node.all_input_nodes):
+            roles[node.name] = "stem"
+        elif node not in feeding:
+            roles[node.name] = "classifier"
+        else:
+            roles[node.name] = "pooled" if any(source in pooled for source in node.all_input_nodes) else "body"
+    return roles
+
+
+def _downstream_of_weights(traced: Traced) -> set[fx.Node]:
+    """Nodes whose value has passed a convolution or a linear layer."""
+    fed: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        weighted = node.op in ("call_module", "call_function") and _is_weighted(op_name(traced, node))
+        if weighted or any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+    return fed
+
+
+def _upstream_of_weights(traced: Traced) -> set[fx.Node]:
+    """Nodes whose value reaches something with parameters of its own (a norm, a convolution, a linear layer)."""
+    feeding: set[fx.Node] = set()
+    for node in reversed(traced.graph.nodes):
+        for user in node.users:
+            if user in feeding or _has_parameters(traced, user):
+                feeding.add(node)
+                break
+    return feeding
+
+
+def _has_parameters(traced: Traced, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return any(True for _ in traced.module.get_submodule(str(node.target)).parameters())
+    return any(source.op == "get_attr" and source.meta.get("parameter") for source in node.all_input_nodes)
+
+
+def _pooled(traced: Traced) -> set[fx.Node]:
+    """Nodes holding a 1x1 map that was pooled from a larger one."""
+    pooled: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        shapes = node.meta.get("shapes") or [()]
+        if len(shapes[0]) != 4 or shapes[0][2:] != (1, 1):
+            continue
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        weighted = node.op in ("call_module", "call_function") and is_conv(op_name(traced, node))
+        shrunk = not weighted and any(_area(source) > 1 for source in sources)
+        if shrunk or any(source in pooled for source in sources):
+            pooled.add(node)
+    return pooled
+
+
+def _area(node: fx.Node) -> int:
+    shapes = node.meta.get("shapes") or [()]
+    return math.prod(shapes[0][2:]) if len(shapes[0]) == 4 else 0

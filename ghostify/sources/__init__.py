@@ -1,0 +1,9 @@
+"""Where networks and images come from: both by name, as a recipe writes them."""
+
+from __future__ import annotations
+
+from ghostify.sources.data import Data, load_data
+from ghostify.sources.images import Images, Loader, data_error
+from ghostify.sources.models import build_model, input_shape, load_weights
+
+__all__ = ["Data", "Images", "Loader", "build_model", "data_error", "input_shape", "load_data", "load_weights"]

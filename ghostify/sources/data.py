@@ -1,0 +1,329 @@
+"""Images by name: ``digits``, ``folder:PATH``, ``cifar10:PATH``, ``fake``, or ``package.module:function``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ghostify.errors import DataError, did_you_mean
+from ghostify.recipe import DataSettings
+from ghostify.sources.images import (
+    DRAWS,
+    LARGE,
+    ArrayImages,
+    FileImages,
+    Images,
+    Jitter,
+    Loader,
+    PairImages,
+    Scale,
+    Shape,
+    epoch_seed,
+    in_batches,
+    read_image,
+    read_pair,
+    shuffled,
+)
+from ghostify.sources.named import find_function, near_path, one_line
+
+KINDS = ("digits", "folder", "cifar10", "fake")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGENET = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_GREY = Scale((0.449,), (0.226,))  # the mean of the three
+_FORMS = "digits, folder:PATH, cifar10:PATH, fake, or package.module:function"
+_TREE = "train/CLASS/*.jpg and val/CLASS/*.jpg (or test/CLASS/*.jpg)"
+_PICK = 20_200_315  # one fixed seed for the images used by a limit and for calibration
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to train on (or none) and to test on, all normalised and of one ``shape`` (C, H, W)."""
+
+    train: Images | None
+    test: Images
+    classes: tuple[str, ...]
+    shape: Shape
+    name: str
+    description: str
+
+    def train_loader(
+        self, batch_size: int, seed: int, epoch: int, workers: int = 0, *, rank: int = 0, world: int = 1
+    ) -> Loader:
+        """Shuffled and varied batches: (n, C, H, W), (n,).  ``seed`` and ``epoch`` alone decide order and variation.
+
+        Process ``rank`` of ``world`` gets its even share of the images.  A last batch of one image is left out: batch
+        norm cannot be trained on it.  Raises DataError when there are no training images.
+        """
+        train = self._need_train("train on")
+        generator = Generator().manual_seed(epoch_seed(seed, epoch))
+        draws = torch.rand(len(train), DRAWS, generator=generator)
+        order = torch.randperm(len(train), generator=generator).tolist()
+        batches = in_batches(order[rank : len(order) - len(order) % world : world], batch_size)
+        if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+            batches.pop()
+        return Loader(train, batches, workers, epoch_seed(seed, epoch), draws)
+
+    def test_loader(self, batch_size: int, workers: int = 0) -> Loader:
+        """All test images in their order, as they are: (n, C, H, W), (n,)."""
+        return Loader(self.test, in_batches(range(len(self.test)), batch_size), workers)
+
+    def calibration(self, n: int) -> Tensor:
+        """The same ``n`` training images every time, not varied: (n, C, H, W); all of them where there are fewer.
+
+        Raises DataError when there are no training images.
+        """
+        train = self._need_train("calibrate with")
+        return train.batch(shuffled(len(train), _PICK)[:n])[0]
+
+    def _need_train(self, purpose: str) -> Images:
+        if self.train is None:
+            raise DataError(f"Data {self.name!r} has no training images to {purpose}.")
+        return self.train
+
+
+def load_data(settings: DataSettings, shape: Shape | None = None, classes: int | None = None) -> Data:
+    """The images that ``settings`` names, as a network wants them.
+
+    ``shape`` is the (C, H, W) of the network's input; None lets the images decide.  ``classes`` is the number of the
+    network's outputs, which must be enough.  Raises DataError when images cannot be found or read.
+    """
+    kind, colon, rest = settings.source.partition(":")
+    load = {"digits": _digits, "folder": _folder, "cifar10": _cifar10, "fake": _fake}.get(kind, _function)
+    if load is _function and (not kind or not rest) or bool(colon) and kind in ("digits", "fake"):
+        raise DataError(f"There is no data source {settings.source!r}; write {_FORMS}.{_near(settings.source)}")
+    if load in (_folder, _cifar10) and not rest:
+        raise DataError(f"Data source {settings.source!r} does not say where the images are; write {kind}:PATH.")
+    data = load(settings, shape, classes)
+    if classes is not None and classes < len(data.classes):
+        raise DataError(f"Data {data.name!r} has {len(data.classes)} classes, but the network only {classes} outputs.")
+    return _limited(data, settings.limit)
+
+
+# --- sources: (settings, shape of the network's input, number of its outputs) -> Data
+
+
+def _digits(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise DataError("Data 'digits' needs scikit-learn: pip install scikit-learn.") from None
+    shape = _checked("digits", shape or (1, 16, 16))
+    pixels, labels = load_digits(return_X_y=True)
+    seen, unseen = train_test_split(range(len(labels)), test_size=360, random_state=0, stratify=labels)
+    grey = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    std, mean = (float(value) for value in torch.std_mean(grey[seen]))
+    scale = Scale((mean,) * shape[0], (std,) * shape[0])
+    images = ArrayImages(pixels=grey, labels=torch.tensor(labels), shape=shape, scale=scale)
+    # No mirror: a mirrored 2 is not a 2.
+    jitter = Jitter(max(shape[1:]) // 8) if settings.augment else Jitter()
+    description = "1,797 real 8x8 grey images of handwritten digits (scikit-learn), 1,437 to train and 360 to test"
+    train = replace(images.take(seen), jitter=jitter)
+    return Data(train, images.take(unseen), tuple("0123456789"), shape, "digits", description)
+
+
+def _fake(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
+    shape, classes = _checked("fake", shape or (3, 32, 32)), classes or 10
+    generator = Generator().manual_seed(0)
+    labels = torch.arange(512 + 128) % classes
+    patterns = torch.rand(classes, shape[0], 8, 8, generator=generator)
+    noise = torch.rand(len(labels), shape[0], 8, 8, generator=generator)
+    scale = Scale((0.5,) * shape[0], (0.25,) * shape[0])
+    images = ArrayImages(pixels=0.6 * patterns[labels] + 0.4 * noise, labels=labels, shape=shape, scale=scale)
+    train = replace(images.take(range(512)), jitter=_shift(shape, settings.augment, flip=False))
+    names = tuple(f"class {index}" for index in range(classes))
+    description = "synthetic images, one smooth pattern per class in noise, 512 to train and 128 to test"
+    return Data(train, images.take(range(512, 640)), names, shape, "fake", description)
+
+
+def _cifar10(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
+    from torchvision.datasets import CIFAR10
+
+    root = Path(settings.source.partition(":")[2]).expanduser()
+    root = root.parent if root.name == CIFAR10.base_folder else root
+    shape = _checked(settings.source, shape or (3, 32, 32))
+    try:
+        raw = [CIFAR10(root, train=train, download=False) for train in (True, False)]
+    except Exception as problem:  # missing, damaged, or not readable
+        reason = "not there, or damaged" if isinstance(problem, RuntimeError) else one_line(problem)
+        place = root / CIFAR10.base_folder
+        raise DataError(f"The files of CIFAR-10 (Python version) in {str(place)!r}: {reason}.") from None
+    train, test = (
+        ArrayImages(
+            pixels=torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            labels=torch.tensor(part.targets),
+            shape=shape,
+            scale=_imagenet(shape),
+        )
+        for part in raw
+    )
+    train = replace(train, jitter=_shift(shape, settings.augment, flip=True))
+    description = f"CIFAR-10, {len(train):,} images to train and {len(test):,} to test"
+    return Data(train, test, tuple(raw[0].classes), shape, settings.source, description)
+
+
+def _folder(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
+    root = Path(settings.source.partition(":")[2]).expanduser()
+    splits = _splits(root)
+    test_name = next(name for name in splits if name != "train")
+    names = list(splits[test_name])
+    if "train" in splits and names != list(splits["train"]):
+        raise DataError(_unequal_classes(root, test_name, splits))
+    shape = _checked(settings.source, shape or _natural_shape(next(iter(next(iter(splits.values())).values()))[0]))
+    test = _files(splits[test_name], shape)
+    train = _for_training(_files(splits["train"], shape), settings.augment) if "train" in splits else None
+    training = f"{len(train):,} to train" if train else "none to train"
+    description = f"images of {len(names)} classes in {str(root)!r}, {training} and {len(test):,} in {test_name}/"
+    return Data(train, test, tuple(names), shape, settings.source, description)
+
+
+def _function(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
+    name = settings.source
+    function = find_function(name, KINDS, DataError)
+    try:
+        made = function()
+    except Exception as problem:  # a user's function may fail in any way
+        raise DataError(f"Data function {name!r} failed: {one_line(problem)}.") from None
+    train, test, named = _parts(made, name)
+    shape = _agreed(tuple(read_pair(test, 0, None, name)[0].shape), shape, name)
+    images = [None if part is None else _pairs(part, shape, name) for part in (train, test)]
+    assert images[1] is not None
+    names = _class_names(named if named is not None else getattr(test, "classes", classes), images[1])
+    training = f"{len(train):,} to train" if train is not None else "none to train"
+    return Data(images[0], images[1], names, shape, name, f"images of {name}, {training} and {len(test):,} to test")
+
+
+def _near(source: str) -> str:
+    if Path(source).expanduser().is_dir():
+        return f" Did you mean {f'folder:{source}'!r}?"
+    kind = source.partition(":")[0]
+    return did_you_mean(kind, KINDS)
+
+
+def _checked(name: str, shape: Shape) -> Shape:
+    if shape[0] not in (1, 3):
+        raise DataError(f"Data {name!r} has images of 1 or 3 channels, but the network takes {shape[0]}.")
+    return shape
+
+
+def _limited(data: Data, limit: int | None) -> Data:
+    if limit is None:
+        return data
+    train, test = (part and part.take(shuffled(len(part), _PICK)[:limit]) for part in (data.train, data.test))
+    assert test is not None
+    return replace(data, train=train, test=test, description=f"{data.description}; at most {limit:,} of each used")
+
+
+def _shift(shape: Shape, augment: bool, flip: bool) -> Jitter:
+    """What suits small images: a crop after padding by 4, as the papers train on CIFAR."""
+    return Jitter(4, flip) if augment else Jitter()
+
+
+def _imagenet(shape: Shape) -> Scale:
+    return IMAGENET_GREY if shape[0] == 1 else IMAGENET
+
+
+# --- a folder of images: {split: {class: files}}
+
+
+def _splits(root: Path) -> dict[str, dict[str, list[str]]]:
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"Data folder {str(root)!r} {what}; it must hold {_TREE}.{near_path(root)}")
+    test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
+    if test is None:
+        raise DataError(f"Data folder {str(root)!r} has no val/ and no test/; it must hold {_TREE}.")
+    names = ["train", test] if (root / "train").is_dir() else [test]
+    return {name: _classes(root / name) for name in names}
+
+
+def _classes(split: Path) -> dict[str, list[str]]:
+    folders = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DataError(f"Data folder {str(split)!r} has no class folders; it must hold one folder of images per class.")
+    return {name: _image_files(split / name) for name in folders}
+
+
+def _image_files(folder: Path) -> list[str]:
+    """All images below ``folder``, in the order of torchvision's ImageFolder."""
+    places = sorted(os.walk(folder, followlinks=True))
+    files = [os.path.join(place, name) for place, _, names in places for name in sorted(names) if _is_image(name)]
+    if not files:
+        raise DataError(f"Class folder {str(folder)!r} holds no images ({', '.join(SUFFIXES)}).")
+    return files
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _unequal_classes(root: Path, test_name: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
+    train, test = splits["train"], splits[test_name]
+    odd = sorted(train.keys() ^ test.keys())
+    here, there = ("train", test_name) if odd[0] in train else (test_name, "train")
+    more = f" (and {len(odd) - 1} more such)" if len(odd) > 1 else ""
+    return f"Data folder {str(root)!r}: class {odd[0]!r} is in {here}/ but not in {there}/{more}."
+
+
+def _natural_shape(file: str) -> Shape:
+    width, height = read_image(file).size
+    return (3, height, width) if max(width, height) <= LARGE else (3, 224, 224)
+
+
+def _files(classes: Mapping[str, Sequence[str]], shape: Shape) -> FileImages:
+    files = tuple(file for members in classes.values() for file in members)
+    labels = torch.tensor([label for label, members in enumerate(classes.values()) for _ in members])
+    return FileImages(files=files, labels=labels, shape=shape, scale=_imagenet(shape))
+
+
+def _for_training(images: FileImages, augment: bool) -> FileImages:
+    if max(images.shape[1:]) <= LARGE:
+        return replace(images, jitter=_shift(images.shape, augment, flip=True))
+    return replace(images, jitter=Jitter(flip=augment), crops=augment)
+
+
+# --- a user's function
+
+
+def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
+    """(train or None, test, classes or None) of what a data function returned."""
+    if isinstance(made, Mapping):
+        if extra := [key for key in made if key not in ("train", "test", "classes")]:
+            hint = did_you_mean(str(extra[0]), ("train", "test", "classes"))
+            raise DataError(f"Data function {name!r} returned an unknown key {extra[0]!r}.{hint}")
+        train, test, classes = made.get("train"), made.get("test"), made.get("classes")
+    elif isinstance(made, tuple) and len(made) == 2:
+        (train, test), classes = made, None
+    else:
+        what = type(made).__name__
+        raise DataError(f"Data function {name!r} returned a {what}, not (train, test) or a dict of train, test, classes.")
+    for split, part in (("train", train), ("test", test)):
+        if part is None and split == "train":
+            continue
+        if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or len(part) == 0:
+            raise DataError(f"Data function {name!r}: {split} must be a dataset with a length and at least one item.")
+    return train, test, classes
+
+
+def _agreed(found: tuple[int, ...], wanted: Shape | None, name: str) -> Shape:
+    if wanted is not None and found != wanted:
+        raise DataError(f"Data {name!r} gives images of shape {found}, but the network takes {wanted}.")
+    return found[0], found[1], found[2]
+
+
+def _pairs(part: Any, shape: Shape, name: str) -> PairImages:
+    return PairImages(pairs=part, indices=range(len(part)), shape=shape, name=name)
+
+
+def _class_names(named: Any, test: PairImages) -> tuple[str, ...]:
+    """The classes' names, as given, or as many as a number says, or as the labels of the test images tell."""
+    if isinstance(named, Sequence) and not isinstance(named, str):
+        return tuple(map(str, named))
+    count = named if isinstance(named, int) else 1 + max(label for _, label in map(test.__getitem__, range(len(test))))
+    return tuple(f"class {index}" for index in range(count))

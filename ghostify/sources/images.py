@@ -1,0 +1,329 @@
+"""Labelled images read a batch at a time: framed, varied, normalised; and loaders that can be repeated exactly.
+
+Everything random about a training epoch is drawn before it starts, from its seed and number alone: the order, and a row
+of ``DRAWS`` uniform numbers per image that decide how it is shifted, cropped and mirrored.  So an epoch is the same
+after a resume, and for any number of loader processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ghostify.errors import DataError
+
+Shape = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+DRAWS = 5  # vertical place, horizontal place, mirror, crop area, crop shape
+LARGE = 64  # images up to this size are shifted, larger ones are cropped and resized
+KEEP = 224 / 256  # share of a large image's shorter side that is looked at in evaluation
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How a training image is varied: shifted by up to ``shift`` pixels over black, and mirrored when ``flip``."""
+
+    shift: int = 0
+    flip: bool = False
+
+    def __call__(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """(n, C, H, W), (n, DRAWS) uniform in [0, 1) → (n, C, H, W)"""
+        if self.shift:
+            pixels = _shifted(pixels, self.shift, (draws[:, :2] * (2 * self.shift + 1)).long())
+        if self.flip:
+            pixels = torch.where((draws[:, 2] < 0.5)[:, None, None, None], pixels.flip(3), pixels)
+        return pixels
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation per channel that pixels in [0, 1] are normalised with."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+class Images(Dataset[tuple[Tensor, int]], ABC):
+    """A dataset of (image (C, H, W), label) pairs, which can also be read a batch at a time."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) and labels (n,); varied as ``draws`` (n, DRAWS) says.  Raises DataError."""
+
+    @abstractmethod
+    def take(self, indices: Sequence[int]) -> Images:
+        """The same dataset with these images only."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        images, labels = self.batch([index])
+        return images[0], int(labels[0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArrayImages(Images):
+    """Images held in memory, (N, c, h, w), bytes or floats in [0, 1]; brought to ``shape`` as they are read."""
+
+    pixels: Tensor
+    labels: Tensor
+    shape: Shape
+    scale: Scale
+    jitter: Jitter = Jitter()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(indices)
+        pixels = _resized(_unit(self.pixels[rows]), self.shape[1:])
+        if draws is not None:
+            pixels = self.jitter(pixels, draws)
+        return self.scale(_with_channels(pixels, self.shape[0])), self.labels[rows]
+
+    def take(self, indices: Sequence[int]) -> ArrayImages:
+        rows = torch.as_tensor(indices)
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FileImages(Images):
+    """Images in files, decoded as they are read; ``crops`` cuts a random part out of each for training."""
+
+    files: tuple[str, ...]
+    labels: Tensor
+    shape: Shape
+    scale: Scale
+    jitter: Jitter = Jitter()
+    crops: bool = False
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        rows: list[list[float] | None] = [None] * len(indices)
+        if draws is not None and self.crops:
+            rows = draws.tolist()
+        frames = np.stack([self._frame(self.files[index], row) for index, row in zip(indices, rows, strict=True)])
+        pixels = _unit(torch.from_numpy(frames).permute(0, 3, 1, 2))
+        if draws is not None:
+            pixels = self.jitter(pixels, draws)
+        return self.scale(pixels), self.labels[torch.as_tensor(indices)]
+
+    def take(self, indices: Sequence[int]) -> FileImages:
+        files = tuple(self.files[index] for index in indices)
+        return replace(self, files=files, labels=self.labels[torch.as_tensor(indices)])
+
+    def _frame(self, file: str, row: list[float] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """One image as (H, W, C) bytes: its middle, or the part that the draws in ``row`` choose."""
+        channels, height, width = self.shape
+        image = read_image(file, "L" if channels == 1 else "RGB")
+        if row is not None:
+            image = image.resize((width, height), Image.Resampling.BILINEAR, _random_box(image.size, row))
+        elif image.size != (width, height):
+            keep = KEEP if max(height, width) > LARGE else 1.0
+            box = _centre_box(image.size, (width, height), keep)
+            image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+        return np.asarray(image).reshape(height, width, channels)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairImages(Images):
+    """A user's own dataset of (tensor (C, H, W), int) pairs.
+
+    What it draws itself, from torch, numpy or random, is seeded per image in training.
+    """
+
+    pairs: Any
+    indices: Sequence[int]
+    shape: Shape
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        seeds = [None] * len(indices) if draws is None else (draws[:, 0].double() * 2**24).long().tolist()
+        items = [self._pair(self.indices[index], seed) for index, seed in zip(indices, seeds, strict=True)]
+        return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+    def take(self, indices: Sequence[int]) -> PairImages:
+        return replace(self, indices=[self.indices[index] for index in indices])
+
+    def _pair(self, index: int, seed: int | None) -> tuple[Tensor, int]:
+        image, label = read_pair(self.pairs, index, seed, self.name)
+        if tuple(image.shape) != self.shape:
+            raise DataError(f"Data {self.name!r}: image {index} is {tuple(image.shape)}, not {self.shape}.")
+        return image, label
+
+
+def read_image(file: str, mode: str = "RGB") -> Image.Image:
+    """A decoded image, in colour (``RGB``) or grey (``L``).  Raises DataError naming a file that cannot be decoded."""
+    try:
+        with Image.open(file) as image:
+            if image.mode == "P" and "transparency" in image.info:
+                return image.convert("RGBA").convert(mode)  # straight to RGB, Pillow warns
+            return image.convert(mode)
+    except Exception as problem:  # a damaged file makes decoders fail in many ways
+        raise DataError(
+            f"Image {file!r} cannot be decoded ({type(problem).__name__}); replace it or remove it."
+        ) from None
+
+
+def read_pair(pairs: Any, index: int, seed: int | None, name: str) -> tuple[Tensor, int]:
+    """Item ``index`` of a user's dataset, checked to be a float tensor (C, H, W) and an int.  Raises DataError."""
+    try:
+        with _seeded(seed):
+            image, label = pairs[index]
+            label = int(label)
+    except Exception as problem:  # a user's dataset may fail in any way
+        text = " ".join(f"{type(problem).__name__}: {problem}".split())
+        raise DataError(f"Data {name!r}: item {index} cannot be read as (image, label): {text}.") from None
+    if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
+        what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise DataError(f"Data {name!r}: item {index} must be a float tensor (C, H, W) and an int; its image is {what}.")
+    return image, label
+
+
+def data_error(problem: BaseException) -> DataError:
+    """The one line of a DataError, also when a loader process wrapped it into its traceback."""
+    marker = f"{DataError.__name__}: "
+    text = str(problem)
+    return DataError(text.rpartition(marker)[2].strip().partition("\n")[0])
+
+
+class Loader(DataLoader[tuple[Tensor, Tensor]]):
+    """Batches of (images (n, C, H, W), labels (n,)) in a given order; what goes wrong in it is one line of DataError."""
+
+    def __init__(
+        self, images: Images, batches: list[list[int]], workers: int, seed: int = 0, draws: Tensor | None = None
+    ) -> None:
+        super().__init__(
+            _Batches(images, draws),  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=batches,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=Generator().manual_seed(seed),  # so that loading takes nothing from the global generator
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as problem:
+            raise data_error(problem) from None
+        except RuntimeError as problem:
+            if "DataLoader worker" not in str(problem):
+                raise
+            raise DataError(
+                "A loader process died, often for lack of (shared) memory; use fewer workers, or 0."
+            ) from None
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """One 32-bit seed for an epoch of a run, unlike that of its neighbours."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=4).digest())
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """0 .. count - 1 in an order that ``seed`` alone decides."""
+    return torch.randperm(count, generator=Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
+
+
+def in_batches(order: Sequence[int], size: int) -> list[list[int]]:
+    """``order`` cut into lists of ``size``, the last one shorter where it must be."""
+    return [list(order[start : start + size]) for start in range(0, len(order), size)]
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches by their list of indices, which is what lets them be varied and normalised at once."""
+
+    def __init__(self, images: Images, draws: Tensor | None) -> None:
+        self.images, self.draws = images, draws
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images.batch(indices, None if self.draws is None else self.draws[torch.as_tensor(indices)])
+
+
+def _shifted(pixels: Tensor, most: int, offsets: Tensor) -> Tensor:
+    """Every image moved on its own: window ``offsets`` (n, 2), each 0 .. 2 * most, of the image padded with black."""
+    n, channels, height, width = pixels.shape
+    rows = (offsets[:, :1] + torch.arange(height)) * (width + 2 * most)
+    places = rows[:, :, None] + (offsets[:, 1:] + torch.arange(width))[:, None, :]
+    padded = F.pad(pixels, (most,) * 4).flatten(2)
+    return padded.gather(2, places.view(n, 1, -1).expand(-1, channels, -1)).view(n, channels, height, width)
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    if pixels.dtype != torch.uint8:
+        return pixels
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+    if pixels.shape[2:] == size:
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _with_channels(pixels: Tensor, channels: int) -> Tensor:
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels.expand(-1, 3, -1, -1)
+    return (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)  # ITU-R 601, as Pillow
+
+
+def _centre_box(size: tuple[int, int], wanted: tuple[int, int], keep: float) -> Box:
+    """The largest middle part of an image (width, height) with the wanted proportions, times ``keep``."""
+    (width, height), (wide, high) = size, wanted
+    scale = keep * min(width / wide, height / high)
+    left, upper = (width - wide * scale) / 2, (height - high * scale) / 2
+    return left, upper, width - left, height - upper
+
+
+def _random_box(size: tuple[int, int], row: list[float]) -> Box:
+    """torchvision's RandomResizedCrop: 8 to 100 % of the area at 3:4 to 4:3.
+
+    What does not fit is clamped rather than drawn again, so that an image takes a fixed number of draws.
+    """
+    (width, height), (down, right, _, share, shape) = size, row
+    area = width * height * (0.08 + 0.92 * share)
+    ratio = math.exp(math.log(3 / 4) + math.log(16 / 9) * shape)
+    wide, high = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
+    left, upper = (width - wide) * right, (height - high) * down
+    return left, upper, min(left + wide, width), min(upper + high, height)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """The global CPU generators of torch, numpy and random, seeded inside and put back afterwards."""
+    if seed is None:
+        yield
+        return
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])

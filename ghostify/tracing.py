@@ -1,0 +1,505 @@
+"""module + example → Traced: one recorded run as a ``torch.fx`` graph, verified by replay.
+
+The graph is *recorded*, not symbolically traced: a copy of the module runs once on the example, every call of a
+``torch`` function and of a ``torch.nn`` leaf module becomes a node with its concrete shapes and the module it ran in,
+and Python decides branches and loops as it always does.  Replaying the graph must then reproduce the output; a
+recording that does not is refused, naming the module where it first went wrong.
+
+The user's module comes out untouched: the run happens on a copy (parameters are shared with it, for they are the bulk
+of the memory; a module that writes to its parameters while running is copied whole instead).
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ghostify.errors import TraceError
+
+RTOL = 1e-4
+"""Replay must agree with the recorded output to this, relative to the output's largest magnitude."""
+
+
+@dataclass
+class Traced:
+    """A private copy of a module with the graph of one run of it.
+
+    ``graph`` has a ``call_module`` node per call of a ``torch.nn`` leaf and a ``call_function`` or ``call_method``
+    node for everything else.  Each node's ``meta`` holds ``shapes`` (of its tensors, flattened) and ``module`` (the
+    qualified name of the innermost module it ran in).
+    """
+
+    module: nn.Module
+    graph: fx.Graph
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    names: dict[nn.Module, list[str]]
+    """Every qualified name of every module; more than one where a module is shared."""
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors the run took from outside torch, by the name the graph has for them."""
+    doubts: list[str] = field(default_factory=list)
+    """What the recording cannot vouch for, a sentence each."""
+
+    @property
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors the module returned."""
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        return [shape for node in output.all_input_nodes for shape in node.meta["shapes"]]
+
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors in the example."""
+        return [tuple(leaf.shape) for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
+
+    def owner(self, node: fx.Node) -> nn.Module | None:
+        """The module whose parameters ``node`` computes with: the leaf it calls, or the one owning its weight."""
+        if node.op == "call_module":
+            return self.module.get_submodule(str(node.target))
+        weight = next((a for a in node.all_input_nodes if a.op == "get_attr" and a.meta.get("parameter")), None)
+        if weight is not None:
+            return self.module.get_submodule(str(weight.meta["parameter"]).rpartition(".")[0])
+        return self.module.get_submodule(node.meta["module"])
+
+    def __str__(self) -> str:
+        return f"{type(self.module).__name__}: {len(self.graph.nodes)} nodes for inputs {self.input_shapes}"
+
+
+def trace(module: nn.Module, example: Any, *, verify: bool = True) -> Traced:
+    """Record one run of a copy of ``module`` on ``example``, in eval mode, and ``verify`` it by replay.
+
+    ``example`` is a tensor, a tuple of positional arguments, or a dict of keyword arguments; it may live on the meta
+    device, where only shapes are verified.  Raises ``TraceError`` when the module does not run on the example, returns
+    no tensor, or is not reproduced by its recording.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TraceError("The model is a ScriptModule, whose layers cannot be replaced; pass the Python module.")
+    args, kwargs = call_arguments(example)
+    try:
+        return _traced(_private_copy(module, share_parameters=True), args, kwargs, verify)
+    except _WritesParameter:
+        return _traced(_private_copy(module, share_parameters=False), args, kwargs, verify, may_write=True)
+
+
+def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``example`` as (positional, keyword) arguments: a dict is keywords, a tuple positionals, all else one positional."""
+    if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _traced(
+    private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], verify: bool, may_write: bool = False
+) -> Traced:
+    with _quiet(private):
+        recorder = _record(private, args, kwargs, may_write)
+        if verify:
+            _verify(recorder, args, kwargs)
+    return Traced(private, recorder.graph, args, kwargs, recorder.names, recorder.constants, recorder.doubts)
+
+
+def _record(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_write: bool) -> _Recorder:
+    recorder = _Recorder(private, may_write=may_write)
+    args, kwargs = _cloned((args, kwargs))
+    recorder.placeholders((args, kwargs))
+    try:
+        with recorder.active():
+            output = private(*args, **kwargs)
+    except (TraceError, _WritesParameter):
+        raise
+    except Exception as problem:
+        where = recorder.where or type(private).__name__
+        raise TraceError(
+            f"The model does not run on the example {_shapes_text((args, kwargs))}: in {where}: {_one_line(problem)}"
+        ) from problem
+    recorder.finish(output)
+    return recorder
+
+
+def _verify(recorder: _Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    private = recorder.root
+    replay = _Replay(recorder.graph_module())
+    try:
+        outputs = replay.run(*_tensors(_cloned((args, kwargs))))
+    except Exception as problem:
+        node = replay.current
+        raise TraceError(
+            f"The recorded run of {type(private).__name__} cannot be replayed: in "
+            f"{_module_text(node)}: {_one_line(problem)}"
+        ) from problem
+    if all(_agree(a, b) for a, b in zip(recorder.outputs, outputs, strict=True)):
+        return
+    culprit = _first_difference(private, args, kwargs)
+    raise TraceError(
+        f"The recorded run of {type(private).__name__} does not reproduce its output; it first differs in {culprit}. "
+        "Its forward depends on something a graph cannot hold; trace the part around it instead."
+    )
+
+
+def _first_difference(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The module in which a second recording and its replay first disagree, by fingerprints of every value."""
+    recorder = _Recorder(private, may_write=True, fingerprints=True)
+    own_args, own_kwargs = _cloned((args, kwargs))
+    recorder.placeholders((own_args, own_kwargs))
+    with recorder.active():
+        recorder.finish(private(*own_args, **own_kwargs))
+    replay = _Replay(recorder.graph_module(), fingerprints=True)
+    replay.run(*_tensors(_cloned((args, kwargs))))
+    for node in recorder.graph.nodes:
+        recorded, replayed = recorder.prints.get(node.name), replay.prints.get(node.name)
+        if recorded is not None and replayed is not None and not _agree(recorded, replayed):
+            return _module_text(node)
+    return type(private).__name__
+
+
+class _WritesParameter(Exception):
+    """The module is about to write to a parameter that is shared with the user's own."""
+
+
+class _Recorder(TorchFunctionMode):
+    """Turns the calls of one run into graph nodes.
+
+    Values are known by the identity of the tensor object.  An in-place call returns the tensor it was given, so the
+    newest node that returned a tensor is the one that stands for it; writes are replayed in the order they happened.
+    """
+
+    def __init__(self, root: nn.Module, may_write: bool = False, fingerprints: bool = False) -> None:
+        super().__init__()
+        self.root = root
+        self.constants: dict[str, Tensor] = {}
+        self.graph = fx.Graph()
+        self.names = qualified_names(root)
+        self.stack: list[str] = []
+        self.where = ""
+        self.paused = False
+        self.doubts: list[str] = []
+        self.outputs: list[Tensor] = []
+        self.prints: dict[str, Tensor] = {}
+        self._fingerprints = fingerprints
+        self._nodes = WeakIdKeyDictionary()
+        self._attributes = dict(_tensor_attributes(root))
+        self._guarded = set() if may_write else {_storage(p) for p in root.parameters()}
+
+    # -- recording ---------------------------------------------------------------------------------------------
+
+    def placeholders(self, example: Any) -> None:
+        for index, leaf in enumerate(_tensors(example)):
+            self._bind(self.graph.placeholder(f"input_{index}"), leaf)
+
+    def finish(self, output: Any) -> None:
+        """Close the graph with the tensors found in ``output``, whatever structure holds them."""
+        self.outputs = [leaf for leaf in _tensors(output) if isinstance(leaf, Tensor)]
+        if not self.outputs:
+            raise TraceError(f"{type(self.root).__name__} returned no tensor, so there is nothing to verify it by.")
+        self.graph.output([self._node_of(leaf) for leaf in self.outputs])
+        self.outputs = [leaf.detach().clone() for leaf in self.outputs]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Record everything that runs inside: torch functions by this mode, module calls by a patched ``__call__``."""
+        original = nn.Module.__call__
+        recorder = self
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return recorder._call_module(original, module, args, kwargs)
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            with self:
+                yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def _call_module(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        names = self.names.get(module)
+        if self.paused or names is None:
+            return call(module, *args, **kwargs)
+        self.stack.append(names[0])
+        self.where = names[0] or type(module).__name__
+        try:
+            return self._call_leaf(call, module, args, kwargs) if is_leaf(module) else call(module, *args, **kwargs)
+        finally:
+            # After an error `where` keeps naming the innermost module, for the message.
+            self.stack.pop()
+
+    def _call_leaf(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        self.paused = True
+        try:
+            arguments = self._argument(args), self._argument(kwargs)
+            result = call(module, *args, **kwargs)
+            self._bind(self.graph.call_module(self.stack[-1], *arguments), result)
+        finally:
+            self.paused = False
+        return result
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        if _writes(func, kwargs):
+            self._guard(args, kwargs)
+        read = self._argument(args), self._argument(kwargs)
+        result = func(*args, **kwargs)
+        if _name(func) in _READS_DATA:
+            self._doubt("reads a value out of a tensor, so another input may take another path")
+        if _holds_tensor(result) or _name(func) == "__setitem__":
+            self._bind(self._create(func, *read), result)
+        return result
+
+    def _create(self, func: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+        owner = getattr(func, "__self__", None)
+        if _name(func) == "__get__" and owner is not None:
+            return self.graph.call_function(getattr, (args[0], owner.__name__))
+        if type(func).__name__ in ("method_descriptor", "wrapper_descriptor") and isinstance(args[0], fx.Node):
+            return self.graph.call_method(func.__name__, args, kwargs)
+        return self.graph.call_function(func, args, kwargs)
+
+    def graph_module(self) -> fx.GraphModule:
+        """The graph with everything it refers to, ready to run."""
+        for name, constant in self.constants.items():
+            self.root.register_buffer(name, constant, persistent=False)
+        try:
+            return fx.GraphModule(self.root, self.graph)
+        finally:
+            for name in self.constants:
+                delattr(self.root, name)
+
+    # -- values ------------------------------------------------------------------------------------------------
+
+    def _bind(self, node: fx.Node, value: Any) -> None:
+        """Let ``node`` stand for every tensor in ``value``; elements of a structure get a getitem node each."""
+        node.meta.setdefault("module", self.stack[-1] if self.stack else "")
+        node.meta["shapes"] = [tuple(leaf.shape) for leaf in _tensors(value) if isinstance(leaf, Tensor)]
+        if isinstance(value, Tensor):
+            self._nodes[value] = node
+            if self._fingerprints:
+                self.prints[node.name] = _fingerprint(value)
+        elif isinstance(value, (tuple, list)):
+            for index, item in enumerate(value):
+                self._bind_item(node, index, item)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                self._bind_item(node, key, item)
+
+    def _bind_item(self, node: fx.Node, key: Any, item: Any) -> None:
+        if _holds_tensor(item):
+            self._bind(self.graph.call_function(operator.getitem, (node, key)), item)
+
+    def _argument(self, value: Any) -> Any:
+        """``value`` with every tensor in it replaced by the node that stands for it."""
+        if isinstance(value, Tensor):
+            return self._node_of(value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self._argument(item) for item in value))
+        if isinstance(value, (tuple, list)):
+            return type(value)(self._argument(item) for item in value) if _holds_tensor(value) else value
+        if isinstance(value, dict):
+            return {key: self._argument(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._argument(part) for part in (value.start, value.stop, value.step)))
+        return value
+
+    def _node_of(self, tensor: Tensor) -> fx.Node:
+        node = self._nodes.get(tensor)
+        if node is None:
+            node = self._attribute(tensor)
+            self._nodes[tensor] = node
+        return node
+
+    def _attribute(self, tensor: Tensor) -> fx.Node:
+        name = self._attributes.get(id(tensor))
+        if name is None:
+            self._doubt("uses a tensor made outside torch's Python functions (NumPy, a script), held as a constant")
+            name = f"_constant_{len(self.constants)}"
+            self.constants[name] = tensor.detach().clone()
+        node = self.graph.create_node("get_attr", name)
+        node.meta.update(module=self.stack[-1] if self.stack else "", shapes=[tuple(tensor.shape)])
+        if isinstance(tensor, nn.Parameter):
+            node.meta["parameter"] = name
+        return node
+
+    def _guard(self, args: Any, kwargs: Any) -> None:
+        """Stop before a shared parameter is written to."""
+        target = kwargs.get("out", args[0] if args else None)
+        if any(isinstance(leaf, Tensor) and _storage(leaf) in self._guarded for leaf in _tensors(target)):
+            raise _WritesParameter
+
+    def _doubt(self, what: str) -> None:
+        sentence = f"{self.where or type(self.root).__name__} {what}."
+        if sentence not in self.doubts:
+            self.doubts.append(sentence)
+
+
+class _Replay(fx.Interpreter):
+    """Runs the graph, remembering where it is, and on request a fingerprint of every value."""
+
+    def __init__(self, module: fx.GraphModule, fingerprints: bool = False) -> None:
+        super().__init__(module)
+        self.current: fx.Node | None = None
+        self.prints: dict[str, Tensor] = {}
+        self._fingerprints = fingerprints
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current = n
+        result = super().run_node(n)
+        if self._fingerprints and isinstance(result, Tensor):
+            self.prints[n.name] = _fingerprint(result)
+        return result
+
+
+# -- what a leaf is, and how modules are named -----------------------------------------------------------------
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is recorded as one node: torch's own childless layers, and scripts, which cannot be entered."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    own = type(module).__module__.startswith("torch.nn.modules")
+    return own and not any(True for _ in module.children())
+
+
+def qualified_names(root: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module below ``root`` (itself as ``""``) with all its qualified names."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def _tensor_attributes(root: nn.Module) -> Iterator[tuple[int, str]]:
+    """(id, qualified name) of every parameter, buffer and plain tensor attribute; a plain one first, so that it loses."""
+    for prefix, module in root.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield id(value), dot + name
+        for name, tensor in [*module._buffers.items(), *module._parameters.items()]:
+            if tensor is not None:
+                yield id(tensor), dot + name
+
+
+# -- the private copy ------------------------------------------------------------------------------------------
+
+
+def _private_copy(module: nn.Module, share_parameters: bool) -> nn.Module:
+    """A deep copy; parameters may be shared, and cached non-leaf tensors (which refuse to be copied) are detached."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+        for parameter in part._parameters.values():
+            if parameter is not None and share_parameters:
+                memo[id(parameter)] = parameter
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as problem:
+        raise TraceError(f"{type(module).__name__} cannot be copied: {_one_line(problem)}") from problem
+
+
+@contextmanager
+def _quiet(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients and with a fixed, local random state; every module's own mode comes back after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+# -- small helpers over values ---------------------------------------------------------------------------------
+
+_READS_DATA = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "nonzero", "numpy"})
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__")
+
+
+def _writes(func: Any, kwargs: Mapping[str, Any]) -> bool:
+    name = _name(func)
+    return (
+        name == "__setitem__"
+        or kwargs.get("out") is not None
+        or (name.endswith("_") and not name.endswith("__"))
+        or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
+    )
+
+
+def _tensors(value: Any) -> list[Any]:
+    """The tensors in a nested structure, in a fixed order; attributes of unknown objects are looked into, once."""
+    found: list[Any] = []
+    for leaf in tree_flatten(value)[0]:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
+            found.extend(part for part in tree_flatten(list(vars(leaf).values()))[0] if isinstance(part, Tensor))
+    return found
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(item) for item in value.values())
+    return isinstance(value, (tuple, list)) and any(_holds_tensor(item) for item in value)
+
+
+def _cloned(value: Any) -> Any:
+    leaves, spec = tree_flatten(value)
+    return tree_unflatten([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    value = tensor.detach().double() if not tensor.is_complex() else torch.view_as_real(tensor.detach()).double()
+    return torch.stack([value.sum(), value.abs().sum()])
+
+
+def _agree(recorded: Tensor, replayed: Tensor) -> bool:
+    if recorded.shape != replayed.shape:
+        return False
+    if recorded.is_meta or not recorded.numel():
+        return True
+    a, b = recorded.double(), replayed.double()
+    scale = a.abs().nan_to_num(0, 0, 0).max().item()
+    return torch.allclose(a, b, rtol=RTOL, atol=RTOL * scale, equal_nan=True)
+
+
+def _shapes_text(example: Any) -> str:
+    return " and ".join(str(tuple(leaf.shape)) for leaf in _tensors(example)) or "(no tensors)"
+
+
+def _module_text(node: fx.Node | None) -> str:
+    if node is None:
+        return "its first operation"
+    what = str(node.target) if isinstance(node.target, str) else resolve_name(node.target) or _name(node.target)
+    return f"module {node.meta.get('module') or '(root)'!r} at {what}"
+
+
+def _one_line(problem: BaseException) -> str:
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+__all__: Sequence[str] = ("Traced", "call_arguments", "is_leaf", "qualified_names", "trace")
