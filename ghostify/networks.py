@@ -1,9 +1,9 @@
 """The CIFAR networks of the papers, to be converted and measured as theirs are.
 
-ResNets after He et al. 2016, section 4.2: a 3x3 stem, three stages of n basic blocks at 16, 32 and 64 channels, option-A
-shortcuts without parameters; 6n + 2 layers.  VGG16 after Zagoruyko's CIFAR variant: 13 convolutions 3x3 with batch norm
-and a head of two linear layers.  Counts at 3x32x32: ResNet56 853,018 parameters and 125,485,696 MACs; VGG16 14,987,722
-parameters and 313,463,808 MACs (convolutions and linear layers).
+ResNets after He et al. 2016, section 4.2: a 3x3 stem, three stages of n basic blocks at 16, 32 and 64 channels,
+option-A shortcuts without parameters; 6n + 2 layers.  VGG16 after Zagoruyko's CIFAR variant: 13 convolutions 3x3 with
+batch norm and a head of two linear layers.  Counts at 3x32x32: ResNet56 853,018 parameters and 125,485,696 MACs; VGG16
+14,987,722 parameters and 313,463,808 MACs (convolutions and linear layers).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Three stages of ``blocks`` basic blocks, at ``width``, 2 and 4 times that.  (N, in_channels, H, W) → (N, num_classes)
+    """Three stages of ``blocks`` basic blocks, at ``width``, 2 and 4 times that.
 
-    Raises ValueError when ``width`` is odd: the shortcuts pad the same number of maps on both sides.
+    (N, in_channels, H, W) → (N, num_classes).  Raises ValueError for an odd ``width``: shortcuts pad evenly.
     """
 
     def __init__(self, blocks: int, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
@@ -69,7 +69,8 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 class CifarVGG(nn.Module):
@@ -88,7 +89,8 @@ class CifarVGG(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+        return logits
 
 
 def resnet8(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> CifarResNet:
@@ -107,12 +109,12 @@ def resnet20(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> Ci
 
 
 def resnet56(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> CifarResNet:
-    """CIFAR ResNet of nine blocks per stage (IJCV paper, Tables 6 and 11).  (N, in_channels, 32, 32) → (N, num_classes)"""
+    """CIFAR ResNet of nine blocks per stage (IJCV, Tables 6 and 11).  (N, in_channels, 32, 32) → (N, num_classes)"""
     return CifarResNet(9, num_classes, in_channels, width)
 
 
 def vgg16_cifar(num_classes: int = 10, in_channels: int = 3) -> CifarVGG:
-    """Zagoruyko's VGG16 for CIFAR (IJCV paper, Tables 4 to 6).  (N, in_channels, 32, 32) → (N, num_classes)"""
+    """Zagoruyko's VGG16 for CIFAR (IJCV, Tables 4 to 6).  (N, in_channels, 32, 32) → (N, num_classes)"""
     return CifarVGG(((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3), num_classes, in_channels)
 
 

@@ -1,7 +1,8 @@
-"""Scan + settings → Plan: every convolution a swap or a skip with its reason; a value a person can edit and feed back."""
+"""Scan + settings → Plan: every convolution a swap or a skip with its reason; a value a person can edit."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
-from ghostify.recipe import GhostSettings, make_settings, read_yaml, validated
+from ghostify.recipe import GhostSettings, Recipe, make_settings, read_yaml, validated
 from ghostify.rules import RULES, Skip, Swap
 from ghostify.scanning import Scan, Site
 from ghostify.tables import Table, quantity, ratio
@@ -53,11 +54,12 @@ class Plan(BaseModel):
             return self
         if not self.skips:
             raise PlanError(f"{self.network} has no convolutions, so there is nothing to ghost.")
-        reasons = [skip.reason for skip in self.skips]
-        most = max(set(reasons), key=reasons.count)
+        reason, times = Counter(skip.reason for skip in self.skips).most_common(1)[0]
+        example = next(skip.target for skip in self.skips if skip.reason == reason)
+        others = f" (and {times - 1} more)" if times > 1 else ""
         raise PlanError(
-            f"The plan changes nothing: all {len(reasons)} layers are left alone; "
-            f"of {reasons.count(most)} it is said that each {most}."
+            f"The plan for {self.network} changes nothing, for all {len(self.skips)} layers are left alone: "
+            f"{example!r}{others} {reason}."
         )
 
     def table(self) -> Table:
@@ -110,7 +112,8 @@ def check(plan: Plan, scan: Scan) -> Plan:
     """
     sites = {name: site for site in scan.sites for name in (site.name, *site.aliases)}
     said: dict[str, Swap | Skip] = {}
-    for entry in (*plan.swaps, *plan.skips):
+    entries: list[Swap | Skip] = [*plan.swaps, *plan.skips]
+    for entry in entries:
         site = sites.get(entry.target)
         if site is None:
             hint = did_you_mean(entry.target, sites)
@@ -149,16 +152,22 @@ def _assembled(scan: Scan, entries: list[Swap | Skip]) -> Plan:
     after = scan.cost
     for swap in swaps:
         after = after - swap.before + swap.after
-    return Plan(
-        network=scan.network, inputs=scan.inputs, swaps=swaps, skips=skips, before=scan.cost, after=after
-    )
+    return Plan(network=scan.network, inputs=scan.inputs, swaps=swaps, skips=skips, before=scan.cost, after=after)
 
 
 def _require_matches(scan: Scan, settings: GhostSettings) -> None:
     names = [site.name for site in scan.sites]
     for option, glob in _patterns(settings):
         if names and not any(fnmatchcase(name, glob) for name in names):
-            raise PlanError(f"{option} {glob!r} matches no layer of {scan.network}.{did_you_mean(glob, names)}")
+            near = did_you_mean(glob, [*_prefixes(names), *Recipe.model_fields])
+            raise PlanError(f"{option} {glob!r} matches no layer of {scan.network}.{near}")
+
+
+def _prefixes(names: list[str]) -> Iterator[str]:
+    """The names and every module they stand in: ``a.b.c`` gives ``a``, ``a.b`` and ``a.b.c``."""
+    for name in names:
+        parts = name.split(".")
+        yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _patterns(settings: GhostSettings) -> Iterator[tuple[str, str]]:

@@ -147,7 +147,7 @@ def validated(model: type[_Model], values: Any, where: str, error: type[Ghostify
             raise error(f"{where}: unknown key {key!r}.{hint}") from None
         if first["type"] == "missing":
             raise error(f"{where}: key {key!r} is missing.") from None
-        raise error(f"{where}: {key} = {first['input']!r}: {first['msg']}.") from None
+        raise error(f"{where}: {key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
 def make_settings(model: type[_Model], settings: _Model | None, changes: Mapping[str, Any]) -> _Model:
@@ -178,8 +178,43 @@ def make_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     """A recipe from plain values, with ``overrides`` (dotted key → value) laid over them."""
     merged = _copied(values)
     for key, value in (overrides or {}).items():
-        _put(merged, key, value, where)
+        _override(merged, key, value, where)
     return validated(Recipe, merged, where)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name (``papers/c-ghost-vgg16-s2-d3``)."""
+    home = Path(__file__).parent / "recipes"
+    if not home.is_dir():  # a source checkout, installed in place
+        home = Path(__file__).parents[1] / "recipes"
+    return {path.relative_to(home).with_suffix("").as_posix(): path for path in sorted(home.rglob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by shipped name.  Raises ``RecipeError`` with the nearest name."""
+    known = shipped_recipes()
+    if Path(name).suffix in (".yaml", ".yml", ".json") or Path(name).is_file():
+        return Path(name)
+    if name not in known:
+        raise RecipeError(f"Recipe {name!r} is neither a file nor one of ours.{did_you_mean(name, known)}")
+    return known[name]
+
+
+def _override(values: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set ``key``: a setting of the recipe by its path, or ``LAYERS.s`` for the layers a glob matches."""
+    head, _, last = key.rpartition(".")
+    if _is_setting(Recipe, key.split(".")) or not head or last not in SiteSettings.model_fields:
+        _put(values, key, value, where)
+        return
+    _put(values, "ghost.set", values.get("ghost", {}).get("set", {}), where)
+    values["ghost"]["set"].setdefault(head, {})[last] = value
+
+
+def _is_setting(model: type[BaseModel], path: list[str]) -> bool:
+    info = model.model_fields.get(path[0])
+    if info is None or len(path) == 1:
+        return info is not None
+    return any(_is_setting(part, path[1:]) for part in _models_in(info.annotation)) or "dict" in str(info.annotation)
 
 
 def _put(values: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -8,6 +8,7 @@ name, weight, hook and mode as it was.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +42,20 @@ def rewrite(traced: Traced, plan: Plan) -> Ghosted:
     """
     before = scan(traced)
     plan = check(plan, before).require_changes()
-    module = _replaced(traced.module, plan.swaps)
+    module = replaced(traced.module, plan.swaps)
     after = scan(_traced_again(module, traced))
     _verify(plan, after)
     return Ghosted(module, plan, before, after)
 
 
-def _replaced(module: nn.Module, swaps: tuple[Swap, ...]) -> nn.Module:
+def replaced(module: nn.Module, swaps: Sequence[Swap]) -> nn.Module:
+    """A copy of ``module`` with the swaps made and nothing checked.  Raises ``RewriteError`` for a missing target."""
     memo: dict[int, Any] = {}
     for swap in swaps:
-        old = module.get_submodule(swap.target)
+        try:
+            old = module.get_submodule(swap.target)
+        except AttributeError:
+            raise RewriteError(f"{type(module).__name__} has no module {swap.target!r} to be replaced.") from None
         memo[id(old)] = RULES[swap.rule].build(old, swap)
     return copy.deepcopy(module, memo)
 

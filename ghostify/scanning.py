@@ -126,9 +126,7 @@ def scan(model: Traced | nn.Module, example: Any = None) -> Scan:
     """Scan a recorded run, or a module on an example (then recorded first).  Raises ``TraceError``."""
     traced = model if isinstance(model, Traced) else trace(model, example)
     ops, unknown = count(traced)
-    whole = Cost(
-        params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops)
-    )
+    whole = Cost(params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
     return Scan(
         network=type(traced.module).__name__,
         inputs=tuple(traced.input_shapes),
@@ -212,11 +210,9 @@ def _module_site(
         groups=1 if linear else module.groups,  # type: ignore[arg-type]
         bias=module.bias is not None,
         calls=len(nodes),
-        positions=sum(math.prod(out) for out in outs) // n,  # type: ignore[operator]
+        positions=sum(math.prod(out) for out in outs) // n,
         map=(1, 1) if linear else outs[0][2:] if outs else (),
-        cost=Cost(
-            params=own_params(module), macs=sum(op.macs for op in counted), acts=sum(op.acts for op in counted)
-        ),
+        cost=Cost(params=own_params(module), macs=sum(op.macs for op in counted), acts=sum(op.acts for op in counted)),
         obstacle=next((sealed[name] for name in names if name in sealed), None) or _obstacle(module, nodes),
     )
 
@@ -272,7 +268,9 @@ def _obstacle(module: nn.Module, nodes: list[fx.Node]) -> str | None:
     if _kind(module) not in ("conv", "linear"):
         return f"is a {kind}, and C-Ghost modules are two-dimensional convolutions"
     base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
-    if parametrize.is_parametrized(module) or module._forward_pre_hooks and not isinstance(module.weight, nn.Parameter):
+    if parametrize.is_parametrized(module) or (
+        module._forward_pre_hooks and not isinstance(module.weight, nn.Parameter)
+    ):
         return "computes its weight by a parametrisation, which a new filter bank would drop"
     if type(module).forward is not base.forward or getattr(type(module), "_conv_forward", None) is not getattr(
         base, "_conv_forward", None
@@ -311,7 +309,7 @@ def _role(module: nn.Module | None, seen: list[Role]) -> Role:
         groups = module.groups
         if groups == module.in_channels and groups > 1:  # type: ignore[operator]
             return "depthwise"
-    return next((role for role in ("stem", "classifier", "pooled") if role in seen), "body")  # type: ignore[return-value]
+    return next((role for role in ("stem", "classifier", "pooled") if role in seen), "body")
 
 
 def _roles(traced: Traced) -> dict[str, Role]:

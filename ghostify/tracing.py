@@ -92,7 +92,7 @@ def trace(module: nn.Module, example: Any, *, verify: bool = True) -> Traced:
 
 
 def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``example`` as (positional, keyword) arguments: a dict is keywords, a tuple positionals, all else one positional."""
+    """``example`` as (positional, keyword) arguments: a dict is keywords, a tuple positionals."""
     if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
         return (), dict(example)
     return (example if isinstance(example, tuple) else (example,)), {}
@@ -379,7 +379,7 @@ def qualified_names(root: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def _tensor_attributes(root: nn.Module) -> Iterator[tuple[int, str]]:
-    """(id, qualified name) of every parameter, buffer and plain tensor attribute; a plain one first, so that it loses."""
+    """(id, qualified name) of every parameter, buffer and plain tensor attribute; plain ones lose."""
     for prefix, module in root.named_modules():
         dot = f"{prefix}." if prefix else ""
         for name, value in vars(module).items():
@@ -430,7 +430,7 @@ _READS_DATA = frozenset({"__bool__", "__int__", "__float__", "__index__", "item"
 
 
 def _name(func: Any) -> str:
-    return getattr(func, "__name__")
+    return func.__name__
 
 
 def _writes(func: Any, kwargs: Mapping[str, Any]) -> bool:

@@ -8,9 +8,7 @@ flushed to the disk, and then takes its name in one step.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ghostify.errors import RunError
+from ghostify.files import replacing
 from ghostify.recipe import TrainSettings
 from ghostify.tables import Table
 
@@ -102,7 +101,8 @@ def save_checkpoint(folder: Path, run: RunState, model: nn.Module, optimizer: to
     content = save(tensors, metadata={"run": text, "sha256": _fingerprint(text, tensors)})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / FILE, content)
+        with replacing(folder / FILE) as new:
+            new.write_bytes(content)
     except OSError as problem:
         raise RunError(f"Checkpoint {str(folder)!r} cannot be written: {problem}.") from problem
 
@@ -164,26 +164,6 @@ def _fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """After a crash at any moment ``path`` is either the old file or the new one."""
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    with contextlib.suppress(OSError):  # the rename itself; some systems cannot open a folder
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> tuple[str, str, dict[str, Tensor]]:

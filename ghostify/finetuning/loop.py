@@ -175,7 +175,7 @@ class Engine:
     def update(self, loss: Tensor, lr: float) -> None:
         """One step down the gradient of ``loss``."""
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         for group in self.optimizer.param_groups:
@@ -224,7 +224,7 @@ def random_states_kept(place: torch.device) -> Iterator[None]:
 def seed_epoch(seed: int, epoch: int, place: torch.device) -> None:
     """Start all random states anew from (seed, epoch), far apart for neighbouring pairs.
 
-    Not by ``torch.manual_seed``, which also seeds the devices that nobody here uses, and puts back.
+    Not by ``torch.manual_seed``: it seeds all devices, also those whose state nobody here puts back.
     """
     number = random.Random(f"{seed} {epoch}").getrandbits(63)
     random.seed(number)

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ghostify.errors import PlanError
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def intrinsic_maps(n: int, s: int, groups: int = 1) -> int:
@@ -46,7 +48,7 @@ class CGhost(nn.Module):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -59,9 +61,7 @@ class CGhost(nn.Module):
         check(out_channels, s, d, groups)
         m = intrinsic_maps(out_channels, s, groups)
         place = {"device": device, "dtype": dtype}
-        conv = nn.Conv2d(
-            in_channels, m, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **place
-        )
+        conv = nn.Conv2d(in_channels, m, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **place)
         self.in_channels, self.out_channels, self.groups, self.s, self.d = in_channels, out_channels, groups, s, d
         self.primary = _part(conv, m, norm, act, place)
         self.cheap = nn.ModuleList(
@@ -94,17 +94,15 @@ class CGhost(nn.Module):
             groups=conv.groups,
             bias=conv.bias is not None,
             padding_mode=conv.padding_mode,
-            device=conv.weight.device,
+            device="meta",
             dtype=conv.weight.dtype,
             s=s,
             d=d,
             norm=norm,
             act=act,
         )
-        with torch.no_grad():
-            ghost._carry(conv.weight, conv.bias)
-        ghost.requires_grad_(conv.weight.requires_grad)
-        return ghost.train(conv.training)
+        ghost._take_over(conv, conv.weight, conv.bias)
+        return ghost
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.primary(x)
@@ -120,6 +118,16 @@ class CGhost(nn.Module):
             return _sliced(torch.cat(maps, 1), width, 1)
         grouped = [y.unflatten(1, (self.groups, -1)) for y in maps]
         return _sliced(torch.cat(grouped, 2), width, 2).flatten(1, 2)
+
+    def _take_over(self, old: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+        """Leave the meta device for where ``old`` is, with its weights, mode and frozenness."""
+        self.to_empty(device=weight.device)
+        for part in self.modules():
+            if not isinstance(part, nn.Conv2d) and hasattr(part, "reset_parameters"):
+                part.reset_parameters()  # type: ignore[operator]
+        with torch.no_grad():
+            self._carry(weight, bias)
+        self.requires_grad_(weight.requires_grad).train(old.training)
 
     def _carry(self, weight: Tensor, bias: Tensor | None) -> None:
         """Fill primary and cheap convolutions from a filter bank (n, c/g, k, k) and its bias (n)."""
@@ -141,10 +149,10 @@ class CGhost(nn.Module):
     def _by_part(self, values: Tensor) -> list[Tensor]:
         """(n, …) → s tensors (m, …): the outputs each part stands for; zeros where the slice drops them."""
         grouped = values.unflatten(0, (self.groups, -1))
-        missing = self.s * (self._m // self.groups) - grouped.shape[1]
-        padding = grouped.new_zeros(self.groups, missing, *grouped.shape[2:])
-        parts = torch.cat([grouped, padding], 1).chunk(self.s, 1)
-        return [part.flatten(0, 1) for part in parts]
+        per_part = self._m // self.groups
+        if missing := self.s * per_part - grouped.shape[1]:
+            grouped = torch.cat([grouped, grouped.new_zeros(self.groups, missing, *grouped.shape[2:])], 1)
+        return [part.flatten(0, 1) for part in grouped.split(per_part, 1)]
 
     @property
     def _m(self) -> int:
@@ -157,13 +165,9 @@ class CGhostLinear(CGhost):
     @classmethod
     def from_linear(cls, linear: nn.Linear, s: int = 2, d: int = 3) -> CGhostLinear:
         """The module that takes the place of ``linear``, with its weights, as ``from_conv`` carries them."""
-        place: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        bias = linear.bias is not None
-        ghost = cls(linear.in_features, linear.out_features, 1, bias=bias, s=s, d=d, **place)
-        with torch.no_grad():
-            ghost._carry(linear.weight[:, :, None, None], linear.bias)
-        ghost.requires_grad_(linear.weight.requires_grad)
-        ghost.train(linear.training)
+        bias, dtype = linear.bias is not None, linear.weight.dtype
+        ghost = cls(linear.in_features, linear.out_features, 1, bias=bias, s=s, d=d, device="meta", dtype=dtype)
+        ghost._take_over(linear, linear.weight[:, :, None, None], linear.bias)
         return ghost
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,6 +208,6 @@ def _sliced(maps: Tensor, width: int, dim: int) -> Tensor:
 
 def _projection(filters: Tensor, onto: Tensor) -> Tensor:
     """Row by row ``⟨w, v⟩ / ⟨v, v⟩``: (m, …), (m, …) → (m,); 1 where the intrinsic filter is zero."""
-    w, v = filters.flatten(1).double(), onto.flatten(1).double()
-    norm = (v * v).sum(1)
-    return torch.where(norm > 0, (w * v).sum(1) / norm.clamp_min(1e-30), 1.0).to(filters.dtype)
+    w, v = filters.flatten(1).float(), onto.flatten(1).float()
+    norm = torch.einsum("mi,mi->m", v, v)
+    return torch.where(norm > 0, torch.einsum("mi,mi->m", w, v) / norm.clamp_min(1e-30), 1.0).to(filters.dtype)

@@ -17,7 +17,7 @@ from torch import nn
 from ghostify.costs import Cost
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
-from ghostify.recipe import GhostSettings
+from ghostify.recipe import GhostSettings, Parts
 from ghostify.rules.base import Skip, Swap
 from ghostify.scanning import Site
 
@@ -30,12 +30,12 @@ _KEPT = {
 
 
 def propose(site: Site, settings: GhostSettings) -> Swap | Skip:
-    """A swap of ``site``, or the reason there is none.  Raises ``PlanError`` where an explicit setting cannot be met."""
+    """A swap of ``site``, or the reason there is none.  Raises ``PlanError`` for an s set by name that is too large."""
     s, d, parts, explicit = _settings_for(site, settings)
     reason = site.obstacle or _left_alone(site, settings)
     if reason is None and s > site.out_channels // site.groups:
         if explicit:
-            check(site.out_channels, s, d, site.groups)
+            _require_buildable(site, s, d)
         reason = f"has {site.out_channels // site.groups} output maps per group, fewer than s = {s}"
     if reason is None and parts == "norm-act" and site.kind == "linear":
         reason = "is a linear layer, whose outputs take no normalisation"
@@ -48,10 +48,7 @@ def propose(site: Site, settings: GhostSettings) -> Swap | Skip:
 
 def predict(site: Site, swap: Swap) -> Cost:
     """The exact cost of the module ``build`` would put at ``site``.  Raises ``PlanError`` when it cannot be built."""
-    try:
-        check(site.out_channels, swap.s, swap.d, site.groups)
-    except PlanError as problem:
-        raise PlanError(f"{site.name}: {problem}") from None
+    _require_buildable(site, swap.s, swap.d)
     m = intrinsic_maps(site.out_channels, swap.s, site.groups)
     primary, cheap = m * site.fan_in, m * (swap.s - 1) * swap.d**2
     extras = m * swap.s * ((1 if site.bias else 0) + (2 if swap.parts == "norm-act" else 0))
@@ -82,6 +79,13 @@ def saving_per_element(site: Site, swap: Swap) -> float:
     return (swap.before.macs - swap.after.macs) / site.positions / moved
 
 
+def _require_buildable(site: Site, s: int, d: int) -> None:
+    try:
+        check(site.out_channels, s, d, site.groups)
+    except PlanError as problem:
+        raise PlanError(f"{site.name}: {problem}") from None
+
+
 def _unless_it_loses(site: Site, swap: Swap, settings: GhostSettings) -> Swap | Skip:
     if settings.min_saving == 0:
         return swap
@@ -106,9 +110,10 @@ def _left_alone(site: Site, settings: GhostSettings) -> str | None:
     return None if site.role in settings.also else _KEPT.get(site.role)
 
 
-def _settings_for(site: Site, settings: GhostSettings) -> tuple[int, int, str, bool]:
+def _settings_for(site: Site, settings: GhostSettings) -> tuple[int, int, Parts, bool]:
     """(s, d, parts) for a site, and whether its s was set by name rather than for all."""
-    s, d, parts, explicit = settings.s, settings.d, settings.parts, False
+    s, d, parts = settings.s, settings.d, settings.parts
+    explicit = False
     for glob, own in settings.set.items():
         if fnmatchcase(site.name, glob):
             s, d, parts = own.s or s, own.d or d, own.parts or parts

@@ -60,7 +60,7 @@ class Data:
         Process ``rank`` of ``world`` gets its even share of the images.  A last batch of one image is left out: batch
         norm cannot be trained on it.  Raises DataError when there are no training images.
         """
-        train = self._need_train("train on")
+        train = self._need_train("train on").quick
         generator = Generator().manual_seed(epoch_seed(seed, epoch))
         draws = torch.rand(len(train), DRAWS, generator=generator)
         order = torch.randperm(len(train), generator=generator).tolist()
@@ -71,7 +71,7 @@ class Data:
 
     def test_loader(self, batch_size: int, workers: int = 0) -> Loader:
         """All test images in their order, as they are: (n, C, H, W), (n,)."""
-        return Loader(self.test, in_batches(range(len(self.test)), batch_size), workers)
+        return Loader(self.test.quick, in_batches(range(len(self.test)), batch_size), workers)
 
     def calibration(self, n: int) -> Tensor:
         """The same ``n`` training images every time, not varied: (n, C, H, W); all of them where there are fewer.
@@ -95,7 +95,7 @@ def load_data(settings: DataSettings, shape: Shape | None = None, classes: int |
     """
     kind, colon, rest = settings.source.partition(":")
     load = {"digits": _digits, "folder": _folder, "cifar10": _cifar10, "fake": _fake}.get(kind, _function)
-    if load is _function and (not kind or not rest) or bool(colon) and kind in ("digits", "fake"):
+    if (load is _function and not (kind and rest)) or (colon and kind in ("digits", "fake")):
         raise DataError(f"There is no data source {settings.source!r}; write {_FORMS}.{_near(settings.source)}")
     if load in (_folder, _cifar10) and not rest:
         raise DataError(f"Data source {settings.source!r} does not say where the images are; write {kind}:PATH.")
@@ -246,7 +246,9 @@ def _splits(root: Path) -> dict[str, dict[str, list[str]]]:
 def _classes(split: Path) -> dict[str, list[str]]:
     folders = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
-        raise DataError(f"Data folder {str(split)!r} has no class folders; it must hold one folder of images per class.")
+        raise DataError(
+            f"Data folder {str(split)!r} has no class folders; it must hold one folder of images per class."
+        )
     return {name: _image_files(split / name) for name in folders}
 
 
@@ -302,13 +304,17 @@ def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
         (train, test), classes = made, None
     else:
         what = type(made).__name__
-        raise DataError(f"Data function {name!r} returned a {what}, not (train, test) or a dict of train, test, classes.")
+        raise DataError(
+            f"Data function {name!r} returned a {what}, not (train, test) or a dict of train, test, classes."
+        )
     for split, part in (("train", train), ("test", test)):
-        if part is None and split == "train":
-            continue
-        if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or len(part) == 0:
+        if not _is_dataset(part) and (split == "test" or part is not None):
             raise DataError(f"Data function {name!r}: {split} must be a dataset with a length and at least one item.")
     return train, test, classes
+
+
+def _is_dataset(part: Any) -> bool:
+    return hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part) > 0
 
 
 def _agreed(found: tuple[int, ...], wanted: Shape | None, name: str) -> Shape:

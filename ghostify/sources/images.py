@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ Box = tuple[float, float, float, float]
 DRAWS = 5  # vertical place, horizontal place, mirror, crop area, crop shape
 LARGE = 64  # images up to this size are shifted, larger ones are cropped and resized
 KEEP = 224 / 256  # share of a large image's shorter side that is looked at in evaluation
+ROOM = 2**29  # bytes of decoded small images that are kept in memory at most
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ class Images(Dataset[tuple[Tensor, int]], ABC):
     def take(self, indices: Sequence[int]) -> Images:
         """The same dataset with these images only."""
 
+    @property
+    def quick(self) -> Images:
+        """The same images, in the form that is quickest to read again and again."""
+        return self
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -96,10 +104,10 @@ class ArrayImages(Images):
 
     def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
-        pixels = _resized(_unit(self.pixels[rows]), self.shape[1:])
+        pixels = _resized(self.pixels[rows], self.shape[1:])
         if draws is not None:
             pixels = self.jitter(pixels, draws)
-        return self.scale(_with_channels(pixels, self.shape[0])), self.labels[rows]
+        return self.scale(_with_channels(_unit(pixels), self.shape[0])), self.labels[rows]
 
     def take(self, indices: Sequence[int]) -> ArrayImages:
         rows = torch.as_tensor(indices)
@@ -125,16 +133,26 @@ class FileImages(Images):
         if draws is not None and self.crops:
             rows = draws.tolist()
         frames = np.stack([self._frame(self.files[index], row) for index, row in zip(indices, rows, strict=True)])
-        pixels = _unit(torch.from_numpy(frames).permute(0, 3, 1, 2))
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
         if draws is not None:
             pixels = self.jitter(pixels, draws)
-        return self.scale(pixels), self.labels[torch.as_tensor(indices)]
+        return self.scale(_unit(pixels)), self.labels[torch.as_tensor(indices)]
 
     def take(self, indices: Sequence[int]) -> FileImages:
         files = tuple(self.files[index] for index in indices)
         return replace(self, files=files, labels=self.labels[torch.as_tensor(indices)])
 
-    def _frame(self, file: str, row: list[float] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    @cached_property
+    def quick(self) -> Images:
+        """The same images decoded once and for all, where they are small and fit in ``ROOM``."""
+        if max(self.shape[1:]) > LARGE or len(self) * math.prod(self.shape) > ROOM:
+            return self
+        pixels = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+        for index, file in enumerate(self.files):
+            pixels[index] = torch.from_numpy(self._frame(file)).permute(2, 0, 1)
+        return ArrayImages(pixels=pixels, labels=self.labels, shape=self.shape, scale=self.scale, jitter=self.jitter)
+
+    def _frame(self, file: str, row: list[float] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """One image as (H, W, C) bytes: its middle, or the part that the draws in ``row`` choose."""
         channels, height, width = self.shape
         image = read_image(file, "L" if channels == 1 else "RGB")
@@ -144,7 +162,7 @@ class FileImages(Images):
             keep = KEEP if max(height, width) > LARGE else 1.0
             box = _centre_box(image.size, (width, height), keep)
             image = image.resize((width, height), Image.Resampling.BILINEAR, box)
-        return np.asarray(image).reshape(height, width, channels)
+        return np.array(image).reshape(height, width, channels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,7 +219,9 @@ def read_pair(pairs: Any, index: int, seed: int | None, name: str) -> tuple[Tens
         raise DataError(f"Data {name!r}: item {index} cannot be read as (image, label): {text}.") from None
     if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
         what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise DataError(f"Data {name!r}: item {index} must be a float tensor (C, H, W) and an int; its image is {what}.")
+        raise DataError(
+            f"Data {name!r}: item {index} must be a float tensor (C, H, W) and an int; its image is {what}."
+        )
     return image, label
 
 
@@ -213,16 +233,16 @@ def data_error(problem: BaseException) -> DataError:
 
 
 class Loader(DataLoader[tuple[Tensor, Tensor]]):
-    """Batches of (images (n, C, H, W), labels (n,)) in a given order; what goes wrong in it is one line of DataError."""
+    """Batches of (images (n, C, H, W), labels (n,)) in a given order; what goes wrong is a DataError of one line."""
 
     def __init__(
         self, images: Images, batches: list[list[int]], workers: int, seed: int = 0, draws: Tensor | None = None
     ) -> None:
         super().__init__(
-            _Batches(images, draws),  # type: ignore[arg-type]
+            _Batches(images, draws),
             batch_size=None,
             sampler=batches,
-            num_workers=workers,
+            num_workers=0 if isinstance(images, ArrayImages) else workers,  # memory is quicker than a pipe
             pin_memory=torch.cuda.is_available(),
             generator=Generator().manual_seed(seed),  # so that loading takes nothing from the global generator
         )
@@ -231,6 +251,8 @@ class Loader(DataLoader[tuple[Tensor, Tensor]]):
         try:
             yield from super().__iter__()
         except DataError as problem:
+            # Its frames hold the loader processes in a cycle; ended by the garbage collector, each takes 5 s to go.
+            traceback.clear_frames(problem.__traceback__)
             raise data_error(problem) from None
         except RuntimeError as problem:
             if "DataLoader worker" not in str(problem):
@@ -247,7 +269,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 def shuffled(count: int, seed: int) -> list[int]:
     """0 .. count - 1 in an order that ``seed`` alone decides."""
-    return torch.randperm(count, generator=Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
+    return torch.randperm(count, generator=Generator().manual_seed(seed)).tolist()
 
 
 def in_batches(order: Sequence[int], size: int) -> list[list[int]]:
@@ -283,7 +305,7 @@ def _unit(pixels: Tensor) -> Tensor:
 def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
     if pixels.shape[2:] == size:
         return pixels
-    return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(_unit(pixels), size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _with_channels(pixels: Tensor, channels: int) -> Tensor:

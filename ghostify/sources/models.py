@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ghostify.sources.named import find_function, near_path, one_line
 KINDS = ("torchvision", "timm", "ghostify")
 DEFAULT = "DEFAULT"  # the value of ModelSettings.weights that asks for the source's own trained weights
 NESTINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "ema", "model_ema", "state_dict_ema")
+PICKLES = (b"P", b"\x80")  # how archives (PK) and bare pickles begin
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _FORMS = "torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function, or a run folder"
 
@@ -106,10 +108,7 @@ def _ghostify(source: str, args: Mapping[str, Any], trained: bool) -> nn.Module:
 def _function(source: str, args: Mapping[str, Any], trained: bool) -> nn.Module:
     function = find_function(source, KINDS, ModelError)
     _refuse_default(source, trained)
-    model = _called(source, function, args)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{source!r} returned a {type(model).__name__}; it must return a torch.nn.Module.")
-    return model
+    return _called(source, function, args)
 
 
 def _known(source: str, names: list[str]) -> str:
@@ -126,13 +125,17 @@ def _called(
     fixed: Mapping[str, Any] | None = None,
     *,
     downloads: bool = False,
-) -> Any:
+) -> nn.Module:
+    """What ``build`` returns; whatever goes wrong in it becomes one line."""
     try:
-        return build(**(fixed or {}), **args)
+        made = build(**(fixed or {}), **args)
     except Exception as problem:  # a constructor, and a download library, may fail in any way
         if downloads and _is_download(problem):
             raise WeightsError(_no_download(source, problem)) from None
         raise ModelError(_cannot_build(source, build, args, problem)) from None
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"{source!r} returned a {type(made).__name__}; it must return a torch.nn.Module.")
+    return made
 
 
 def _is_download(problem: Exception) -> bool:
@@ -156,7 +159,9 @@ def _no_download(source: str, problem: Exception) -> str:
 
 def _refuse_default(source: str, trained: bool) -> None:
     if trained:
-        raise WeightsError(f"{source!r} has no trained weights of its own (DEFAULT); pass a checkpoint file as weights.")
+        raise WeightsError(
+            f"{source!r} has no trained weights of its own (DEFAULT); pass a checkpoint file as weights."
+        )
 
 
 def _unknown_form(source: str) -> str:
@@ -204,7 +209,7 @@ def _torchvision_shape(name: str) -> tuple[int, int, int] | None:
 
     if models.get_model_builder(name).__module__.startswith(("torchvision.models.video", "torchvision.models.optical")):
         return None  # clips and pairs of frames are not (C, H, W)
-    preset: Any = models.get_model_weights(name).DEFAULT.transforms  # type: ignore[attr-defined]
+    preset: Any = models.get_model_weights(name).DEFAULT.transforms
     size = getattr(preset, "keywords", {}).get("crop_size", 224)
     return 3, size, size
 
@@ -235,19 +240,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as problem:
-        if "nsupported" in str(problem):  # "Unsupported global", "Unsupported class", ...
-            raise WeightsError(
-                f"Weights file {str(path)!r} holds pickled Python objects, refused; re-save it as model.state_dict()."
-            ) from None
-        raise WeightsError(_damaged(path, problem)) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what is wrong; the error says it
+            return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as problem:  # a damaged archive fails in many ways
-        if "TorchScript" in str(problem):
-            raise WeightsError(
-                f"Weights file {str(path)!r} is a TorchScript program, refused; re-save it as model.state_dict()."
-            ) from None
-        raise WeightsError(_damaged(path, problem)) from None
+        raise WeightsError(_refused(path, problem) or _damaged(path, problem)) from None
+
+
+def _refused(path: Path, problem: Exception) -> str:
+    """Why a file is refused for holding code; empty when that is not the problem."""
+    content = ""
+    if "TorchScript" in str(problem):
+        content = "a TorchScript program"
+    elif isinstance(problem, pickle.UnpicklingError) and "Unsupported" in str(problem):
+        with path.open("rb") as file:
+            content = "pickled Python objects" if file.read(1) in PICKLES else ""  # any text is "unsupported", too
+    return content and f"Weights file {str(path)!r} holds {content}, refused; re-save it as model.state_dict()."
 
 
 def _damaged(path: Path, problem: Exception) -> str:

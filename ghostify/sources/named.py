@@ -26,7 +26,7 @@ def find_function(source: str, kinds: Iterable[str], error: type[GhostifyError])
         raise error(f"{source!r}: module {place!r} has no function {name!r}.{did_you_mean(name, known)}")
     if not callable(function):
         raise error(f"{source!r}: {name!r} is a {type(function).__name__}, not a function that can be called.")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def one_line(problem: BaseException) -> str:

@@ -1,0 +1,319 @@
+"""Ghosted ⇄ run folder.  Artefacts are data, not code: a source, a plan, safetensors; nothing is pickled.
+
+    run.json            what this is: format, model source, which weights, and the sha256 of every other file
+    plan.yaml           the swaps and skips
+    scan.json           the network before and after
+    recipe.yaml         the whole experiment, where there was one
+    weights-*.safetensors
+    report.json         theory, counts and measurements
+    environment.json    versions, platform, device, seed
+
+``run.json`` is written last, in one step; a folder without it holds no finished run, and a file that no longer has its
+sha256 is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from ghostify.errors import GhostifyError, RunError, did_you_mean
+from ghostify.files import replacing, sha256
+from ghostify.planning import Plan, read_plan
+from ghostify.recipe import ModelSettings, Recipe
+from ghostify.reporting import Report
+from ghostify.rewriting import Ghosted, replaced
+from ghostify.scanning import Scan
+from ghostify.sources import build_model
+
+FORMAT = 1
+RUN = "run.json"
+_LIBRARIES = ("ghostify", "torch", "torchvision", "timm", "safetensors", "pydantic", "scikit-learn", "numpy")
+
+
+class Run(BaseModel):
+    """What ``run.json`` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    state: str
+    """converted, or finetuned."""
+    model: ModelSettings | None
+    """Where the network came from; None for one that was handed over in Python."""
+    weights: str
+    original: str | None = None
+    """The original network's weights, kept when they exist nowhere else."""
+    files: dict[str, str]
+
+
+class Scans(BaseModel):
+    """The network before and after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    before: Scan
+    after: Scan
+
+
+# -- writing ---------------------------------------------------------------------------------------------------
+
+
+def save(
+    ghosted: Ghosted,
+    folder: str | Path,
+    *,
+    model: ModelSettings | str | None = None,
+    recipe: Recipe | None = None,
+    report: Report | None = None,
+    original: nn.Module | None = None,
+    state: str = "converted",
+    environment: dict[str, Any] | None = None,
+) -> Path:
+    """Write a run folder, or bring one up to date; a crash leaves what was there before.
+
+    ``model`` is the source that rebuilds the network (``torchvision:resnet50``); without it, ``load`` must be given
+    the module.  ``original`` is kept too when given.  Raises ``RunError`` when the folder holds another model's run or
+    cannot be written.
+    """
+    folder = Path(folder)
+    source = ModelSettings(source=model) if isinstance(model, str) else model or (recipe.model if recipe else None)
+    weights = f"weights-{state}.safetensors"
+    texts = {
+        "plan.yaml": ghosted.plan.to_yaml(),
+        "scan.json": Scans(before=ghosted.before, after=ghosted.after).model_dump_json(),
+        "environment.json": json.dumps({**describe_environment(), **(environment or {})}, indent=2),
+    }
+    if report is not None:
+        texts["report.json"] = report.model_dump_json(indent=2)
+    if recipe is not None:
+        texts["recipe.yaml"] = _yaml(recipe)
+    modules = {weights: ghosted.module} | ({"weights-original.safetensors": original} if original else {})
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = _files_kept(folder)
+        files = {name: _write(folder / name, text.encode()) for name, text in texts.items()}
+        files |= {name: _write_weights(folder / name, module) for name, module in modules.items()}
+        run = Run(
+            state=state,
+            model=source,
+            weights=weights,
+            original="weights-original.safetensors" if "weights-original.safetensors" in kept | files else None,
+            files=kept | files,
+        )
+        _write(folder / RUN, run.model_dump_json(indent=2).encode())
+    return folder
+
+
+def reserve(output: str | Path) -> Path:
+    """Make and return a new run folder: ``output``, or ``output-2``, ``output-3``, … where it is taken.
+
+    Raises ``RunError`` when it cannot be made or written to, before any long work is done.
+    """
+    output = Path(output)
+    with _writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 100_000):
+            folder = output if number == 1 else output.with_name(f"{output.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    raise RunError(f"No free name is left beside {str(output)!r}.")
+
+
+def note_request(folder: Path, recipe: Recipe, given: Plan | None = None) -> None:
+    """Put down what a run was asked to do, so that it can go on after an interruption."""
+    with _writing(folder):
+        _write(folder / "recipe.yaml", _yaml(recipe).encode())
+        if given is not None:
+            _write(folder / "plan-given.yaml", given.to_yaml().encode())
+
+
+def discard(folder: Path) -> None:
+    """Remove a reserved folder that holds nothing to go on from: no run, no checkpoint."""
+    if not (folder / RUN).exists() and not any(folder.rglob("state.safetensors")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and platform, as a run folder and ``ghostify env`` tell them."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+    }
+
+
+# -- reading ---------------------------------------------------------------------------------------------------
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> Ghosted:
+    """The rewritten module of a run folder, on the CPU in eval mode, with bit-equal outputs to the one saved.
+
+    ``model`` is the original module, needed only where the run was saved without a source; its weights do not matter.
+    Raises ``RunError`` for a folder that holds no run, or one with a changed, truncated or unfitting file.
+    """
+    folder = Path(folder)
+    run = read_run(folder)
+    plan = read_plan(_verified(folder, run, "plan.yaml"))
+    scans = _parsed(Scans, _verified(folder, run, "scan.json"))
+    weights = _verified(folder, run, run.weights)
+    module = replaced(_base(folder, run, model), plan.swaps)
+    _load_weights(module, weights)
+    return Ghosted(module.eval(), plan, scans.before, scans.after)
+
+
+def load_original(folder: str | Path) -> nn.Module | None:
+    """The network a run began with, trained, or None where the run can no longer tell (weights given in Python)."""
+    folder = Path(folder)
+    run = read_run(folder)
+    if run.original:
+        module = _base(folder, run, None)
+        _load_weights(module, _verified(folder, run, run.original))
+        return module.eval()
+    return build_model(run.model).eval() if run.model and run.model.weights else None
+
+
+def read_run(folder: str | Path) -> Run:
+    """What ``run.json`` of a folder says.  Raises ``RunError``."""
+    folder = Path(folder)
+    path = folder / RUN
+    if not folder.is_dir():
+        siblings = [str(other) for other in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        raise RunError(f"Run folder {str(folder)!r} does not exist.{did_you_mean(str(folder), siblings)}")
+    if not path.is_file():
+        raise RunError(f"{str(folder)!r} holds no finished run: it has no {RUN}.")
+    run = _parsed(Run, path)
+    if run.format != FORMAT:
+        raise RunError(f"{str(path)!r} has format {run.format}; this version reads format {FORMAT}.")
+    return run
+
+
+def read_report(folder: str | Path) -> Report:
+    """The report of a run folder.  Raises ``RunError``."""
+    folder = Path(folder)
+    return _parsed(Report, _verified(folder, read_run(folder), "report.json"))
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether ``path`` is a folder with a run in it."""
+    return (Path(path) / RUN).is_file()
+
+
+def _base(folder: Path, run: Run, model: nn.Module | None) -> nn.Module:
+    if model is not None:
+        return model
+    if run.model is None:
+        raise RunError(
+            f"{str(folder)!r} was saved without a model source; load it in Python: load(folder, model=original)."
+        )
+    return build_model(run.model, pretrained=False)
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    try:
+        _match_dtypes(module, path)
+        load_model(module, path, strict=True)
+    except (RuntimeError, SafetensorError, OSError, KeyError) as problem:
+        reason = " ".join(str(problem).split())[:300]
+        raise RunError(f"{str(path)!r} does not fit the network its source builds: {reason}") from None
+
+
+def _match_dtypes(module: nn.Module, path: Path) -> None:
+    """Give every tensor the dtype it was saved in, so that a half-precision network comes back as one."""
+    with safe_open(path, "pt") as file:
+        saved = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        kind = kinds.get(saved.get(name, ""))
+        if kind is not None and tensor.dtype != kind:
+            tensor.data = tensor.data.to(kind)
+
+
+def _verified(folder: Path, run: Run, name: str) -> Path:
+    """The path of a run's file, once its content is what was written."""
+    path = folder / name
+    if name not in run.files:
+        raise RunError(f"Run {str(folder)!r} has no {name}.")
+    if not path.is_file():
+        raise RunError(f"{str(path)!r} is missing from its run folder.")
+    if sha256(path) != run.files[name]:
+        raise RunError(f"{str(path)!r} was changed or truncated since it was written (its sha256 differs); refused.")
+    return path
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _parsed(kind: type[_Model], path: Path) -> _Model:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as problem:
+        first = problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else str(problem)
+        raise RunError(f"{str(path)!r} cannot be read: {first}.") from None
+
+
+def _yaml(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+# -- the disk --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise RunError(f"Run folder {str(folder)!r} cannot be written: {reason}.") from problem
+    except SafetensorError as problem:
+        raise RunError(f"Run folder {str(folder)!r} cannot be written: {problem}.") from problem
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Write a file under its name in one step; its sha256."""
+    with replacing(path) as new:
+        new.write_bytes(content)
+    return sha256(path)
+
+
+def _write_weights(path: Path, module: nn.Module) -> str:
+    with replacing(path) as new:
+        save_model(module, str(new))
+        new.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
+    return sha256(path)
+
+
+def _files_kept(folder: Path) -> dict[str, str]:
+    """The files of the run already there, when it is being brought up to date."""
+    if not is_run(folder):
+        return {}
+    try:
+        return dict(read_run(folder).files)
+    except GhostifyError:
+        return {}
+
+
+def _version(name: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return None

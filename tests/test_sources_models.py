@@ -1,0 +1,353 @@
+"""Networks by name and weights by file: what is found, and the one line that says why something is not."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import urllib.error
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ghostify.errors import GhostifyError, ModelError, WeightsError
+from ghostify.networks import resnet8
+from ghostify.recipe import ModelSettings
+from ghostify.sources import build_model, input_shape, load_weights
+
+USER_MODULE = """
+from torch import nn
+number = 3
+def small(width=4): return nn.Conv2d(3, width, 1)
+def nothing(): return {"not": "a module"}
+def broken(): raise KeyError("lost")
+class Net(nn.Conv2d):
+    def __init__(self, width=4): super().__init__(3, width, 1)
+"""
+
+
+def model(source: str, **settings: Any) -> nn.Module:
+    return build_model(ModelSettings(source=source, **settings))
+
+
+def refusal(call: Callable[[], Any], error: type[GhostifyError]) -> str:
+    """The message of the ``error`` that ``call`` raises: always one line, always a sentence, never chained."""
+    with pytest.raises(error) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text and "Traceback" not in text and text.endswith((".", "?"))
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return text
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(v, w) for (a, v), (b, w) in pairs)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a user's module in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "user_nets", raising=False)
+    (tmp_path / "user_nets.py").write_text(USER_MODULE)
+    return tmp_path
+
+
+# --- found
+
+
+@pytest.mark.parametrize(
+    ("source", "args", "shape", "outputs"),
+    [
+        ("torchvision:squeezenet1_1", {"num_classes": 5}, (3, 224, 224), 5),
+        ("timm:mobilenetv3_small_050", {"num_classes": 5, "in_chans": 1}, (1, 224, 224), 5),
+        ("ghostify:resnet8", {"num_classes": 5, "in_channels": 1}, (1, 32, 32), 5),
+    ],
+)
+def test_a_named_network_takes_the_shape_its_source_tells(
+    source: str, args: dict[str, Any], shape: tuple[int, int, int], outputs: int
+) -> None:
+    if source.startswith("timm:"):
+        pytest.importorskip("timm")
+    settings = ModelSettings(source=source, args=args)
+    built = build_model(settings)
+    assert built.training
+    assert input_shape(settings, built) == shape
+    assert built.eval()(torch.rand(1, *shape)).shape == (1, outputs)
+
+
+@pytest.mark.parametrize("name", ["small", "Net"])
+def test_a_users_function_is_called_with_its_arguments(here: Path, name: str) -> None:
+    settings = ModelSettings(source=f"user_nets:{name}", args={"width": 6})
+    built = build_model(settings)
+    assert isinstance(built, nn.Conv2d) and built.out_channels == 6
+    assert input_shape(settings, built) is None
+
+
+def test_a_random_network_warns_of_nothing_and_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("downloads"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("googlenet", "lraspp_mobilenet_v3_large"):
+            model(f"torchvision:{name}")
+
+
+def test_arguments_win_over_the_quiet_defaults() -> None:
+    torch.manual_seed(0)
+    plain = model("torchvision:googlenet", args={"init_weights": False})
+    torch.manual_seed(0)
+    initialised = model("torchvision:googlenet")
+    assert not equal(plain, initialised)
+
+
+@pytest.mark.parametrize(
+    ("source", "shape"),
+    [
+        ("torchvision:inception_v3", (3, 299, 299)),
+        ("torchvision:resnet18", (3, 224, 224)),
+        ("torchvision:efficientnet_b1", (3, 240, 240)),
+        ("torchvision:deeplabv3_resnet50", (3, 224, 224)),
+        ("torchvision:r3d_18", None),
+    ],
+)
+def test_torchvision_input_shapes(source: str, shape: tuple[int, int, int] | None) -> None:
+    assert input_shape(ModelSettings(source=source), nn.Identity()) == shape
+
+
+def test_the_input_setting_wins() -> None:
+    assert input_shape(ModelSettings(source="ghostify:resnet8", input=(1, 8, 9)), nn.Identity()) == (1, 8, 9)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (0, 8, 8), (1, 3, 8, 8), (3, -1, 8), ()])
+def test_an_input_that_is_no_image_shape_is_refused(shape: tuple[int, ...]) -> None:
+    settings = ModelSettings(source="ghostify:resnet8", input=shape)
+    assert "(C, H, W)" in refusal(lambda: input_shape(settings, nn.Identity()), ModelError)
+
+
+# --- not found, not built
+
+
+@pytest.mark.parametrize(
+    ("source", "args", "says"),
+    [
+        ("torchvision:resnet118", {}, "Did you mean 'resnet18'?"),
+        ("torchvision:quantized_resnet18", {}, "no network 'quantized_resnet18'"),
+        ("ghostify:resnet57", {}, "Did you mean 'resnet56'?"),
+        ("timm:resnt50", {}, "Did you mean 'resnet50"),
+        ("resnet18", {}, "Did you mean 'torchvision:resnet18'?"),
+        ("resnet56", {}, "Did you mean 'ghostify:resnet56'?"),
+        ("resnet", {}, "torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function"),
+        ("torchvision:", {}, "does not say where"),
+        ("", {}, "does not say where"),
+        ("torchvison:resnet18", {}, "Did you mean 'torchvision'?"),
+        ("some/path:fn", {}, "not the name of a Python module"),
+        ("user_nets:smal", {}, "has no function 'smal'. Did you mean 'small'?"),
+        ("user_nets:number", {}, "is a int, not a function"),
+        ("user_nets:nothing", {}, "returned a dict; it must return a torch.nn.Module"),
+        ("user_nets:broken", {}, "KeyError: 'lost'"),
+        ("user_nets:small", {"widht": 3}, "Did you mean 'width'?"),
+        ("ghostify:resnet8", {"width": 5}, "with width=5: width must be an even number"),
+        ("ghostify:resnet8", {"num_clases": 5}, "Did you mean 'num_classes'?"),
+        ("torchvision:resnet18", {"num_clases": 5}, "Did you mean 'num_classes'?"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "multiple values for keyword argument 'weights'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_line(here: Path, source: str, args: dict[str, Any], says: str) -> None:
+    if source.startswith("timm:"):
+        pytest.importorskip("timm")
+    assert says in refusal(lambda: model(source, args=args), ModelError)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("def f(:", "SyntaxError"), ("import no_such_thing", "No module named 'no_such_thing'"), ("1/0", "ZeroDivision")],
+)
+def test_a_users_module_that_cannot_be_imported_is_one_line(here: Path, code: str, says: str) -> None:
+    (here / "bad_nets.py").write_text(code)
+    assert says in refusal(lambda: model("bad_nets:f"), ModelError)
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install 'ghostify[timm]'" in refusal(lambda: model("timm:resnet18"), ModelError)
+
+
+# --- trained weights of the source's own
+
+
+def test_default_weights_come_from_the_source_unless_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(1)
+    trained = squeezenet1_1()
+    asked: list[str] = []
+    monkeypatch.setattr(
+        torch.hub, "load_state_dict_from_url", lambda url, *a, **k: asked.append(url) or trained.state_dict()
+    )
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", torch.hub.load_state_dict_from_url)
+    settings = ModelSettings(source="torchvision:squeezenet1_1", weights="DEFAULT")
+    assert not equal(build_model(settings, pretrained=False), trained) and not asked
+    assert equal(build_model(settings), trained) and len(asked) == 1
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **kwargs: Any) -> Any:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    text = refusal(lambda: model("torchvision:squeezenet1_1", weights="DEFAULT"), WeightsError)
+    assert "no route to host" in text and "pass a checkpoint file" in text
+
+
+def test_timm_weights_that_cannot_be_downloaded_name_the_offline_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+
+    class NotInCache(FileNotFoundError, ValueError):
+        """As huggingface_hub's LocalEntryNotFoundError, which is both."""
+
+    def offline(*args: Any, **kwargs: Any) -> Any:
+        raise NotInCache("cannot find the requested files\n\nin the local cache")
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", offline)
+    text = refusal(lambda: model("timm:mobilenetv3_small_050", weights="DEFAULT"), WeightsError)
+    assert "HF_HUB_OFFLINE=1" in text
+
+
+def test_wrong_arguments_are_not_mistaken_for_a_failed_download() -> None:
+    args = {"num_classes": 10}  # torchvision's own weights have 1000
+    settings = {"weights": "DEFAULT", "args": args}
+    assert "1000" in refusal(lambda: model("torchvision:squeezenet1_1", **settings), ModelError)
+
+
+@pytest.mark.parametrize("source", ["ghostify:resnet8", "user_nets:small"])
+def test_a_source_without_trained_weights_says_so(here: Path, source: str) -> None:
+    assert "no trained weights" in refusal(lambda: model(source, weights="DEFAULT"), WeightsError)
+
+
+# --- checkpoints
+
+
+def prefixed(prefix: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        OrderedDict,
+        lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}},
+        lambda state: {"model_state_dict": state, "step": torch.tensor(3)},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: {"ema": state},
+        prefixed("module."),
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod."),
+        prefixed("_orig_mod.module."),
+        lambda state: {"state_dict": prefixed("model.")(state)},
+        lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+    ],
+)
+def test_a_checkpoint_is_found_in_its_wrappings(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    trained, other = resnet8(), resnet8()
+    torch.save(wrap(trained.state_dict()), tmp_path / "weights.pt")
+    load_weights(other, tmp_path / "weights.pt")
+    assert equal(trained, other)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    trained, path = resnet8(), tmp_path / "weights.safetensors"
+    save_file(trained.state_dict(), path)
+    assert equal(model("ghostify:resnet8", weights=str(path)), trained)
+
+
+def test_without_pretrained_the_weights_file_is_not_even_looked_for() -> None:
+    build_model(ModelSettings(source="ghostify:resnet8", weights="nowhere.pt"), pretrained=False)
+
+
+def test_a_network_whose_own_names_have_the_prefix_keeps_it(tmp_path: Path) -> None:
+    trained, other = nn.ModuleDict({"model": nn.Linear(2, 2)}), nn.ModuleDict({"model": nn.Linear(2, 2)})
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    load_weights(other, tmp_path / "weights.pt")
+    assert equal(trained, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s.pop("conv1.weight"), "1 missing (conv1.weight)"),
+        (lambda s: [s.pop(key) for key in list(s)[1:5]], "4 missing ("),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected (extra)"),
+        (lambda s: s.update({"linear.bias": torch.zeros(3)}), "1 of another shape (linear.bias is 3, not 10)"),
+        (lambda s: s.update({"linear.bias": "text"}), "1 of another shape (linear.bias is str, not 10)"),
+    ],
+)
+def test_weights_of_another_network_change_nothing(tmp_path: Path, change: Callable[[Any], Any], says: str) -> None:
+    path, target = tmp_path / "weights.pt", resnet8()
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    state = resnet8().state_dict()
+    change(state)
+    torch.save(state, path)
+    text = refusal(lambda: load_weights(target, path), WeightsError)
+    assert says in text and "weights.pt" in text and "CifarResNet" in text
+    assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
+
+
+class Payload:
+    """Runs code when unpickled by a careless reader."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a pickle was run",)
+
+
+def truncated(path: Path, keep: float, suffix: str) -> None:
+    whole = path.with_name(f"whole{suffix}")
+    save_file(resnet8().state_dict(), whole) if suffix == ".safetensors" else torch.save(resnet8().state_dict(), whole)
+    content = whole.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "says"),
+    [
+        ("empty.pt", lambda p: p.touch(), "is empty"),
+        ("folder.pt", lambda p: p.mkdir(), "is a folder"),
+        ("text.pt", lambda p: p.write_text("hello, this is no checkpoint\n" * 9), "not a checkpoint"),
+        ("half.pt", lambda p: truncated(p, 0.5, ".pt"), "truncated"),
+        ("end.pt", lambda p: truncated(p, 0.98, ".pt"), "truncated"),
+        ("half.safetensors", lambda p: truncated(p, 0.5, ".safetensors"), "truncated"),
+        ("tiny.safetensors", lambda p: p.write_bytes(b"1234"), "truncated"),
+        ("code.pt", lambda p: torch.save({"state_dict": Payload()}, p), "holds pickled Python objects, refused"),
+        ("plain.pkl", lambda p: p.write_bytes(pickle.dumps({"a": Payload()})), "refused"),
+        ("module.pt", lambda p: torch.save(resnet8(), p), "re-save it as model.state_dict()"),
+        ("list.pt", lambda p: torch.save([1, 2], p), "holds a list"),
+        ("nothing.pt", lambda p: torch.save({"epoch": 3}, p), "holds no weights; its keys: epoch"),
+        ("hollow.pt", lambda p: torch.save({}, p), "holds no weights; its keys: none"),
+    ],
+)
+def test_an_unusable_checkpoint_is_one_line(tmp_path: Path, name: str, write: Callable[[Path], Any], says: str) -> None:
+    write(tmp_path / name)
+    text = refusal(lambda: load_weights(resnet8(), tmp_path / name), WeightsError)
+    assert says in text and name in text
+
+
+def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        torch.jit.trace(nn.ReLU(), torch.rand(1)).save(str(tmp_path / "program.pt"))
+    assert "TorchScript" in refusal(lambda: load_weights(resnet8(), tmp_path / "program.pt"), WeightsError)
+
+
+def test_a_missing_checkpoint_suggests_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "resnet20-cifar10.pt").touch()
+    text = refusal(lambda: load_weights(resnet8(), tmp_path / "resnet20-cifar.pt"), WeightsError)
+    assert "does not exist" in text and "Did you mean 'resnet20-cifar10.pt'?" in text
