@@ -169,7 +169,7 @@ def _weight_shape(traced: Traced, node: fx.Node) -> tuple[int, ...]:
     if node.op == "call_module":
         owner = traced.owner(node)
         assert owner is not None
-        return tuple(owner.weight.shape)  # type: ignore[union-attr, arg-type]
+        return tuple(owner.weight.shape)  # type: ignore[arg-type]
     return _shape(node, 1, "weight")
 
 

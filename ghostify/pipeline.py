@@ -19,7 +19,7 @@ from ghostify.planning import Plan, check, plan
 from ghostify.recipe import DataSettings, GhostSettings, ModelSettings, Recipe, make_settings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, rewrite
-from ghostify.saving import is_run, load, load_original, read_run, save
+from ghostify.saving import clear_checkpoints, is_run, load, load_original, read_run, save
 from ghostify.scanning import scan
 from ghostify.sources import Data, build_model, input_shape, load_data
 from ghostify.tracing import Traced, trace
@@ -78,7 +78,7 @@ def prepare(model: ModelSettings, data: DataSettings | None = None, seed: int = 
     Raises ``ModelError``, ``WeightsError``, ``DataError``, and ``RecipeError`` when nothing says the input's shape.
     """
     torch.manual_seed(seed)
-    if is_run(model.source) or Path(model.source).is_dir():
+    if is_run(model.source) or (":" not in model.source and "/" in model.source):
         return _prepare_run(model, data, seed)
     module = build_model(model)
     shape = input_shape(model, module)
@@ -137,6 +137,7 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
         _finetune(subject, ghosted, recipe, folder, place, watcher)
         accuracy["finetuned"] = _accuracy(ghosted.module, subject.data, recipe, place)
         outcome = _saved(subject, ghosted, recipe, folder, latency, accuracy, state="finetuned")
+    clear_checkpoints(folder)
     return outcome
 
 
@@ -157,10 +158,13 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
             "does not tell where its weights are; set finetune.distill to 0."
         )
     ghosted = _as_it_is(subject, recipe)
-    accuracy = {"converted": _accuracy(subject.model, subject.data, recipe, place)}
+    now = "converted" if ghosted.plan.swaps else "original"
+    accuracy = {now: _accuracy(subject.model, subject.data, recipe, place)}
     _train(ghosted.module, recipe, folder / "finetune", subject.data, place, watcher, teacher)
     accuracy["finetuned"] = _accuracy(ghosted.module, subject.data, recipe, place)
-    return _saved(subject, ghosted, recipe, folder, None, accuracy, state="finetuned", original=teacher)
+    outcome = _saved(subject, ghosted, recipe, folder, None, accuracy, state="finetuned", original=teacher)
+    clear_checkpoints(folder)
+    return outcome
 
 
 def measure_accuracy(recipe: Recipe) -> Accuracy:
@@ -303,8 +307,9 @@ def _with_earlier_swaps(ghosted: Ghosted, earlier: Plan | None) -> Ghosted:
 
 
 def _notes(subject: Subject, recipe: Recipe) -> list[str]:
-    notes = []
-    if not recipe.model.weights and not recipe.pretrain and subject.swapped is None and ":" in recipe.model.source:
+    notes: list[str] = []
+    trained = recipe.model.weights or recipe.pretrain or subject.swapped
+    if subject.data and not trained:
         notes.append("The original network's weights are random unless its source sets them: accuracy means nothing.")
     if subject.data and "synthetic" in subject.data.description:
         notes.append("The images are synthetic: accuracy on them says nothing about real ones.")

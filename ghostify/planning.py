@@ -53,7 +53,7 @@ class Plan(BaseModel):
         if self.swaps:
             return self
         if not self.skips:
-            raise PlanError(f"{self.network} has no convolutions, so there is nothing to ghost.")
+            raise PlanError("The plan names no layer, so there is nothing to ghost.")
         reason, times = Counter(skip.reason for skip in self.skips).most_common(1)[0]
         example = next(skip.target for skip in self.skips if skip.reason == reason)
         others = f" (and {times - 1} more)" if times > 1 else ""
@@ -91,11 +91,13 @@ class Plan(BaseModel):
 def plan(scan: Scan, settings: GhostSettings | None = None, **changes: Any) -> Plan:
     """Propose for every site of ``scan``; ``changes`` are settings by name (``s=4``).
 
-    Raises ``PlanError`` for a pattern that matches nothing or a ratio that a layer named by the user cannot have, and
-    ``RecipeError`` for an unknown setting.
+    Raises ``PlanError`` for a network without convolutions, a pattern that matches nothing or a ratio that a layer set
+    by name cannot have, and ``RecipeError`` for an unknown setting.
     """
     settings = make_settings(GhostSettings, settings, changes)
     _require_matches(scan, settings)
+    if all(site.kind == "linear" for site in scan.sites):
+        raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
     rule = RULES[settings.method]
     try:
         proposals = [rule.propose(site, settings) for site in scan.sites]
@@ -121,6 +123,7 @@ def check(plan: Plan, scan: Scan) -> Plan:
         if site.name in said:
             raise PlanError(f"The plan names {entry.target!r} twice.")
         said[site.name] = _checked(entry, site, scan) if isinstance(entry, Swap) else entry
+    _require_same_network(plan, scan, sites_named=len(said))
     absent = "is not named in the plan"
     return _assembled(scan, [said.get(site.name) or Skip(target=site.name, reason=absent) for site in scan.sites])
 
@@ -132,6 +135,15 @@ def read_plan(path: str | Path) -> Plan:
     if read.format != FORMAT:
         raise PlanError(f"{where} has format {read.format}; this version reads format {FORMAT}.")
     return read
+
+
+def _require_same_network(plan: Plan, scan: Scan, sites_named: int) -> None:
+    """Refuse a plan that fits by chance: it leaves layers unnamed, and not because lines were taken out of it."""
+    if sites_named < len(scan.sites) and plan.before.params != scan.cost.params:
+        raise PlanError(
+            f"The plan was made for another network: it names {sites_named} of the {len(scan.sites)} layers of "
+            f"{scan.network}, for a network of {plan.before.params:,} parameters, and this has {scan.cost.params:,}."
+        )
 
 
 def _checked(swap: Swap, site: Site, scan: Scan) -> Swap:

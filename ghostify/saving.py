@@ -35,7 +35,7 @@ from torch import nn
 from ghostify.errors import GhostifyError, RunError, did_you_mean
 from ghostify.files import replacing, sha256
 from ghostify.planning import Plan, read_plan
-from ghostify.recipe import ModelSettings, Recipe
+from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
 from ghostify.reporting import Report
 from ghostify.rewriting import Ghosted, replaced
 from ghostify.scanning import Scan
@@ -43,6 +43,8 @@ from ghostify.sources import build_model
 
 FORMAT = 1
 RUN = "run.json"
+CHECKPOINTS = ("pretrain", "finetune")
+"""Folders in a run folder that hold what an interrupted training goes on from."""
 _LIBRARIES = ("ghostify", "torch", "torchvision", "timm", "safetensors", "pydantic", "scikit-learn", "numpy")
 
 
@@ -146,8 +148,26 @@ def note_request(folder: Path, recipe: Recipe, given: Plan | None = None) -> Non
 
 def discard(folder: Path) -> None:
     """Remove a reserved folder that holds nothing to go on from: no run, no checkpoint."""
-    if not (folder / RUN).exists() and not any(folder.rglob("state.safetensors")):
+    if not is_run(folder) and not any((folder / name).exists() for name in CHECKPOINTS):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove what a finished run no longer needs to go on from."""
+    for name in CHECKPOINTS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def resumable(folder: Path) -> Recipe:
+    """What an interrupted run was asked to do.  Raises ``RunError`` when there is nothing to go on with."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(f"{str(folder)!r} is no run folder to go on with: it has no recipe.yaml.")
+    recipe = validated(Recipe, read_yaml(path, RunError, "Recipe"), f"Recipe {str(path)!r}", RunError)
+    trains = recipe.finetune is not None and recipe.finetune.epochs > 0
+    if is_run(folder) and read_run(folder).state == ("finetuned" if trains else "converted"):
+        raise RunError(f"{str(folder)!r} is finished already; train it further with: ghostify finetune {folder}")
+    return recipe
 
 
 def describe_environment() -> dict[str, Any]:

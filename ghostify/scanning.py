@@ -334,6 +334,8 @@ def _downstream_of_weights(traced: Traced) -> set[fx.Node]:
     """Nodes whose value has passed a convolution or a linear layer."""
     fed: set[fx.Node] = set()
     for node in traced.graph.nodes:
+        if traced.from_outside(node):
+            fed.add(node)  # what it was made of is unknown, but the input itself it is not
         weighted = node.op in ("call_module", "call_function") and _is_weighted(op_name(traced, node))
         if weighted or any(source in fed for source in node.all_input_nodes):
             fed.add(node)

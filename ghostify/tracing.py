@@ -62,6 +62,10 @@ class Traced:
         """Shapes of the tensors in the example."""
         return [tuple(leaf.shape) for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
 
+    def from_outside(self, node: fx.Node) -> bool:
+        """Whether a node's value entered the run by a way that cannot be followed."""
+        return node.target in self.constants or _name(node.target) in _ENTRANCES
+
     def owner(self, node: fx.Node) -> nn.Module | None:
         """The module whose parameters ``node`` computes with: the leaf it calls, or the one owning its weight."""
         if node.op == "call_module":
@@ -113,14 +117,15 @@ def _record(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], m
     args, kwargs = _cloned((args, kwargs))
     recorder.placeholders((args, kwargs))
     try:
+        torch.manual_seed(0)
         with recorder.active():
             output = private(*args, **kwargs)
     except (TraceError, _WritesParameter):
         raise
     except Exception as problem:
-        where = recorder.where or type(private).__name__
+        where = f"module {recorder.where!r}" if recorder.where else type(private).__name__
         raise TraceError(
-            f"The model does not run on the example {_shapes_text((args, kwargs))}: in {where}: {_one_line(problem)}"
+            f"The model does not run on the example {_shapes_text((args, kwargs))}; in {where}: {_one_line(problem)}"
         ) from problem
     recorder.finish(output)
     return recorder
@@ -129,6 +134,7 @@ def _record(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], m
 def _verify(recorder: _Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     private = recorder.root
     replay = _Replay(recorder.graph_module())
+    torch.manual_seed(0)
     try:
         outputs = replay.run(*_tensors(_cloned((args, kwargs))))
     except Exception as problem:
@@ -151,9 +157,11 @@ def _first_difference(private: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     recorder = _Recorder(private, may_write=True, fingerprints=True)
     own_args, own_kwargs = _cloned((args, kwargs))
     recorder.placeholders((own_args, own_kwargs))
+    torch.manual_seed(0)
     with recorder.active():
         recorder.finish(private(*own_args, **own_kwargs))
     replay = _Replay(recorder.graph_module(), fingerprints=True)
+    torch.manual_seed(0)
     replay.run(*_tensors(_cloned((args, kwargs))))
     for node in recorder.graph.nodes:
         recorded, replayed = recorder.prints.get(node.name), replay.prints.get(node.name)
@@ -225,7 +233,7 @@ class _Recorder(TorchFunctionMode):
         if self.paused or names is None:
             return call(module, *args, **kwargs)
         self.stack.append(names[0])
-        self.where = names[0] or type(module).__name__
+        self.where = names[0]
         try:
             return self._call_leaf(call, module, args, kwargs) if is_leaf(module) else call(module, *args, **kwargs)
         finally:
@@ -254,6 +262,8 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if _name(func) in _READS_DATA:
             self._doubt("reads a value out of a tensor, so another input may take another path")
+        if _name(func) in _ENTRANCES:
+            self._doubt(_UNFOLLOWED)
         if _holds_tensor(result) or _name(func) == "__setitem__":
             self._bind(self._create(func, *read), result)
         return result
@@ -321,7 +331,7 @@ class _Recorder(TorchFunctionMode):
     def _attribute(self, tensor: Tensor) -> fx.Node:
         name = self._attributes.get(id(tensor))
         if name is None:
-            self._doubt("uses a tensor made outside torch's Python functions (NumPy, a script), held as a constant")
+            self._doubt(_UNFOLLOWED)
             name = f"_constant_{len(self.constants)}"
             self.constants[name] = tensor.detach().clone()
         node = self.graph.create_node("get_attr", name)
@@ -411,13 +421,12 @@ def _private_copy(module: nn.Module, share_parameters: bool) -> nn.Module:
 
 @contextmanager
 def _quiet(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients and with a fixed, local random state; every module's own mode comes back after."""
+    """Eval mode without gradients and with a local random state; every module's own mode comes back after."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(0)
             yield
     finally:
         for part, training in modes:
@@ -426,11 +435,13 @@ def _quiet(module: nn.Module) -> Iterator[None]:
 
 # -- small helpers over values ---------------------------------------------------------------------------------
 
+_UNFOLLOWED = "uses a tensor made outside torch's Python functions (NumPy, a script), held as a constant"
+_ENTRANCES = frozenset({"from_numpy", "frombuffer", "from_dlpack"})
 _READS_DATA = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "nonzero", "numpy"})
 
 
 def _name(func: Any) -> str:
-    return func.__name__
+    return getattr(func, "__name__", "")
 
 
 def _writes(func: Any, kwargs: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from ghostify.cli import show
-from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError, RunError
+from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
 from ghostify.recipe import Recipe, find_recipe, make_recipe, read_yaml, shipped_recipes
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def compress(
 
     ghostify compress torchvision:resnet50 --weights DEFAULT --data folder:imagenet --epochs 3 --distill 0.7
     """
-    settings = _resumed(resume) if resume else _recipe(recipe, set, **_given(locals()))
+    settings = _resumable(resume) if resume else _recipe(recipe, set, **_given(locals()))
     if dry_run:
         _dry_run(settings, plan, as_json)
         return
@@ -194,7 +194,7 @@ def finetune(
 
     ghostify finetune runs/digits --data digits --epochs 5
     """
-    settings = _resumed(resume) if resume else _recipe(recipe, set, **{"epochs": 1, **_given(locals())})
+    settings = _resumable(resume) if resume else _recipe(recipe, set, **{"epochs": 1, **_given(locals())})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
     from ghostify.pipeline import train
@@ -411,10 +411,10 @@ def _run_name(settings: Recipe) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "-" for char in name) or "run"
 
 
-def _resumed(folder: Path) -> Recipe:
-    if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{str(folder)!r} is no run folder to go on with: it has no recipe.yaml.")
-    return _validated_recipe(folder / "recipe.yaml")
+def _resumable(folder: Path) -> Recipe:
+    from ghostify.saving import resumable
+
+    return resumable(folder)
 
 
 def _read_plan(path: Path | None, resume: Path | None) -> Plan | None:

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pickle
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -153,7 +154,7 @@ def _cannot_build(source: str, build: Callable[..., Any], args: Mapping[str, Any
 
 def _no_download(source: str, problem: Exception) -> str:
     hint = "; where its files are in the cache already, set HF_HUB_OFFLINE=1" if source.startswith("timm:") else ""
-    reason = one_line(problem)[:200]
+    reason = textwrap.shorten(one_line(problem), 160, placeholder=" ...")
     return f"The trained weights of {source!r} cannot be had ({reason}); pass a checkpoint file as weights{hint}."
 
 

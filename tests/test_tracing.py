@@ -1,0 +1,449 @@
+"""Recording one run: the graph replays it, the model given never notices, and what cannot be held is refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from zoo import ZOO, Net, run
+
+from ghostify import trace
+from ghostify.errors import TraceError
+from ghostify.tracing import Traced, call_arguments, is_leaf, qualified_names
+
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Within(nn.Module):
+    """A convolution followed by a ``step`` in a module named ``inner``."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.inner = nn.Conv2d(3, 4, 3), step
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(self.conv(x))
+
+
+class Step(nn.Module):
+    """A module whose forward is a plain function of its input (and itself)."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 4))
+        self.register_buffer("count", torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def within(function: Callable[..., Any]) -> Within:
+    torch.manual_seed(0)
+    return Within(Step(function))
+
+
+def replayed(traced: Traced, *inputs: Tensor) -> list[Tensor]:
+    """The graph run by torch.fx itself, in eval mode."""
+    for name, constant in traced.constants.items():
+        traced.module.register_buffer(name, constant, persistent=False)
+    module = fx.GraphModule(traced.module, traced.graph).eval()
+    with torch.no_grad():
+        return module(*[leaf.clone() for leaf in inputs])
+
+
+def expected(model: nn.Module, example: Any) -> Tensor:
+    with torch.no_grad():
+        return run(model.eval(), example)
+
+
+def refusal(model: nn.Module, example: Any) -> str:
+    with pytest.raises(TraceError) as caught:
+        trace(model, example)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# -- the graph is the run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", [net for net in ZOO if torch.is_tensor(net.example())], ids=lambda net: net.name)
+def test_the_graph_reproduces_the_model_on_another_input(net: Net) -> None:
+    """Not only on the input that was recorded: no value of it is baked in."""
+    model, example = net.build(), net.example()
+    other = torch.randn(example.shape, generator=torch.Generator().manual_seed(7)).to(example.dtype)
+    output = replayed(trace(model, example), other)
+    wanted = expected(model, other.clone())
+    wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    for found, value in zip(output, wanted, strict=True):
+        assert torch.allclose(found, value, rtol=1e-4, atol=1e-5)
+
+
+def through_views(step: Step, x: Tensor) -> Tensor:
+    x = x.clone()
+    rows = x[:, 1:3].view(-1)
+    rows.mul_(2.0)
+    x[..., 0] = 5.0
+    x.select(1, 0).add_(1.0)
+    torch.neg(x[:, 3], out=x[:, 3])
+    F.relu(x, inplace=True)
+    x += rows.sum()
+    return x
+
+
+def test_writes_through_views_are_replayed_in_their_order() -> None:
+    model = within(through_views)
+    other = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(replayed(trace(model, X), other)[0], expected(model, other))
+
+
+def test_an_input_written_to_stays_as_it_was() -> None:
+    example = X.clone()
+    trace(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)), example)
+    assert torch.equal(example, X)
+
+
+def test_nodes_know_the_module_they_ran_in_and_their_shapes() -> None:
+    traced = trace(within(lambda step, x: F.relu(x).mean((2, 3))), X)
+    seen = [(node.op, node.meta["module"], node.meta["shapes"]) for node in traced.graph.nodes if node.op != "output"]
+    assert seen == [
+        ("placeholder", "", [(2, 3, 6, 6)]),
+        ("call_module", "conv", [(2, 4, 4, 4)]),
+        ("call_function", "inner", [(2, 4, 4, 4)]),
+        ("call_method", "inner", [(2, 4)]),
+    ]
+
+
+def test_a_weight_used_by_a_function_belongs_to_its_module() -> None:
+    traced = trace(within(lambda step, x: F.linear(x.mean(3), torch.ones(3, 4)) * step.weight.sum()), X)
+    (mul,) = (node for node in traced.graph.nodes if node.name.startswith("mul"))
+    assert traced.owner(mul) is traced.module.inner
+    (conv,) = (node for node in traced.graph.nodes if node.op == "call_module")
+    assert traced.owner(conv) is traced.module.conv
+
+
+def test_dropout_is_off_and_random_numbers_are_the_same_in_the_replay() -> None:
+    traced = trace(within(lambda step, x: F.dropout(x, 0.5, step.training) + torch.rand(x.shape[-1])), X)
+    assert traced.output_shapes == [(2, 4, 4, 4)]
+
+
+def test_torch_layers_are_leaves_and_own_ones_are_entered() -> None:
+    assert is_leaf(nn.Conv2d(3, 4, 3)) and is_leaf(nn.ReLU())
+    assert not is_leaf(nn.Sequential(nn.ReLU())) and not is_leaf(within(lambda step, x: x))
+
+
+def test_every_name_of_a_shared_module_is_known() -> None:
+    conv = nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(conv, nn.Sequential(conv))
+    assert qualified_names(model)[conv] == ["0", "1.0"]
+    assert trace(model, torch.randn(1, 4, 8, 8)).names.keys() != {conv}
+
+
+# -- how inputs are given --------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+class Structured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, a: Any, b: Any = None, *, flip: bool = False) -> Any:
+        left = a["left"] if isinstance(a, Mapping) else a.left if isinstance(a, Pair) else a
+        y = self.conv(-left if flip else left)
+        return {"y": (y, [y + 1]), "n": 3} if b is None else y + b.mean()
+
+
+@pytest.mark.parametrize(
+    ("example", "shapes"),
+    [
+        (X, [(2, 3, 6, 6)]),
+        ((X,), [(2, 3, 6, 6)]),
+        ((X, torch.ones(5)), [(2, 3, 6, 6), (5,)]),
+        (Pair(X, torch.ones(5)), [(2, 3, 6, 6), (5,)]),
+        ((Pair(X, torch.ones(5)),), [(2, 3, 6, 6), (5,)]),
+        (({"left": X},), [(2, 3, 6, 6)]),
+        ({"a": X, "flip": True}, [(2, 3, 6, 6)]),
+        ({"b": torch.ones(5), "a": X}, [(5,), (2, 3, 6, 6)]),
+    ],
+    ids=["tensor", "tuple", "two", "unpacked-named-tuple", "named-tuple", "dict-in-tuple", "keywords", "out-of-order"],
+)
+def test_inputs_may_be_nested_positional_or_by_name(example: Any, shapes: list[tuple[int, ...]]) -> None:
+    traced = trace(Structured(), example)
+    assert sorted(traced.input_shapes) == sorted(shapes)
+    assert traced.output_shapes[0] == (2, 4, 4, 4)
+
+
+def test_a_dict_is_keywords_and_a_tuple_is_positional() -> None:
+    assert call_arguments({"a": 1}) == ((), {"a": 1})
+    assert call_arguments((1, 2)) == ((1, 2), {})
+    assert call_arguments([1, 2]) == (([1, 2],), {})
+    assert call_arguments({1: 2}) == (({1: 2},), {})
+
+
+# -- the model given never notices -----------------------------------------------------------------------------
+
+
+def cached(step: Step, x: Tensor) -> Tensor:
+    step.calls += 1
+    step.seen = x
+    step.count += 1
+    return x * 2
+
+
+def test_caches_counters_and_buffers_stay_with_the_copy() -> None:
+    model = within(cached)
+    trace(model, X)
+    assert (model.inner.calls, model.inner.count.item()) == (0, 0)
+    assert not hasattr(model.inner, "seen")
+
+
+def test_hooks_of_the_user_run_on_the_copy_and_stay_registered() -> None:
+    calls: list[str] = []
+    model = within(lambda step, x: x * 2)
+    model.conv.register_forward_pre_hook(lambda module, args: calls.append("conv"))
+    traced = trace(model, X)
+    assert len(calls) >= 1
+    assert len(model.conv._forward_pre_hooks) == 1
+    assert traced.module.conv is not model.conv
+
+
+def by_mul(step: Step, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        step.weight.mul_(0.5)
+    return x * step.weight.sum()
+
+
+def by_data(step: Step, x: Tensor) -> Tensor:
+    step.weight.data *= 0.5
+    return x * step.weight.sum()
+
+
+def by_setitem(step: Step, x: Tensor) -> Tensor:
+    step.weight.data[1:3] = 7.0
+    return x * step.weight.sum()
+
+
+def by_out(step: Step, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        torch.clamp(step.weight, -0.5, 0.5, out=step.weight)
+    return x * step.weight.sum()
+
+
+def by_view(step: Step, x: Tensor) -> Tensor:
+    step.weight.detach().view(2, 2)[0].zero_()
+    return x * step.weight.sum()
+
+
+def by_init(step: Step, x: Tensor) -> Tensor:
+    nn.init.constant_(step.weight, 0.25)
+    return x * step.weight.sum()
+
+
+def by_inplace_flag(step: Step, x: Tensor) -> Tensor:
+    F.relu(step.weight.detach(), inplace=True)
+    return x * step.weight.sum()
+
+
+def by_inplace_module(step: Step, x: Tensor) -> Tensor:
+    nn.ReLU(inplace=True)(step.weight.detach())
+    return x * step.weight.sum()
+
+
+def by_foreach(step: Step, x: Tensor) -> Tensor:
+    torch._foreach_mul_([step.weight.detach()], 0.5)
+    return x * step.weight.sum()
+
+
+WRITERS = [by_mul, by_data, by_setitem, by_out, by_view, by_init, by_inplace_flag, by_inplace_module, by_foreach]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda function: function.__name__)
+def test_a_module_that_writes_to_its_weight_leaves_the_users_weight_alone(write: Callable[..., Any]) -> None:
+    """Whether the recording is then accepted (a write that ends where it began) or refused for what it changes."""
+    model = within(write)
+    before, version = model.inner.weight.detach().clone(), model.inner.weight._version
+    try:
+        trace(model, X)
+    except TraceError as refused:
+        assert "inner" in str(refused)
+    assert torch.equal(model.inner.weight, before)
+    assert model.inner.weight._version == version
+
+
+def fails(step: Step, x: Tensor) -> Tensor:
+    raise RuntimeError("no\nluck")
+
+
+@pytest.mark.parametrize(
+    "function", [lambda step, x: x, fails, lambda step, x: 3], ids=["success", "error", "no-tensor"]
+)
+def test_modes_and_nn_module_are_restored_whatever_happens(function: Callable[..., Any]) -> None:
+    model = within(function).train()
+    model.conv.eval()
+    original, random, gradients = nn.Module.__call__, torch.get_rng_state(), torch.is_grad_enabled()
+    try:
+        traced = trace(model, X)
+        assert [part.training for part in traced.module.modules()] == [part.training for part in model.modules()]
+    except TraceError:
+        pass
+    assert (model.training, model.conv.training, model.inner.training) == (True, False, True)
+    assert nn.Module.__call__ is original
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.is_grad_enabled() is gradients
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_parameters_are_shared_and_buffers_are_not() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    traced = trace(model, X)
+    assert traced.module[0].weight is model[0].weight
+    assert traced.module[1].running_mean is not model[1].running_mean
+
+
+def test_a_cached_tensor_with_a_history_does_not_stand_in_the_way() -> None:
+    """deepcopy refuses tensors in the middle of an autograd graph; a model that has trained may hold some."""
+    model = within(lambda step, x: x + 1)
+    model.inner.last = model(X)
+    trace(model, X)
+    assert model.inner.last.grad_fn is not None
+
+
+# -- what is refused, and how ----------------------------------------------------------------------------------
+
+
+def test_a_module_that_raises_is_named_in_one_line() -> None:
+    message = refusal(within(fails), X)
+    assert "inner" in message and "no luck" in message and "(2, 3, 6, 6)" in message
+
+
+def test_an_example_of_the_wrong_shape_is_refused_with_its_shape_and_the_module() -> None:
+    message = refusal(within(lambda step, x: x), torch.randn(2, 5, 6, 6))
+    assert "(2, 5, 6, 6)" in message and "conv" in message and "channels" in message
+
+
+def test_an_example_with_the_wrong_names_is_refused() -> None:
+    assert "unexpected keyword argument 'image'" in refusal(within(lambda step, x: x), {"image": X})
+
+
+@pytest.mark.parametrize("nothing", [3, None, {"a": "b"}, []], ids=str)
+def test_a_module_without_a_tensor_to_show_is_refused(nothing: Any) -> None:
+    assert "returned no tensor" in refusal(within(lambda step, x: nothing), X)
+
+
+def buffer_counter(step: Step, x: Tensor) -> Tensor:
+    step.count += 1
+    return x * step.count
+
+
+def numpy_random(step: Step, x: Tensor) -> Tensor:
+    return x * torch.from_numpy(np.random.default_rng().random(1))
+
+
+def growing_weight(step: Step, x: Tensor) -> Tensor:
+    step.weight.data *= 2
+    return x + step.weight.sum().abs() + step.weight.max()
+
+
+def numpy_write(step: Step, x: Tensor) -> Tensor:
+    x = x.clone()
+    x.numpy()[:] *= 2
+    return x
+
+
+@pytest.mark.parametrize("function", [buffer_counter, growing_weight, numpy_random], ids=lambda f: f.__name__)
+def test_a_run_that_differs_from_its_replay_is_refused_naming_the_module(function: Callable[..., Any]) -> None:
+    message = refusal(within(function), X)
+    assert "does not reproduce" in message
+    assert "'inner'" in message
+
+
+def test_a_write_that_torch_cannot_see_is_refused() -> None:
+    assert "does not reproduce" in refusal(within(numpy_write), X)
+
+
+def test_without_verification_nothing_is_replayed() -> None:
+    assert trace(within(buffer_counter), X, verify=False).output_shapes == [(2, 4, 4, 4)]
+
+
+def test_a_script_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(nn.Conv2d(3, 4, 3), X)
+    assert "ScriptModule" in refusal(script, X)
+
+
+def test_a_script_inside_is_held_as_one_piece() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(nn.Conv2d(4, 4, 3), torch.randn(2, 4, 4, 4))
+    traced = trace(Within(script), X)
+    assert [node.meta["module"] for node in traced.graph.nodes if node.op == "call_module"] == ["conv", "inner"]
+
+
+class Uncopyable(nn.Conv2d):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        raise TypeError("there can be only one")
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    message = refusal(nn.Sequential(Uncopyable(3, 4, 3)), X)
+    assert "cannot be copied" in message and "only one" in message
+
+
+# -- doubts ----------------------------------------------------------------------------------------------------
+
+
+def branch(step: Step, x: Tensor) -> Tensor:
+    return x + 1 if x.sum() > 0 else x - 1
+
+
+def item(step: Step, x: Tensor) -> Tensor:
+    return x * x.max().item()
+
+
+def from_numpy(step: Step, x: Tensor) -> Tensor:
+    return x + torch.from_numpy(np.tanh(x.numpy()))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [(branch, "another path"), (item, "another path"), (from_numpy, "NumPy")],
+    ids=["branch", "item", "numpy"],
+)
+def test_what_a_recording_cannot_vouch_for_is_said_once_with_the_module(
+    function: Callable[..., Any], words: str
+) -> None:
+    doubts = trace(within(function), X).doubts
+    assert [words in doubt for doubt in doubts].count(True) == 1
+    assert all("inner" in doubt and doubt.endswith(".") for doubt in doubts)
+
+
+def test_a_model_without_secrets_raises_no_doubts() -> None:
+    assert trace(within(lambda step, x: x.clamp(0, 1).flatten(1)), X).doubts == []
+
+
+# -- meta ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", [net for net in ZOO if torch.is_tensor(net.example())], ids=lambda net: net.name)
+def test_on_the_meta_device_the_same_run_is_recorded(net: Net) -> None:
+    real, meta = trace(net.build(), net.example()), trace(net.build().to("meta"), net.example().to("meta"))
+    assert meta.output_shapes == real.output_shapes
+    assert [node.meta.get("shapes") for node in meta.graph.nodes] == [n.meta.get("shapes") for n in real.graph.nodes]
+
+
+def test_a_model_and_an_example_on_different_devices_are_refused_in_one_line() -> None:
+    assert "meta" in refusal(nn.Sequential(nn.Conv2d(3, 4, 3)).to("meta"), X)
