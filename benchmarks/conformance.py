@@ -83,7 +83,7 @@ class Network:
 
 
 def networks(only: str = "*") -> list[Network]:
-    """The classification networks (the quantizable ones too, in their floating-point form) and the segmentation ones."""
+    """Classification (with the quantizable ones, in their floating-point form) and segmentation networks."""
     kinds = {"classification": models, "quantizable": models.quantization, "segmentation": models.segmentation}
     return [
         Network(name, kind)
@@ -535,8 +535,8 @@ def _legend() -> list[str]:
         "- planning the rewritten network again proposes nothing;",
         "- the input model is untouched: its modules, modes, hooks, tensors and their version counters.",
         "",
-        "*numeric* is ✓ when on real numbers the recording replays, the rewritten network's forward pass is finite, one",
-        "training step gives every parameter of every swap a finite gradient, and the input model keeps every bit.",
+        "*numeric* is ✓ when on real numbers the recording replays, the rewritten network's forward pass is finite,",
+        "one training step gives every parameter of every swap a finite gradient, and the input model keeps every bit.",
         "Segmentation networks do so on images of a quarter of the side.  Not run are networks of "
         f"{NUMERIC_PARAMS / 1e6:.0f} M parameters and",
         f"more, of inputs above {NUMERIC_SIZE} pixels, or of more than {NUMERIC_MACS / 1e9:.0f} G MACs.",

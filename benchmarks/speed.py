@@ -124,9 +124,8 @@ def report(todo: list[Task]) -> Iterator[str]:
         forwards = f"{beside:.1f}" if (beside := _over(median, medians.get(f"forward {task.network}"))) else ""
         goal = f"{target:.1f} s" if target else ""
         missed = " missed" if target and median > target else ""
-        yield (
-            f"{task.name:40s} {median:7.3f} s {min(task.seconds):7.3f} s {goal:>8s} {forwards:>9s} {pruning:>21s}{missed}"
-        )
+        times = f"{median:7.3f} s {min(task.seconds):7.3f} s"
+        yield f"{task.name:40s} {times} {goal:>8s} {forwards:>9s} {pruning:>21s}{missed}"
 
 
 def _over(seconds: float, base: float | None) -> float | None:

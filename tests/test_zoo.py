@@ -280,7 +280,9 @@ def test_the_output_keeps_its_structure_shape_and_dtype(net: Net) -> None:
     assert [(out.shape, out.dtype) for out in new] == [(out.shape, out.dtype) for out in old]
     assert all(out.isfinite().all() for out in new)
     with torch.no_grad():
-        kept, given = (type(run(copy.deepcopy(m).eval(), own_copy(the.example))) for m in (the.ghosted.module, the.model))
+        kept, given = (
+            type(run(copy.deepcopy(m).eval(), own_copy(the.example))) for m in (the.ghosted.module, the.model)
+        )
     assert kept is given
 
 

@@ -1,0 +1,341 @@
+"""The command line: what each verb prints and returns, and that bad input is one clear line and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ghostify.cli import main
+from ghostify.networks import resnet8
+
+TINY = """
+import torch
+from torch import nn
+
+def tiny(classes=10, width=32):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes),
+    )
+
+def no_convolutions():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+
+def not_a_model():
+    return 3
+"""
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Answer]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run ``ghostify`` in this process, in an empty folder that holds the module ``mine``."""
+    (tmp_path / "mine.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+    def run(*args: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["ghostify", *args])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return Answer(int(stop.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    """A folder of 24 small real JPEG files in two classes, as ``folder:`` takes it."""
+    for split in ("train", "test"):
+        for shade, name in ((40, "dark"), (200, "light")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (8, 8), (shade + number, shade, shade)).save(folder / f"{number}.jpg")
+    return "folder:images"
+
+
+def refused(answer: Answer, *words: str, code: int = 1) -> None:
+    """One line on stderr with these words in it, nothing on stdout."""
+    assert answer.code == code, answer
+    lines = [line for line in answer.err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, answer.err
+    assert "Traceback" not in answer.err
+    assert not answer.out
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+# -- the verbs -------------------------------------------------------------------------------------------------
+
+
+def test_scan_lists_every_layer(cli: Cli) -> None:
+    answer = cli("scan", "mine:tiny", "--input", "3,8,8")
+    assert answer.code == 0
+    assert [line.split()[0] for line in answer.out.splitlines()[3:6]] == ["0", "3", "8"]
+    found = json.loads(cli("scan", "mine:tiny", "--input", "3,8,8", "--json").out)
+    assert found["cost"]["params"] == sum(p.numel() for p in _tiny().parameters())
+
+
+def test_a_plan_is_written_edited_and_carried_out(cli: Cli, tmp_path: Path) -> None:
+    assert cli("plan", "mine:tiny", "--input", "3,8,8", "-o", "plan.yaml").code == 0
+    plan = Path("plan.yaml").read_text()
+    assert "target: '3'" in plan
+    Path("plan.yaml").write_text(plan.replace("s: 2", "s: 4"))
+    answer = cli("compress", "mine:tiny", "--input", "3,8,8", "--plan", "plan.yaml", "--json")
+    (layer,) = json.loads(answer.out)["layers"]
+    assert (layer["target"], layer["s"]) == ("3", 4)
+
+
+def test_a_plan_file_is_not_overwritten(cli: Cli) -> None:
+    Path("plan.yaml").write_text("mine")
+    refused(cli("plan", "mine:tiny", "--input", "3,8,8", "-o", "plan.yaml"), "plan.yaml", "not overwritten")
+    assert Path("plan.yaml").read_text() == "mine"
+
+
+def test_settings_by_pattern(cli: Cli) -> None:
+    planned = json.loads(
+        cli(
+            "plan", "mine:tiny", "--input", "3,8,8", "--also", "stem", "--min-saving", "0", "--set", "3.s=4", "--json"
+        ).out
+    )
+    assert {swap["target"]: swap["s"] for swap in planned["swaps"]} == {"0": 2, "3": 4}
+
+
+def test_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    answer = cli("compress", "mine:tiny", "--input", "3,8,8", "--dry-run")
+    assert answer.code == 0
+    assert "1 swaps" in answer.out
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_compress_finetune_eval_report(cli: Cli, images: str) -> None:
+    """The whole story on real files: a run folder, trained further in a new one, evaluated, reported again."""
+    options = ("--data", images, "--set", "model.args.classes=2", "--epochs", "1", "--distill", "0.5")
+    told = json.loads(cli("compress", "mine:tiny", *options, "--json").out)
+    assert told["folder"] == "runs/tiny"
+    assert set(told["accuracy"]) == {"original", "converted", "finetuned"}
+    again = json.loads(cli("report", "runs/tiny", "--json").out)
+    assert again == {key: value for key, value in told.items() if key != "folder"}
+
+    accuracy = json.loads(cli("eval", "runs/tiny", "--data", images, "--json").out)
+    assert accuracy == told["accuracy"]["finetuned"]
+
+    further = json.loads(cli("finetune", "runs/tiny", "--data", images, "--epochs", "1", "--json").out)
+    assert further["folder"] == "runs/tiny-2"
+    assert further["accuracy"]["converted"] == told["accuracy"]["finetuned"]
+
+
+def test_a_run_is_never_overwritten(cli: Cli) -> None:
+    names = [json.loads(cli("compress", "mine:tiny", "--input", "3,8,8", "--json").out)["folder"] for _ in range(3)]
+    assert names == ["runs/tiny", "runs/tiny-2", "runs/tiny-3"]
+
+
+def test_a_compressed_run_can_be_compressed_further(cli: Cli) -> None:
+    """The second run folder rebuilds from the first source, with the swaps of both."""
+    cli("compress", "mine:tiny", "--input", "3,8,8")
+    options = ("--also", "stem", "--min-saving", "0", "--json")
+    told = json.loads(cli("compress", "runs/tiny", *options).out)
+    assert [layer["target"] for layer in told["layers"]] == ["0"]
+    assert cli("scan", told["folder"]).code == 0
+
+
+def test_recipes_are_listed_shown_and_checked(cli: Cli) -> None:
+    listed = json.loads(cli("recipes", "list", "--json").out)
+    assert "digits" in listed
+    assert "papers/c-ghost-vgg16-s2-d3" in listed
+    assert "source: ghostify:" in cli("recipes", "show", "digits").out
+    assert cli("recipes", "check", "digits").code == 0
+
+
+def test_env_names_versions(cli: Cli) -> None:
+    told = json.loads(cli("env", "--json").out)
+    assert told["libraries"]["torch"] == metadata.version("torch")
+    assert metadata.version("torch") in cli("env").out
+
+
+# -- bad input -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["scan", "torchvision:resnet17"], ["resnet17", "Did you mean 'resnet18'"]),
+        (["scan", "resnet18"], ["torchvision:resnet18"]),
+        (["scan", "mine:tinny", "--input", "3,8,8"], ["tinny", "Did you mean 'tiny'"]),
+        (["scan", "mine:not_a_model"], ["torch.nn.Module"]),
+        (["scan", "mine:tiny"], ["--input"]),
+        (["scan", "mine:tiny", "--input", "three"], ["three"]),
+        (["scan", "mine:tiny", "--input", "4,8,8"], ["(1, 4, 8, 8)", "module '0'"]),
+        (["scan"], ["Which model"]),
+        (["compress", "mine:no_convolutions", "--input", "3,2,2"], ["no convolutions"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--s", "64"], ["changes nothing"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--set", "3.s=64"], ["3:", "s = 64", "32"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--d", "4"], ["d", "odd"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--exclude", "3"], ["changes nothing"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--include", "layer*"], ["layer*", "no layer"]),
+        (
+            ["compress", "mine:tiny", "--input", "3,8,8", "--set", "finetune.epoch=1"],
+            ["epoch", "Did you mean 'epochs'"],
+        ),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--epochs", "1"], ["--data"]),
+        (["compress", "mine:tiny", "--data", "digit"], ["Did you mean 'digits'"]),
+        (["compress", "mine:tiny", "--data", "folder:nowhere"], ["nowhere"]),
+        (["compress", "--recipe", "digit"], ["Did you mean 'digits'"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--device", "gpu"], ["gpu"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--plan", "none.yaml"], ["none.yaml"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--output", "mine.py/run"], ["mine.py"]),
+        (["compress", "--resume", "runs/none"], ["runs/none"]),
+        (["report", "runs/none"], ["runs/none"]),
+        (["recipes", "check", "nope.yaml"], ["nope.yaml"]),
+    ],
+    ids=lambda value: " ".join(value)[:60],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(cli: Cli, args: list[str], words: list[str]) -> None:
+    refused(cli(*args), *words)
+    assert not list(Path().glob("runs/*"))
+
+
+def test_an_unknown_verb_is_answered_with_a_near_one(cli: Cli) -> None:
+    answer = cli("compres")
+    assert answer.code == 2
+    assert "compress" in answer.err
+
+
+@pytest.mark.parametrize("damage", ["misfit", "truncated", "pickled", "empty", "missing"])
+def test_bad_checkpoints_are_refused(cli: Cli, damage: str) -> None:
+    path = Path("weights.pt")
+    torch.save(_tiny(classes=7 if damage == "misfit" else 10).state_dict(), path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "pickled":
+        path.write_bytes(pickle.dumps({"0.weight": signal.Signals.SIGINT}))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "missing":
+        path.unlink()
+    refused(cli("compress", "mine:tiny", "--input", "3,8,8", "--weights", str(path)), "weights.pt")
+    assert not list(Path().glob("runs/*"))
+
+
+def test_a_plan_for_another_network_is_refused(cli: Cli) -> None:
+    cli("plan", "mine:tiny", "--input", "3,8,8", "-o", "plan.yaml")
+    refused(
+        cli("compress", "mine:tiny", "--set", "model.args.width=64", "--input", "3,8,8", "--plan", "plan.yaml"),
+        "another",
+    )
+    text = Path("plan.yaml").read_text()
+    Path("plan.yaml").write_text(text.replace("target: '3'", "target: '9'"))
+    refused(cli("compress", "mine:tiny", "--input", "3,8,8", "--plan", "plan.yaml"), "'9'")
+
+
+def test_a_corrupt_image_is_named(cli: Cli, images: str) -> None:
+    Path("images/test/dark/3.jpg").write_bytes(b"not an image")
+    refused(cli("compress", "mine:tiny", "--data", images, "--set", "model.args.classes=2"), "images/test/dark/3.jpg")
+    assert not list(Path("runs").glob("*"))
+
+
+def test_an_unwritable_folder_is_told_before_any_work(cli: Cli) -> None:
+    Path("runs").write_text("a file in the way")
+    answer = cli("compress", "mine:tiny", "--input", "3,8,8")
+    refused(answer, "runs/tiny", "cannot be written")
+    assert "Measuring" not in answer.err
+
+
+@pytest.mark.parametrize("change", ["weights", "plan", "missing"])
+def test_a_changed_run_is_refused(cli: Cli, change: str) -> None:
+    cli("compress", "mine:tiny", "--input", "3,8,8")
+    weights, plan = Path("runs/tiny/weights-converted.safetensors"), Path("runs/tiny/plan.yaml")
+    if change == "weights":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif change == "plan":
+        plan.write_text(plan.read_text().replace("d: 3", "d: 5"))
+    else:
+        weights.unlink()
+    refused(cli("scan", "runs/tiny"), "runs/tiny/")
+
+
+# -- whole processes -------------------------------------------------------------------------------------------
+
+
+def _process(*args: str, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ghostify", *args]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Ctrl-C after the first epoch: exit code 130, how to go on, and a resumed run equal to one never stopped."""
+    args = ("compress", "--recipe", "digits", "--set", "model.source=ghostify:resnet8", "--set", "pretrain.epochs=2")
+    args = (*args, "--set", "finetune.epochs=1", "--set", "data.limit=200")
+    stopped = _process(*args, "--output", "stopped", folder=tmp_path)
+    assert stopped.stderr
+    said = []
+    with stopped:
+        for line in stopped.stderr:
+            said.append(line)
+            if "epoch 1" in line:
+                stopped.send_signal(signal.SIGINT)
+    assert stopped.returncode == 130
+    assert "ghostify compress --resume stopped" in said[-1]
+
+    resumed = _process("compress", "--resume", "stopped", "--json", folder=tmp_path)
+    straight = _process(*args, "--output", "straight", "--json", folder=tmp_path)
+    outs = [json.loads(process.communicate()[0]) for process in (resumed, straight)]
+    assert outs[0]["accuracy"] == outs[1]["accuracy"]
+    files = ["weights-original.safetensors", "weights-converted.safetensors", "weights-finetuned.safetensors"]
+    for name in files:
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_a_run_loads_with_equal_bits_in_a_fresh_process(tmp_path: Path) -> None:
+    """Source + plan + safetensors give the very outputs of the module that was saved."""
+    import ghostify
+
+    module = resnet8().eval()
+    ghosted = ghostify.convert(module, torch.randn(1, 3, 32, 32))
+    ghostify.save(ghosted, tmp_path / "run", model="ghostify:resnet8")
+    example = torch.randn(4, 3, 32, 32)
+    torch.save(example, tmp_path / "example.pt")
+    script = (
+        "import torch, ghostify; torch.set_num_threads(1); x = torch.load('example.pt');"
+        "torch.save(ghostify.load('run').module(x).detach(), 'output.pt')"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = ghosted.module.eval()(example).detach()
+    torch.set_num_threads(threads)
+    assert torch.equal(torch.load(tmp_path / "output.pt"), expected)
+
+
+def _tiny(classes: int = 10) -> nn.Module:
+    space: dict[str, Callable[..., nn.Module]] = {}
+    exec(TINY, space)  # type: ignore[arg-type]
+    return space["tiny"](classes)

@@ -1,0 +1,170 @@
+"""Run folders: what is written comes back bit by bit; what was changed or half-written does not come back at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ghostify
+from ghostify import saving
+from ghostify.errors import RunError
+from ghostify.networks import resnet8
+from ghostify.saving import load_original, read_report, read_run, reserve
+
+IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def ghosted(module: nn.Module | None = None) -> ghostify.Ghosted:
+    torch.manual_seed(0)
+    return ghostify.convert(module or resnet8(), IMAGE[:1])
+
+
+def outputs(module: nn.Module) -> torch.Tensor:
+    return module.eval()(IMAGE).detach()
+
+
+def test_outputs_come_back_bit_by_bit(tmp_path: Path) -> None:
+    made = ghosted()
+    ghostify.save(made, tmp_path / "run", model="ghostify:resnet8")
+    loaded = ghostify.load(tmp_path / "run")
+    assert torch.equal(outputs(loaded.module), outputs(made.module))
+    assert loaded.plan == made.plan
+    assert (loaded.before, loaded.after) == (made.before, made.after)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8", original=resnet8())
+    suffixes = {path.suffix for path in (tmp_path / "run").iterdir()}
+    assert suffixes == {".json", ".yaml", ".safetensors"}
+
+
+def test_half_precision_comes_back_as_half_precision(tmp_path: Path) -> None:
+    made = ghosted()
+    made.module.to(torch.bfloat16)
+    ghostify.save(made, tmp_path / "run", model="ghostify:resnet8")
+    loaded = ghostify.load(tmp_path / "run").module
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), made.module.parameters(), strict=True))
+
+
+def test_a_run_without_a_source_needs_the_module(tmp_path: Path) -> None:
+    original = resnet8()
+    made = ghosted(original)
+    ghostify.save(made, tmp_path / "run")
+    with pytest.raises(RunError, match="without a model source"):
+        ghostify.load(tmp_path / "run")
+    other_weights = resnet8()
+    loaded = ghostify.load(tmp_path / "run", model=other_weights)
+    assert torch.equal(outputs(loaded.module), outputs(made.module))
+
+
+def test_another_module_does_not_fit(tmp_path: Path) -> None:
+    ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8")
+    with pytest.raises(RunError, match="does not fit"):
+        ghostify.load(tmp_path / "run", model=resnet8(num_classes=7))
+
+
+@pytest.mark.parametrize("name", ["plan.yaml", "scan.json", "weights-converted.safetensors"])
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
+    ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8")
+    path = tmp_path / "run" / name
+    content = bytearray(path.read_bytes())
+    if damage == "changed":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    with pytest.raises(RunError, match=name) as refused:
+        ghostify.load(tmp_path / "run")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_report_is_refused(tmp_path: Path) -> None:
+    made = ghosted()
+    ghostify.save(made, tmp_path / "run", model="ghostify:resnet8", report=ghostify.compare(made))
+    assert read_report(tmp_path / "run") == ghostify.compare(made)
+    path = tmp_path / "run" / "report.json"
+    path.write_text(path.read_text().replace('"macs": ', '"macs": 1'))
+    with pytest.raises(RunError, match=r"report\.json"):
+        read_report(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 99'])
+def test_a_broken_run_file_is_one_line(tmp_path: Path, text: str) -> None:
+    ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8")
+    (tmp_path / "run" / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run\.json") as refused:
+        ghostify.load(tmp_path / "run")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(RunError, match="format 2"):
+        ghostify.load(tmp_path / "run")
+
+
+def test_a_crash_while_updating_leaves_the_run_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuned weights that could not all be written: the converted network is still there, whole."""
+    made = ghosted()
+    before = outputs(made.module)
+    ghostify.save(made, tmp_path / "run", model="ghostify:resnet8")
+    trained = copy.deepcopy(made)
+    with torch.no_grad():
+        for parameter in trained.module.parameters():
+            parameter.add_(1)
+
+    def full(module: nn.Module, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "save_model", full)
+    with pytest.raises(RunError, match="No space left"):
+        ghostify.save(trained, tmp_path / "run", model="ghostify:resnet8", state="finetuned")
+    assert torch.equal(outputs(ghostify.load(tmp_path / "run").module), before)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_an_update_keeps_what_was_there(tmp_path: Path) -> None:
+    made = ghosted()
+    ghostify.save(made, tmp_path / "run", model="ghostify:resnet8", original=resnet8())
+    ghostify.save(made, tmp_path / "run", model="ghostify:resnet8", state="finetuned")
+    run = read_run(tmp_path / "run")
+    assert run.weights == "weights-finetuned.safetensors"
+    assert {"weights-converted.safetensors", "weights-original.safetensors"} <= set(run.files)
+    assert load_original(tmp_path / "run") is not None
+
+
+def test_reserved_folders_never_collide(tmp_path: Path) -> None:
+    folders = [reserve(tmp_path / "a" / "run") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["run", "run-2", "run-3"]
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 3, padding=1)
+            self.body = nn.Conv2d(32, 32, 3, padding=1)
+            self.first = nn.Linear(32, 32)
+            self.second = nn.Linear(32, 32)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(self.body(self.stem(x)).mean((2, 3))))
+
+    made = ghosted(Tied())
+    ghostify.save(made, tmp_path / "run")
+    loaded = ghostify.load(tmp_path / "run", model=Tied()).module
+    assert loaded.get_parameter("first.weight") is loaded.get_parameter("second.weight")
+    assert torch.equal(outputs(loaded), outputs(made.module))
