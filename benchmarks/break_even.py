@@ -6,7 +6,8 @@
 The first form times the distinct convolutions of a few networks one by one, each beside its ghost, in turns and on one
 thread, and prints the speed-up beside the figure the C-Ghost rule decides by (MACs saved per element moved more), then
 the threshold that separates faster from slower best.  ``--norm-act`` lets batch norm and ReLU follow both, as they do
-in a network.  The second form times a whole network, rewritten with several thresholds, beside the original.
+in a network.  The second form times a whole network, rewritten with several thresholds, beside the original
+(thresholds that swap the same layers are timed once, at the lowest).
 
 The engine ``onnxruntime`` needs ``pip install onnx onnxruntime onnxscript``.
 """

@@ -185,7 +185,8 @@ def flops_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
 
 def input_model_untouched(case: Case) -> str | None:
     if snapshot(case.model) != case.snapshot:
-        was, now = next(pair for pair in zip(case.snapshot, snapshot(case.model), strict=True) if pair[0] != pair[1])
+        pairs = zip(case.snapshot, snapshot(case.model), strict=True)
+        was, now = next((was, now) for was, now in pairs if was != now)
         return f"the input model changed: {_first_difference(was, now)}"
     return None
 

@@ -1,6 +1,6 @@
 """Turn a network you have into its ghost: one call, then the same in chapters.
 
-    python examples/convert_any_model.py
+python examples/convert_any_model.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Fine-tune a ghosted network with the original as its teacher, save it, and load it again.
 
-    python examples/train_and_save.py [FOLDER]
+python examples/train_and_save.py [FOLDER]
 """
 
 import sys
@@ -29,4 +29,7 @@ print(history)
 
 ghostify.save(ghosted, folder, model=source, report=ghostify.compare(ghosted))
 print("saved in", folder)
-print("the same outputs:", torch.equal(ghostify.load(folder).module(digits.calibration(1)), ghosted.module.eval()(digits.calibration(1))))
+print(
+    "the same outputs:",
+    torch.equal(ghostify.load(folder).module(digits.calibration(1)), ghosted.module.eval()(digits.calibration(1))),
+)

@@ -70,7 +70,7 @@ def count(traced: Traced) -> tuple[list[Op], Counter[str]]:
 def op_name(traced: Traced, node: fx.Node) -> str:
     """The one name of an operation, however it was called: ``nn.ReLU``, ``F.relu`` and ``x.relu_()`` are ``relu``."""
     if node.op == "call_module":
-        module = traced.owner(node)
+        module = traced.leaf(node)
         return next((name for kind, name in _MODULE_OPS.items() if isinstance(module, kind)), type(module).__name__)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name if name.startswith("__") else name.strip("_")
@@ -167,9 +167,7 @@ def _multi_head_attention(traced: Traced, node: fx.Node) -> tuple[int, int]:
 
 def _weight_shape(traced: Traced, node: fx.Node) -> tuple[int, ...]:
     if node.op == "call_module":
-        owner = traced.owner(node)
-        assert owner is not None
-        return tuple(owner.weight.shape)  # type: ignore[arg-type]
+        return tuple(traced.leaf(node).weight.shape)  # type: ignore[arg-type, union-attr]
     return _shape(node, 1, "weight")
 
 

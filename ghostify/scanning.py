@@ -355,7 +355,7 @@ def _upstream_of_weights(traced: Traced) -> set[fx.Node]:
 
 def _has_parameters(traced: Traced, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return any(True for _ in traced.module.get_submodule(str(node.target)).parameters())
+        return any(True for _ in traced.leaf(node).parameters())
     return any(source.op == "get_attr" and source.meta.get("parameter") for source in node.all_input_nodes)
 
 

@@ -66,14 +66,9 @@ class Traced:
         """Whether a node's value entered the run by a way that cannot be followed."""
         return node.target in self.constants or _name(node.target) in _ENTRANCES
 
-    def owner(self, node: fx.Node) -> nn.Module | None:
-        """The module whose parameters ``node`` computes with: the leaf it calls, or the one owning its weight."""
-        if node.op == "call_module":
-            return self.module.get_submodule(str(node.target))
-        weight = next((a for a in node.all_input_nodes if a.op == "get_attr" and a.meta.get("parameter")), None)
-        if weight is not None:
-            return self.module.get_submodule(str(weight.meta["parameter"]).rpartition(".")[0])
-        return self.module.get_submodule(node.meta["module"])
+    def leaf(self, node: fx.Node) -> nn.Module:
+        """The module that a ``call_module`` node calls."""
+        return self.module.get_submodule(str(node.target))
 
     def __str__(self) -> str:
         return f"{type(self.module).__name__}: {len(self.graph.nodes)} nodes for inputs {self.input_shapes}"

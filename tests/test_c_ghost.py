@@ -195,7 +195,7 @@ def test_a_ghost_of_a_random_filter_is_its_projection() -> None:
     best = torch.stack([torch.linalg.lstsq(v[i, :, None], w[i, :, None]).solution[0, 0] for i in range(4)])
     taps = ghost.cheap[0].weight[:, 0]
     assert torch.allclose(taps[:, 1, 1], best, rtol=1e-4, atol=1e-6)
-    assert taps.abs().sum() == pytest.approx(best.abs().sum().item(), rel=1e-5)
+    assert taps.abs().sum().item() == pytest.approx(best.abs().sum().item(), rel=1e-5)
 
 
 def test_dead_filters_make_no_nan() -> None:

@@ -447,12 +447,12 @@ def test_distilling_needs_a_teacher_of_the_same_classes() -> None:
 def test_data_that_does_not_fit_is_one_line() -> None:
     with pytest.raises(DataError, match=r"3 outputs .* label 3"):
         train(net(), data=Blobs(labels=4))
+
+    class Empty(Blobs):
+        def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
+            return DataLoader(TensorDataset(torch.zeros(3, 3), torch.zeros(3)), batch_size, drop_last=True)
+
     with pytest.raises(DataError, match="no batch"):
-
-        class Empty(Blobs):
-            def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
-                return DataLoader(TensorDataset(torch.zeros(3, 3), torch.zeros(3)), batch_size, drop_last=True)
-
         train(net(), data=Empty())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ghostify
-from ghostify import pipeline
+from ghostify import experiment
 from ghostify.errors import DataError, PlanError, RecipeError
 from ghostify.finetuning import Progress
 from ghostify.finetuning.loop import _Silent
@@ -72,7 +72,7 @@ def test_converting_twice_changes_nothing_and_says_so() -> None:
 def test_an_experiment_from_start_to_end(tmp_path: Path) -> None:
     listener = Listener()
     recipe = make_recipe(DIGITS)
-    outcome = pipeline.compress(recipe, tmp_path / "run", listener)
+    outcome = experiment.compress(recipe, tmp_path / "run", listener)
     assert set(outcome.report.accuracy) == {"original", "converted", "finetuned"}
     assert outcome.report.latency is not None
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
@@ -94,16 +94,16 @@ def test_an_experiment_from_start_to_end(tmp_path: Path) -> None:
 
 
 def test_two_experiments_with_one_seed_are_equal(tmp_path: Path) -> None:
-    first, second = (pipeline.compress(make_recipe(DIGITS), tmp_path / name, Listener()) for name in "ab")
+    first, second = (experiment.compress(make_recipe(DIGITS), tmp_path / name, Listener()) for name in "ab")
     assert first.report.accuracy == second.report.accuracy
     weights = "weights-finetuned.safetensors"
     assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
 
 
 def test_a_run_is_trained_further_with_its_original_as_teacher(tmp_path: Path) -> None:
-    pipeline.compress(make_recipe(DIGITS), tmp_path / "run", Listener())
+    experiment.compress(make_recipe(DIGITS), tmp_path / "run", Listener())
     settings = {"model": {"source": str(tmp_path / "run")}, "data": DIGITS["data"], "finetune": {"distill": 0.9}}
-    outcome = pipeline.train(make_recipe(settings), tmp_path / "more", Listener())
+    outcome = experiment.train(make_recipe(settings), tmp_path / "more", Listener())
     assert set(outcome.report.accuracy) == {"converted", "finetuned"}
     assert load_original(tmp_path / "more") is not None
 
@@ -114,16 +114,16 @@ def test_a_teacher_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
     ghostify.save(made, tmp_path / "run", model=source)
     settings = {"model": {"source": str(tmp_path / "run")}, "data": DIGITS["data"], "finetune": {"distill": 0.9}}
     with pytest.raises(RecipeError, match="distill"):
-        pipeline.train(make_recipe(settings), tmp_path / "more", Listener())
+        experiment.train(make_recipe(settings), tmp_path / "more", Listener())
 
 
 def test_training_without_images_is_an_error(tmp_path: Path) -> None:
     recipe = make_recipe({"model": DIGITS["model"], "finetune": {"epochs": 1}})
     with pytest.raises(DataError, match="--data"):
-        pipeline.compress(recipe, tmp_path / "run", Listener())
+        experiment.compress(recipe, tmp_path / "run", Listener())
 
 
 def test_synthetic_images_are_called_synthetic(tmp_path: Path) -> None:
     recipe = make_recipe({"model": {"source": "ghostify:resnet8"}, "data": {"source": "fake", "limit": 20}})
-    outcome = pipeline.compress(recipe, tmp_path / "run", Listener())
+    outcome = experiment.compress(recipe, tmp_path / "run", Listener())
     assert any("synthetic" in note for note in outcome.report.notes)

@@ -240,6 +240,32 @@ def test_a_weight_lent_to_a_function_keeps_its_module() -> None:
     assert site.calls == 1
 
 
+class Reads(nn.Module):
+    """Two convolutions, of which the second is also asked for its weight elsewhere: by ``how``."""
+
+    def __init__(self, how: str, kind: type[nn.Conv2d]) -> None:
+        super().__init__()
+        self.how, self.one, self.two = how, nn.Conv2d(3, 3, 1), kind(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.two(self.one(x.to(self.two.weight.dtype) if self.how == "dtype" else x))
+        if self.how == "value":
+            return y + self.two.weight.sum()
+        return y + F.conv2d(y, self.two.weight) if self.how == "call" else y
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Same])
+@pytest.mark.parametrize("how", ["dtype", "value", "call"])
+def test_a_convolution_whose_weight_is_read_elsewhere_is_kept(how: str, kind: type[nn.Conv2d]) -> None:
+    """``x.to(self.conv.weight.dtype)`` is common, and a ghost has no ``weight``."""
+    found = scan(Reads(how, kind), X)
+    assert found.site("two").obstacle is not None
+    assert found.site("one").obstacle is None
+    assert [
+        swap.target for swap in convert(Reads(how, kind), X, also=["stem", "classifier"], min_saving=0).plan.swaps
+    ] == ["one"]
+
+
 def test_inside_a_ghost_everything_is_part_of_it() -> None:
     ghosted = convert(mobile(), X, also=["stem", "classifier", "pooled"], min_saving=0)
     inside = [s for s in ghosted.after.sites if ".primary" in s.name or ".cheap" in s.name]

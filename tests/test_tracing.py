@@ -399,6 +399,12 @@ def test_a_script_inside_is_held_as_one_piece() -> None:
     assert [node.meta["module"] for node in traced.graph.nodes if node.op == "call_module"] == ["conv", "inner"]
 
 
+def test_a_lazy_layer_without_a_shape_is_refused_and_stays_lazy() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3))
+    refusal(model, X)
+    assert isinstance(model[0].weight, nn.UninitializedParameter)
+
+
 class Uncopyable(nn.Conv2d):
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         raise TypeError("there can be only one")

@@ -408,17 +408,19 @@ def hooked() -> nn.Module:
 
 
 class Counting(nn.Module):
-    """Counts its calls in a buffer and in Python, and keeps the last map; none of it changes the output."""
+    """Counts its calls in buffers and in Python, and keeps the last map; none of it changes the output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.conv, self.head = conv_bn(3, 8), conv_bn(8, 8), head(8)
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
         self.times = 0
         self.last: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        self.seen = self.seen + len(x)
         self.times += 1
         self.last = self.conv(self.stem(x))
         return self.head(self.last)

@@ -17,7 +17,7 @@ from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
 from ghostify.recipe import Recipe, find_recipe, make_recipe, read_yaml, shipped_recipes
 
 if TYPE_CHECKING:
-    from ghostify.pipeline import Outcome
+    from ghostify.experiment import Outcome
     from ghostify.planning import Plan
 
 app = typer.Typer(
@@ -85,7 +85,7 @@ def scan(
     ghostify scan torchvision:resnet50
     """
     settings = _recipe(recipe, set, model=model, weights=weights, input=input, seed=seed)
-    from ghostify.pipeline import prepare
+    from ghostify.experiment import prepare
     from ghostify.scanning import scan as scan_network
 
     subject = prepare(settings.model, settings.data, settings.seed)
@@ -118,9 +118,9 @@ def plan(
     ghostify plan torchvision:resnet50 -o plan.yaml
     """
     settings = _recipe(recipe, set, **_given(locals()))
-    from ghostify.pipeline import propose
+    from ghostify.experiment import propose
 
-    _, proposed = propose(settings)
+    proposed = propose(settings)
     if output:
         _write_new(output, proposed.to_yaml())
         show.say(f"Plan written to {output}")
@@ -164,7 +164,7 @@ def compress(
     if dry_run:
         _dry_run(settings, plan, as_json)
         return
-    from ghostify.pipeline import compress as run
+    from ghostify.experiment import compress as run
 
     given = _read_plan(plan, resume)
     with _run_folder(settings, output, resume, given, "compress") as folder:
@@ -197,7 +197,7 @@ def finetune(
     settings = _resumable(resume) if resume else _recipe(recipe, set, **{"epochs": 1, **_given(locals())})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
-    from ghostify.pipeline import train
+    from ghostify.experiment import train
 
     with _run_folder(settings, output, resume, None, "finetune") as folder:
         outcome = train(settings, folder, show.Watcher(quiet=as_json))
@@ -222,9 +222,7 @@ def evaluate(
     ghostify eval runs/digits --data digits
     """
     settings = _recipe(recipe, set, **_given(locals()))
-    if not settings.data:
-        raise DataError("Evaluating needs images; give them, as in --data folder:PATH.")
-    from ghostify.pipeline import measure_accuracy
+    from ghostify.experiment import measure_accuracy
 
     accuracy = measure_accuracy(settings)
     if as_json:
@@ -427,9 +425,9 @@ def _read_plan(path: Path | None, resume: Path | None) -> Plan | None:
 
 
 def _dry_run(settings: Recipe, plan: Path | None, as_json: bool) -> None:
-    from ghostify.pipeline import propose
+    from ghostify.experiment import propose
 
-    _, proposed = propose(settings, _read_plan(plan, None))
+    proposed = propose(settings, _read_plan(plan, None))
     if as_json:
         _print_json(proposed.model_dump(mode="json"))
     else:

@@ -1,0 +1,285 @@
+"""Recipe → run folder: a whole experiment, with progress, in steps that an interruption does not lose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ghostify import measuring
+from ghostify.errors import DataError, RecipeError
+from ghostify.finetuning import Progress, finetune
+from ghostify.measuring import Accuracy, Comparison, evaluate
+from ghostify.measuring.accuracy import place_for
+from ghostify.planning import Plan, check, plan
+from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
+from ghostify.reporting import Report, compare
+from ghostify.rewriting import Ghosted, rewrite
+from ghostify.saving import clear_checkpoints, is_run, load, load_original, read_run, save
+from ghostify.scanning import scan
+from ghostify.sources import Data, build_model, input_shape, load_data
+from ghostify.tracing import Traced, trace
+
+
+class Watcher(Protocol):
+    """Somebody who watches an experiment: told what happens next, and shown each training run."""
+
+    def say(self, text: str) -> None:
+        """One line on what happens next."""
+
+    def training(self) -> Progress:
+        """Who watches the next training run."""
+
+
+@dataclass
+class Outcome:
+    """What an experiment gave: the network, its report, and the folder it was saved in."""
+
+    ghosted: Ghosted
+    report: Report
+    folder: Path
+
+
+def propose(recipe: Recipe, given: Plan | None = None) -> Plan:
+    """The plan ``compress`` would carry out (``given``, checked, or one made by the recipe); nothing is written.
+
+    Raises ``PlanError`` when it does not fit or changes nothing.
+    """
+    return _planned(prepare(recipe.model, recipe.data, recipe.seed), recipe, given)[1]
+
+
+def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None = None) -> Outcome:
+    """Train if asked, rewrite, measure, save, fine-tune if asked, save; all into a reserved folder.
+
+    An experiment that was stopped goes on when called again with the same recipe and folder: finished epochs are on
+    the disk.  Raises any ``GhostifyError``.
+    """
+    job = _Job.of(recipe, folder, watcher)
+    job.planned(given)  # a plan that cannot be carried out is told before any training
+    if recipe.pretrain and recipe.pretrain.epochs:
+        watcher.say(f"Training the original network for {recipe.pretrain.epochs} epochs")
+        job.fit(job.subject.model, recipe.pretrain, "pretrain", teacher=None)
+
+    traced, agreed = job.planned(given)
+    watcher.say(agreed.table().title)
+    ghosted = rewrite(traced, agreed)
+    watcher.say("Measuring the original and the ghosted network")
+    latency = measuring.compare(job.subject.model, ghosted.module, job.subject.example, device=job.place)
+    accuracy = job.accuracies(original=job.subject.model, converted=ghosted.module)
+    kept = job.subject.model if recipe.pretrain else None
+    outcome = job.save(ghosted, accuracy, "converted", latency, kept)
+
+    if recipe.finetune and recipe.finetune.epochs:
+        job.finetune(ghosted.module, recipe.finetune, job.subject.model)
+        accuracy |= job.accuracies(finetuned=ghosted.module)
+        outcome = job.save(ghosted, accuracy, "finetuned", latency)
+    clear_checkpoints(folder)
+    return outcome
+
+
+def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
+    """Fine-tune a network as it is (a run folder, or any other model) into a reserved folder; goes on as above.
+
+    A run folder's original network is the teacher when ``recipe.finetune.distill`` asks for one.
+    """
+    settings = recipe.finetune or TrainSettings()
+    job = _Job.of(recipe, folder, watcher)
+    teacher = _teacher(job.subject, recipe.model, settings)
+    ghosted = job.as_it_is()
+    accuracy = job.accuracies(**{"converted" if ghosted.plan.swaps else "original": ghosted.module})
+    job.finetune(ghosted.module, settings, teacher)
+    accuracy |= job.accuracies(finetuned=ghosted.module)
+    outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
+    clear_checkpoints(folder)
+    return outcome
+
+
+def measure_accuracy(recipe: Recipe) -> Accuracy:
+    """Accuracy of a network on the test images, both as the recipe names them.  Raises ``DataError`` without images."""
+    subject = prepare(recipe.model, recipe.data, recipe.seed)
+    if subject.data is None or recipe.data is None:
+        raise DataError("Evaluating needs images; give them, as in --data folder:PATH.")
+    loader = subject.data.test_loader(recipe.data.batch_size, recipe.data.workers)
+    return evaluate(subject.model, loader, device=pick_device(recipe.device))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, else the CPU.  Raises ``GhostifyError``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return place_for(nn.Identity(), name)
+
+
+# -- the subject -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Subject:
+    """A network as an experiment finds it: the module, one example input (1, C, H, W), and the images, if any."""
+
+    model: nn.Module
+    example: Tensor
+    data: Data | None
+    settings: ModelSettings
+    """The source that rebuilds the network as it was before the swaps of ``run``."""
+    run: Ghosted | None = None
+    """The run the network was loaded from, if it was."""
+
+
+def prepare(model: ModelSettings, data: DataSettings | None = None, seed: int = 0) -> Subject:
+    """The network, an example and the images that the settings name.
+
+    Raises ``ModelError``, ``WeightsError``, ``DataError``, ``RunError``, and ``RecipeError`` when nothing says the
+    input's shape.
+    """
+    torch.manual_seed(seed)
+    if is_run(model.source) or (":" not in model.source and "/" in model.source):
+        run = load(model.source)
+        shape, settings = _image_shape(run), read_run(model.source).model or model
+        return Subject(run.module, _example(shape, seed), load_data(data, shape) if data else None, settings, run)
+    module = build_model(model)
+    wanted = input_shape(model, module)
+    images = load_data(data, wanted) if data else None
+    wanted = wanted or (images.shape if images else None)
+    if wanted is None:
+        raise RecipeError(f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224.")
+    return Subject(module, _example(wanted, seed), images, model)
+
+
+def _image_shape(run: Ghosted) -> tuple[int, int, int]:
+    shapes = run.before.inputs
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise RecipeError(f"The run's network takes inputs of {list(shapes)}, not one image; use it in Python.")
+    return shapes[0][1], shapes[0][2], shapes[0][3]
+
+
+def _example(shape: tuple[int, int, int], seed: int) -> Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) -> nn.Module | None:
+    if not settings.distill:
+        return None
+    teacher = load_original(model.source) if subject.run else None
+    if teacher is None:
+        raise RecipeError(
+            f"distill = {settings.distill:g} needs the original network, and {model.source!r} does not tell where "
+            "its weights are; set finetune.distill to 0."
+        )
+    return teacher
+
+
+# -- the steps -------------------------------------------------------------------------------------------------
+
+
+def _planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced, Plan]:
+    traced = trace(subject.model, subject.example)
+    seen = scan(traced)
+    agreed = check(given, seen) if given else plan(seen, recipe.ghost)
+    return traced, agreed.require_changes()
+
+
+@dataclass
+class _Job:
+    """A recipe being carried out: what all its steps share."""
+
+    recipe: Recipe
+    folder: Path
+    watcher: Watcher
+    subject: Subject
+    place: torch.device
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> _Job:
+        place = pick_device(recipe.device)
+        subject = prepare(recipe.model, recipe.data, recipe.seed)
+        trains = any(part and part.epochs for part in (recipe.pretrain, recipe.finetune))
+        if trains and subject.data is None:
+            raise DataError("Training needs images, and none are named; give them, as in --data folder:PATH.")
+        images = subject.data.description if subject.data else "none"
+        watcher.say(f"Network {recipe.model.source}; images: {images}")
+        return cls(recipe, folder, watcher, subject, place)
+
+    def planned(self, given: Plan | None) -> tuple[Traced, Plan]:
+        return _planned(self.subject, self.recipe, given)
+
+    def as_it_is(self) -> Ghosted:
+        """The subject with the swaps it came with and no others."""
+        if self.subject.run:
+            return self.subject.run
+        seen = scan(self.subject.model, self.subject.example)
+        unchanged = Plan(network=seen.network, inputs=seen.inputs, before=seen.cost, after=seen.cost)
+        return Ghosted(self.subject.model, unchanged, seen, seen)
+
+    def finetune(self, module: nn.Module, settings: TrainSettings, teacher: nn.Module | None) -> None:
+        how = f", taught by the original (weight {settings.distill:g})" if settings.distill else ""
+        self.watcher.say(f"Fine-tuning for {settings.epochs} epochs{how}")
+        self.fit(module, settings, "finetune", teacher)
+
+    def fit(self, module: nn.Module, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None) -> None:
+        data, feeding = self.subject.data, self.recipe.data
+        assert data and feeding, "checked when the job began"
+        finetune(
+            module,
+            data,
+            settings,
+            teacher=teacher,
+            seed=self.recipe.seed,
+            device=self.place,
+            batch_size=feeding.batch_size,
+            workers=feeding.workers,
+            checkpoint=self.folder / checkpoint,
+            progress=self.watcher.training(),
+        )
+        module.to("cpu")
+
+    def accuracies(self, **modules: nn.Module) -> dict[str, Accuracy]:
+        """Accuracy of each module by its stage; nothing without images."""
+        data, feeding = self.subject.data, self.recipe.data
+        if data is None or feeding is None:
+            return {}
+        loader = data.test_loader(feeding.batch_size, feeding.workers)
+        return {stage: evaluate(module, loader, device=self.place) for stage, module in modules.items()}
+
+    def save(
+        self,
+        ghosted: Ghosted,
+        accuracy: Mapping[str, Accuracy],
+        state: str,
+        latency: Comparison | None = None,
+        original: nn.Module | None = None,
+    ) -> Outcome:
+        report = compare(ghosted, latency, accuracy, self._notes())
+        save(
+            _with_earlier_swaps(ghosted, self.subject.run),
+            self.folder,
+            model=self.subject.settings,
+            recipe=self.recipe,
+            report=report,
+            original=original,
+            state=state,
+            environment={"seed": self.recipe.seed, "device": str(self.place)},
+        )
+        return Outcome(ghosted, report, self.folder)
+
+    def _notes(self) -> list[str]:
+        if self.subject.data is None:
+            return []
+        notes = []
+        if not (self.recipe.model.weights or self.recipe.pretrain or self.subject.run):
+            notes.append("No --weights were given: unless the source sets its own, they are random.")
+        if "synthetic" in self.subject.data.description:
+            notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
+        return notes
+
+
+def _with_earlier_swaps(ghosted: Ghosted, earlier: Ghosted | None) -> Ghosted:
+    """What rebuilds the network from its first source: the swaps of the run it came from, and the new ones."""
+    if earlier is None or earlier is ghosted:
+        return ghosted
+    both = ghosted.plan.model_copy(update={"swaps": (*earlier.plan.swaps, *ghosted.plan.swaps)})
+    return Ghosted(ghosted.module, both, ghosted.before, ghosted.after)

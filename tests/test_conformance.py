@@ -1,0 +1,178 @@
+"""The promises of ``benchmarks/conformance.py`` on torchvision's networks, on the meta device: a sample in every run,
+all of them in the slow one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ghostify.costs import Cost
+from ghostify.planning import Plan
+from ghostify.rewriting import Ghosted
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+conformance: Any = importlib.import_module("conformance")
+
+ALL = {network.name: network for network in conformance.networks()}
+SAMPLE = (
+    "resnet18",
+    "squeezenet1_1",
+    "googlenet",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "vit_b_32",
+    "lraspp_mobilenet_v3_large",
+)
+NOTHING_TO_GHOST = ("vit_", "swin_")
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sample_of_networks_holds_every_property(name: str) -> None:
+    assert_conforms(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name not in SAMPLE])
+def test_every_network_holds_every_property(name: str) -> None:
+    assert_conforms(name)
+
+
+def assert_conforms(name: str) -> None:
+    case = conformance.meta_case(ALL[name])
+    assert conformance.broken(case) == []
+    assert bool(case.nothing) == name.startswith(NOTHING_TO_GHOST)
+    assert not case.scan.unknown
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1"])
+def test_small_networks_run_and_train_on_real_numbers(name: str) -> None:
+    assert conformance.numeric_problem(ALL[name], 96) is None
+
+
+def test_there_are_sixty_networks_and_more() -> None:
+    assert len(ALL) >= 60
+    assert {network.kind for network in ALL.values()} == {"classification", "quantizable", "segmentation"}
+
+
+# -- the properties notice what they are there for -------------------------------------------------------------
+
+
+def small_case() -> Any:
+    with torch.device("meta"):
+        layers = [nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.Flatten()]
+        return conformance.Case(nn.Sequential(*layers, nn.Linear(32 * 6 * 6, 4)), torch.empty(1, 3, 12, 12))
+
+
+def write_to_a_weight(case: Any) -> None:
+    with torch.no_grad():
+        case.model[0].weight.add_(1)
+
+
+def leave_a_hook(case: Any) -> None:
+    case.model[1].register_forward_hook(lambda module, args, output: None)
+
+
+def leave_eval_mode(case: Any) -> None:
+    case.model[2].eval()
+
+
+def forget_a_layer(case: Any) -> None:
+    case.plan = with_plan(case.plan, skips=case.plan.skips[1:])
+
+
+def give_no_reason(case: Any) -> None:
+    mute = case.plan.skips[0].model_copy(update={"reason": " "})
+    case.plan = with_plan(case.plan, skips=(mute, *case.plan.skips[1:]))
+
+
+def predict_too_little(case: Any) -> None:
+    swap, *others = case.ghosted.plan.swaps
+    cheaper = swap.model_copy(update={"after": swap.after - Cost(macs=1)})
+    with_ghosted(case, plan=with_plan(case.plan, swaps=(cheaper, *others)))
+
+
+def cut_the_output(case: Any) -> None:
+    with_ghosted(case, module=nn.Sequential(*case.ghosted.module, nn.Linear(4, 3, device="meta")))
+
+
+def keep_the_original(case: Any) -> None:
+    with_ghosted(case, module=case.model)
+
+
+def count_too_much(case: Any) -> None:
+    case.scan = case.scan.model_copy(update={"cost": case.scan.cost + Cost(macs=1)})
+
+
+def with_plan(plan: Plan, **changes: Any) -> Plan:
+    return plan.model_copy(update=changes)
+
+
+def with_ghosted(case: Any, **changes: Any) -> None:
+    case.ghosted = Ghosted(**{**vars(case.ghosted), **changes})
+
+
+def test_a_network_that_conforms_breaks_nothing() -> None:
+    case = small_case()
+    assert case.plan.swaps and conformance.broken(case) == []
+
+
+@pytest.mark.parametrize(
+    ("breaks", "named"),
+    [
+        (write_to_a_weight, "untouched"),
+        (leave_a_hook, "untouched"),
+        (leave_eval_mode, "untouched"),
+        (forget_a_layer, "lines"),
+        (give_no_reason, "lines"),
+        (predict_too_little, "costs"),
+        (cut_the_output, "shapes"),
+        (keep_the_original, "again"),
+        (count_too_much, "MACs"),
+    ],
+)
+def test_each_property_notices_its_breach(breaks: Callable[[Any], None], named: str) -> None:
+    case = small_case()
+    breaks(case)
+    assert named in [line.partition(":")[0] for line in conformance.broken(case)]
+
+
+def test_a_ghost_that_does_not_train_is_noticed() -> None:
+    layers = [nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 2, 3)]
+    ghosted = conformance.Case(nn.Sequential(*layers), torch.randn(1, 3, 12, 12)).ghosted
+    assert conformance._gradient_problem(ghosted, 12) is None
+    ghosted.module[1].cheap.requires_grad_(False)
+    assert "1.cheap.0.weight does not train" in conformance._gradient_problem(ghosted, 12)
+
+
+# -- the run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_a_row_with_its_reason() -> None:
+    row = conformance.examine(conformance.Network("resnet19", "classification"))
+    assert row.failed and "resnet19" in row.verdict
+    assert "resnet19" in conformance.document([row], "the command")
+
+
+def test_a_second_run_takes_its_rows_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, kept = conformance.networks("squeezenet1_1"), tmp_path / "rows.jsonl"
+    first = list(conformance.rows_of(wanted, 1, kept))
+    with kept.open("a", encoding="utf-8") as file:
+        file.write('{"name": "cut off in the mid')
+    monkeypatch.setattr(conformance, "examine", lambda network: pytest.fail("examined again"))
+    assert list(conformance.rows_of(wanted, 1, kept)) == first
+
+
+def test_rows_of_other_sources_are_not_taken(tmp_path: Path) -> None:
+    kept = tmp_path / "rows.jsonl"
+    kept.write_text('{"name": "squeezenet1_1", "kind": "classification", "key": "older"}\n', encoding="utf-8")
+    assert conformance.cached_rows(kept) == {}

@@ -1,0 +1,453 @@
+"""Plans: proposals by settings, edits by hand, and every way in which a plan can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from zoo import Aliased, conv_bn, grouped, head, mobile, odd, plain, residual
+
+from ghostify import GhostSettings, Plan, plan, read_plan, rewrite, scan, trace
+from ghostify.costs import Cost
+from ghostify.errors import PlanError, RecipeError
+from ghostify.networks import resnet8
+from ghostify.planning import check
+from ghostify.rules import RULES, Skip, Swap
+from ghostify.rules.c_ghost import saving_per_element
+from ghostify.scanning import Scan, Site
+
+X = torch.zeros(1, 3, 16, 16)
+RESNET = scan(resnet8(), X)
+PLAIN = scan(plain(), torch.zeros(1, 3, 8, 8))
+ALL: dict[str, Any] = {"also": ["stem", "classifier", "pooled", "depthwise"], "min_saving": 0}
+
+
+def targets(proposal: Plan) -> list[str]:
+    return [swap.target for swap in proposal.swaps]
+
+
+def reasons(proposal: Plan) -> dict[str, str]:
+    return {skip.target: skip.reason for skip in proposal.skips}
+
+
+def ratios(proposal: Plan) -> dict[str, tuple[int, int]]:
+    return {swap.target: (swap.s, swap.d) for swap in proposal.swaps}
+
+
+def refusal(call: Any, *args: Any, error: type[Exception] = PlanError, **kwargs: Any) -> str:
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith((".", "?"))
+    return message
+
+
+# -- what is proposed ------------------------------------------------------------------------------------------
+
+
+def test_the_default_keeps_stem_classifier_and_what_would_be_slower() -> None:
+    proposal = plan(RESNET)
+    assert targets(proposal) == [
+        "layer1.0.conv1",
+        "layer1.0.conv2",
+        "layer2.0.conv1",
+        "layer2.0.conv2",
+        "layer3.0.conv1",
+        "layer3.0.conv2",
+    ]
+    assert set(ratios(proposal).values()) == {(2, 3)}
+    said = reasons(proposal)
+    assert "stem" in said["conv1"] and "classifier" in said["linear"]
+
+
+def test_roles_are_taken_on_request_only() -> None:
+    example = torch.zeros(1, 3, 16, 16)
+    found = scan(mobile(), example)
+    base = set(targets(plan(found, min_saving=0)))
+    assert set(targets(plan(found, min_saving=0, also=["stem"]))) - base == {"0.0"}
+    assert set(targets(plan(found, min_saving=0, also=["classifier"]))) - base == {"3.2"}
+    gates = {"1.gate.reduce", "1.gate.expand", "2.gate.reduce", "2.gate.expand"}
+    assert set(targets(plan(found, min_saving=0, also=["pooled"]))) - base == gates
+
+
+def test_include_and_exclude_are_globs_of_names() -> None:
+    everything = targets(plan(RESNET, **ALL))
+    assert targets(plan(RESNET, include=["layer[23].*"], **ALL)) == [
+        n for n in everything if n[:6] in ("layer2", "layer3")
+    ]
+    assert targets(plan(RESNET, exclude=["*.conv1"], **ALL)) == [n for n in everything if not n.endswith(".conv1")]
+    both = plan(RESNET, include=["layer1.*", "conv1"], exclude=["layer1.0.conv2"], **ALL)
+    assert targets(both) == ["conv1", "layer1.0.conv1"]
+    assert reasons(both)["layer1.0.conv2"] == "is excluded by 'layer1.0.conv2'"
+    assert reasons(both)["layer2.0.conv1"] == "is matched by no include pattern"
+
+
+def test_settings_by_pattern_inherit_and_the_later_wins() -> None:
+    proposal = plan(
+        RESNET,
+        s=4,
+        d=5,
+        set={"layer*": {"s": 2}, "layer3.*": {"d": 1}, "layer3.0.conv2": {"s": 3}, "*.0.conv1": {"d": 7}},
+        **ALL,
+    )
+    assert ratios(proposal) == {
+        "conv1": (4, 5),
+        "layer1.0.conv1": (2, 7),
+        "layer1.0.conv2": (2, 5),
+        "layer2.0.conv1": (2, 7),
+        "layer2.0.conv2": (2, 5),
+        "layer3.0.conv1": (2, 7),
+        "layer3.0.conv2": (3, 1),
+        "linear": (4, 5),
+    }
+
+
+def test_parts_may_be_set_by_pattern() -> None:
+    proposal = plan(RESNET, parts="norm-act", set={"layer1.*": {"parts": "linear"}}, **ALL)
+    assert {swap.target: swap.parts for swap in proposal.swaps} == {
+        "conv1": "norm-act",
+        "layer1.0.conv1": "linear",
+        "layer1.0.conv2": "linear",
+        **dict.fromkeys(("layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv1", "layer3.0.conv2"), "norm-act"),
+    }
+    assert "linear layer" in reasons(proposal)["linear"]
+
+
+def test_a_ratio_above_the_width_is_a_skip_for_all_and_an_error_by_name() -> None:
+    """Asking too much of every layer leaves some alone; asking it of one layer is a mistake to be told."""
+    found = scan(odd(), torch.zeros(1, 3, 8, 8))
+    general = plan(found, s=6, **ALL)
+    assert targets(general) == ["0", "2"]
+    assert reasons(general)["3"] == "has 5 output maps per group, fewer than s = 6"
+    message = refusal(plan, found, set={"3": {"s": 6}}, **ALL)
+    assert "3: " in message and "s = 6 is larger than the 5 output maps" in message
+
+
+def test_the_width_that_counts_is_that_of_a_group() -> None:
+    found = scan(grouped(), torch.zeros(1, 3, 8, 8))
+    assert "1.body.1.0" in ratios(plan(found, s=4, **ALL))
+    assert reasons(plan(found, s=5, **ALL))["1.body.1.0"] == "has 4 output maps per group, fewer than s = 5"
+
+
+def test_settings_are_an_object_changes_or_both() -> None:
+    settings = GhostSettings(s=4, min_saving=0)
+    assert plan(RESNET, settings) == plan(RESNET, s=4, min_saving=0)
+    assert plan(RESNET, settings, d=5) == plan(RESNET, s=4, min_saving=0, d=5)
+
+
+def test_totals_are_the_sums_of_the_parts() -> None:
+    proposal = plan(RESNET, s=3, **ALL)
+    after = RESNET.cost
+    for swap in proposal.swaps:
+        after = after - swap.before + swap.after
+    assert (proposal.before, proposal.after) == (RESNET.cost, after)
+
+
+# -- what pays -------------------------------------------------------------------------------------------------
+
+
+def a_site(c: int, n: int, k: int, groups: int = 1) -> Site:
+    weights = n * c // groups * k * k
+    return Site(
+        name="x",
+        kind="conv",
+        in_channels=c,
+        out_channels=n,
+        kernel=(k, k),
+        groups=groups,
+        calls=1,
+        positions=10,
+        cost=Cost(params=weights, macs=10 * weights, acts=10 * n),
+    )
+
+
+def a_swap(site: Site, s: int = 2, d: int = 3) -> Swap:
+    swap = Swap(target="x", geometry=site.geometry, s=s, d=d, before=site.cost)
+    return swap.model_copy(update={"after": RULES["c-ghost"].predict(site, swap)})
+
+
+@pytest.mark.parametrize(
+    ("site", "s", "d", "by_hand"),
+    [
+        # 32 maps fewer of 64·9 MACs, 32 cheap ones of 9; 32 read, 32 written, 64 concatenated from, 64 to
+        (a_site(64, 64, 3), 2, 3, (32 * 576 - 32 * 9) / (2 * 32 + 64 + 64)),
+        (a_site(64, 64, 1), 2, 3, (32 * 64 - 32 * 9) / (2 * 32 + 64 + 64)),
+        (a_site(8, 10, 1), 4, 1, (7 * 8 - 9) / (2 * 9 + 12 + 10)),
+        (a_site(8, 8, 1, groups=4), 2, 3, (4 * 2 - 4 * 9) / (2 * 4 + 8 + 8)),
+    ],
+)
+def test_saving_per_element_by_hand(site: Site, s: int, d: int, by_hand: float) -> None:
+    assert saving_per_element(site, a_swap(site, s, d)) == pytest.approx(by_hand)
+
+
+def test_min_saving_is_a_threshold_and_zero_is_none() -> None:
+    site = a_site(64, 64, 3)
+    saving = saving_per_element(site, a_swap(site))
+    for threshold, swapped in ((0, True), (saving, True), (saving + 1e-6, False)):
+        proposal = RULES["c-ghost"].propose(site, GhostSettings(min_saving=threshold))
+        assert isinstance(proposal, Swap) is swapped
+    assert "too few to be faster" in proposal.reason
+    losing = a_site(4, 8, 1)
+    assert isinstance(RULES["c-ghost"].propose(losing, GhostSettings(min_saving=0)), Swap)
+    refused = RULES["c-ghost"].propose(losing, GhostSettings(min_saving=0.001))
+    assert isinstance(refused, Skip) and refused.reason == "would cost more as a ghost (s = 2, d = 3) than it does now"
+
+
+@pytest.mark.parametrize(
+    "model", [plain(), residual(), mobile(), grouped(), odd()], ids=lambda m: str(len(list(m.modules())))
+)
+def test_no_default_swap_costs_more_macs_than_it_saves(model: nn.Module) -> None:
+    for s in (2, 3, 4):
+        for swap in plan(scan(model, torch.zeros(1, 3, 16, 16)), s=s, min_saving=0.1).swaps:
+            assert swap.after.macs < swap.before.macs
+
+
+# -- mistakes in settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"include": ["lair3.*"]}, ["include 'lair3.*'", "CifarResNet", "'layer3"]),
+        ({"exclude": ["*.conv7"]}, ["exclude '*.conv7'", "matches no layer"]),
+        ({"set": {"layer9.*": {"s": 4}}}, ["set 'layer9.*'", "Did you mean 'layer"]),
+        ({"include": ["*", "nothing"]}, ["include 'nothing'"]),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    message = refusal(plan, RESNET, **changes)
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ss": 2}, ["'ss'"]),
+        ({"min_savings": 2}, ["'min_savings'", "Did you mean 'min_saving'?"]),
+        ({"d": 4}, ["odd", "3 or 5"]),
+        ({"s": 1}, ["s = 1", "greater than or equal to 2"]),
+        ({"also": ["steam"]}, ["also"]),
+        ({"set": {"layer1.*": {"d": 2}}}, ["odd"]),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(changes: dict[str, Any], words: list[str]) -> None:
+    message = refusal(plan, RESNET, error=RecipeError, **changes)
+    assert [word for word in words if word not in message] == []
+
+
+def test_a_network_without_convolutions_is_refused() -> None:
+    found = scan(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 3))
+    assert "no convolutions" in refusal(lambda: plan(found).require_changes())
+
+
+def test_a_plan_that_changes_nothing_says_why() -> None:
+    idle = plan(RESNET, include=["linear"])
+    message = refusal(idle.require_changes)
+    assert "changes nothing" in message and "all 8 layers" in message
+    assert "is matched by no include pattern" in message and "(and 6 more)" in message
+    changing = plan(RESNET)
+    assert changing.require_changes() is changing
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, values: Any, suffix: str = ".yaml") -> Path:
+    path = tmp_path / f"plan{suffix}"
+    path.write_text(values if isinstance(values, str) else json.dumps(values), encoding="utf-8")
+    return path
+
+
+def as_dict(proposal: Plan) -> dict[str, Any]:
+    return proposal.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_a_plan_is_read_from_yaml_and_from_json(tmp_path: Path, suffix: str) -> None:
+    proposal = plan(RESNET, s=3, set={"layer3.*": {"s": 2, "parts": "norm-act"}}, **ALL)
+    text = proposal.to_yaml() if suffix == ".yaml" else proposal.model_dump_json()
+    assert read_plan(written(tmp_path, text, suffix)) == proposal
+
+
+def test_the_file_says_how_to_edit_it_and_is_readable() -> None:
+    text = plan(RESNET).to_yaml()
+    assert text.startswith("#") and "--plan" in text
+    values = yaml.safe_load(text)
+    assert values["swaps"][0]["target"] == "layer1.0.conv1" and values["swaps"][0]["geometry"] == "16→16 3x3"
+    assert "→" in text and "stem is kept" in text
+
+
+def test_numbers_that_a_person_did_not_correct_are_worked_out_anew() -> None:
+    proposal = plan(RESNET)
+    values = as_dict(proposal)
+    values["swaps"][0]["s"] = 4
+    edited = check(Plan.model_validate(values), RESNET)
+    assert edited.swaps[0].after == plan(RESNET, s=4).swaps[0].after
+    assert edited.after.macs < proposal.after.macs
+    for field in ("before", "after"):
+        values["swaps"][0].pop(field)
+    assert check(Plan.model_validate(values), RESNET) == edited
+
+
+def test_a_deleted_swap_is_a_layer_left_alone() -> None:
+    values = as_dict(plan(RESNET))
+    gone = values["swaps"].pop(2)
+    edited = check(Plan.model_validate(values), RESNET)
+    assert reasons(edited)[gone["target"]] == "is not named in the plan"
+    assert len(edited.swaps) == len(values["swaps"])
+
+
+def test_a_skipped_layer_can_be_swapped_by_hand() -> None:
+    """The stem too, which the settings keep."""
+    values = as_dict(plan(RESNET))
+    values["skips"] = [skip for skip in values["skips"] if skip["target"] != "conv1"]
+    values["swaps"].append({"target": "conv1", "geometry": "3→16 3x3", "s": 2, "d": 1})
+    edited = check(Plan.model_validate(values), RESNET)
+    assert targets(edited)[0] == "conv1"
+    ghosted = rewrite(trace(resnet8(), X), Plan.model_validate(values))
+    assert type(ghosted.module.conv1).__name__ == "CGhost"
+
+
+def test_an_alias_in_a_plan_means_its_layer() -> None:
+    found = scan(Aliased(), torch.zeros(1, 3, 8, 8))
+    proposal = plan(found, **ALL)
+    renamed = proposal.model_copy(
+        update={
+            "swaps": tuple(s.model_copy(update={"target": s.target.replace("body.0", "again")}) for s in proposal.swaps)
+        }
+    )
+    assert check(renamed, found) == proposal
+
+
+def edited(change: Any) -> Plan:
+    values = as_dict(plan(RESNET))
+    change(values)
+    return Plan.model_validate(values)
+
+
+def twice(values: dict[str, Any]) -> None:
+    values["swaps"].append(values["swaps"][0])
+
+
+def both(values: dict[str, Any]) -> None:
+    values["skips"].append({"target": values["swaps"][0]["target"], "reason": "of doubt"})
+
+
+def renamed(values: dict[str, Any]) -> None:
+    values["swaps"][0]["target"] = "layer1.0.convv1"
+
+
+def unknown_skip(values: dict[str, Any]) -> None:
+    values["skips"].append({"target": "laier1", "reason": "of doubt"})
+
+
+def wider(values: dict[str, Any]) -> None:
+    values["swaps"][0]["geometry"] = "16→32 3x3"
+
+
+def too_large(values: dict[str, Any]) -> None:
+    values["swaps"][0]["s"] = 17
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (twice, "names 'layer1.0.conv1' twice"),
+        (both, "names 'layer1.0.conv1' twice"),
+        (renamed, "Did you mean 'layer1.0.conv1'?"),
+        (unknown_skip, "names 'laier1', which CifarResNet does not have"),
+        (wider, "made for another network: 'layer1.0.conv1' is 16→16 3x3 in CifarResNet, and 16→32 3x3 in the plan"),
+        (too_large, "s = 17 is larger than the 16 output maps"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_wrong_edit_is_refused_by_the_layer(change: Any, words: str) -> None:
+    assert words in refusal(check, edited(change), RESNET)
+
+
+def test_a_plan_for_another_network_is_refused() -> None:
+    assert "plain" not in targets(plan(RESNET))
+    assert "does not have" in refusal(check, plan(RESNET), PLAIN)
+    assert "another network" in refusal(check, plan(scan(resnet8(width=8), X), min_saving=0), RESNET)
+
+
+def test_a_layer_with_an_obstacle_cannot_be_swapped_by_hand() -> None:
+    model = nn.Sequential(conv_bn(3, 8), nn.ConvTranspose2d(8, 8, 1), head(8))
+    found = scan(model, torch.zeros(1, 3, 8, 8))
+    site = found.site("1")
+    assert site is not None
+    forced = Plan(
+        network="Sequential", inputs=found.inputs, before=found.cost,
+        swaps=(Swap(target="1", geometry=site.geometry, s=2, d=3),),
+    )  # fmt: skip
+    message = refusal(check, forced, found)
+    assert message.startswith("1 cannot be swapped: it is a ConvTranspose2d")
+
+
+def test_a_linear_layer_cannot_be_given_a_norm_by_hand() -> None:
+    def with_norm(values: dict[str, Any]) -> None:
+        values["swaps"].append({"target": "linear", "geometry": "64→10 1x1", "s": 2, "d": 1, "parts": "norm-act"})
+        values["skips"] = [skip for skip in values["skips"] if skip["target"] != "linear"]
+
+    assert "linear" in refusal(check, edited(with_norm), RESNET)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["swaps"][0].update(d=4), "odd"),
+        (lambda v: v["swaps"][0].update(s=1), "swaps.0.s"),
+        (lambda v: v["swaps"][0].update(s="two"), "swaps.0.s"),
+        (lambda v: v["swaps"][0].update(targett="x"), "unknown key 'swaps.0.targett'. Did you mean 'target'?"),
+        (lambda v: v["swaps"][0].pop("target"), "key 'swaps.0.target' is missing"),
+        (lambda v: v["swaps"][0].update(rule="g-ghost"), "swaps.0.rule"),
+        (lambda v: v.update(swapps=[]), "unknown key 'swapps'. Did you mean 'swaps'?"),
+        (lambda v: v.pop("network"), "key 'network' is missing"),
+        (lambda v: v.update(format=99), "format 99"),
+        (lambda v: v["skips"][0].update(reason=None), "skips.0.reason"),
+    ],
+)
+def test_a_malformed_plan_is_refused_by_its_file_and_key(tmp_path: Path, change: Any, words: str) -> None:
+    values = as_dict(plan(RESNET))
+    change(values)
+    message = refusal(read_plan, written(tmp_path, values))
+    assert "plan.yaml" in message and words in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("swaps: [", "not valid YAML"), ("- 1\n- 2\n", "must hold settings"), ("", "must hold settings")],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    assert words in refusal(read_plan, written(tmp_path, content))
+
+
+def test_a_plan_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(read_plan, tmp_path / "none.yaml")
+    assert "cannot be read" in refusal(read_plan, tmp_path)
+
+
+# -- telling ---------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_told_in_a_table_with_every_layer() -> None:
+    proposal = plan(RESNET)
+    text = str(proposal)
+    assert "6 swaps, 2 left alone" in text
+    for entry in (*proposal.swaps, *proposal.skips):
+        assert entry.target in text
+    assert f"{proposal.before.macs / proposal.after.macs:.2f}x" in text
+
+
+def test_a_plan_made_without_looking_has_no_layers() -> None:
+    empty = Plan(network="Nothing", inputs=())
+    assert "nothing to ghost" in refusal(empty.require_changes)
+    nothing = Scan(network="Nothing", inputs=(), sites=(), cost=Cost(), ops=(), unknown={}, params={})
+    assert check(empty, nothing) == empty
