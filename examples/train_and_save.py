@@ -29,7 +29,7 @@ print(history)
 
 ghostify.save(ghosted, folder, model=source, report=ghostify.compare(ghosted))
 print("saved in", folder)
-print(
-    "the same outputs:",
-    torch.equal(ghostify.load(folder).module(digits.calibration(1)), ghosted.module.eval()(digits.calibration(1))),
-)
+
+images = digits.calibration(4)
+again = ghostify.load(folder).module
+print("the same outputs:", torch.equal(again(images), ghosted.module.eval()(images)))

@@ -167,7 +167,7 @@ def _multi_head_attention(traced: Traced, node: fx.Node) -> tuple[int, int]:
 
 def _weight_shape(traced: Traced, node: fx.Node) -> tuple[int, ...]:
     if node.op == "call_module":
-        return tuple(traced.leaf(node).weight.shape)  # type: ignore[arg-type, union-attr]
+        return tuple(traced.leaf(node).weight.shape)  # type: ignore[arg-type]
     return _shape(node, 1, "weight")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -118,7 +118,6 @@ def compare(
         )
         for swap, site in zip(ghosted.plan.swaps, sites, strict=True)
     )
-    uncounted = [scan.uncounted for scan in (ghosted.before,) if scan.uncounted]
     return Report(
         network=ghosted.before.network,
         inputs=ghosted.before.inputs,
@@ -128,8 +127,19 @@ def compare(
         theory=_whole_theory(ghosted.before.cost, layers, sites),
         latency=latency,
         accuracy={stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy},
-        notes=(*uncounted, *notes),
+        notes=(*_observations(ghosted.before, latency), *notes),
     )
+
+
+def _observations(before: Scan, latency: Comparison | None) -> Iterator[str]:
+    """What a reader of the numbers must not miss."""
+    if before.uncounted:
+        yield before.uncounted
+    if latency and latency.high < 1:
+        yield (
+            "The clock disagrees with theory: the ghosted network is slower here. On small maps and few channels, "
+            "starting operations and moving memory outweigh the MACs saved (docs/counting.md)."
+        )
 
 
 def layer_theory(site: Site, swap: Swap) -> Ratios:
