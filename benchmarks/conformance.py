@@ -500,8 +500,8 @@ def _summary(rows: list[Row]) -> Iterator[str]:
     yield f"- every property held: **{sum(not row.failed for row in rows)} of {len(rows)}**"
     yield f"- rewritten: {len(changed)}; nothing to ghost by default: {sum(bool(row.nothing) for row in rows)}"
     yield f"- ran and trained a step on real numbers: {len(numeric)}, not run: {len(not_run)}"
-    yield f"- {sum(row.convolutions for row in rows)} convolutions: {sum(row.swaps for row in rows)} swapped, "
-    yield f"  {sum(row.skips for row in rows)} left alone, each with its reason"
+    swaps, skips = sum(row.swaps for row in rows), sum(row.skips for row in rows)
+    yield f"- {swaps + skips} convolutions: {swaps} swapped, {skips} left alone, each with its reason"
     if unknown := Counter(row.unknown for row in rows if row.unknown):
         yield "- " + "; ".join(f"{text} ({times} networks)" for text, times in unknown.items())
     for row in (row for row in rows if row.failed):

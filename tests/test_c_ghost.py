@@ -16,6 +16,11 @@ from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 @st.composite
 def geometries(draw: st.DrawFn) -> dict[str, Any]:
     """Arguments of nn.Conv2d that run on a 13x14 map, with at least two outputs in a group."""

@@ -80,12 +80,6 @@ def test_layers_that_are_multiples_are_converted_without_loss() -> None:
     assert torch.allclose(outputs(ghosted.module), outputs(model), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_is_one_convolution_becomes_one_ghost() -> None:
-    ghosted = convert(nn.Conv2d(3, 8, 3), X, **ALL)
-    assert isinstance(ghosted.module, CGhost)
-    assert ghosted.module(X).shape == (2, 8, 6, 6)
-
-
 def test_an_image_without_a_batch_is_converted_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     ghosted = convert(model, X[0], **ALL)

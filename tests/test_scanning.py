@@ -236,7 +236,7 @@ def test_tied_weights_name_each_other() -> None:
 
 def test_a_weight_lent_to_a_function_keeps_its_module() -> None:
     site = site_of(Functional(), "lent")
-    assert site.obstacle is not None and "function call elsewhere" in site.obstacle
+    assert site.obstacle is not None and "elsewhere" in site.obstacle
     assert site.calls == 1
 
 
@@ -308,12 +308,3 @@ def test_a_scan_survives_json_and_says_what_it_doubts() -> None:
 def test_a_model_and_its_recording_give_one_scan() -> None:
     model = mobile()
     assert scan(trace(model, X)) == scan(model, X)
-
-
-@pytest.mark.parametrize("layer", [nn.Conv2d(3, 8, 3), nn.Linear(3, 4)], ids=["conv", "linear"])
-def test_a_model_that_is_one_layer_is_scanned(layer: nn.Module) -> None:
-    """Its qualified name is the empty one."""
-    example = X if isinstance(layer, nn.Conv2d) else torch.randn(2, 3)
-    (site,) = scan(layer, example).sites
-    assert site.cost.params == sum(p.numel() for p in layer.parameters())
-    assert site.cost.macs > 0

@@ -123,12 +123,12 @@ def test_nodes_know_the_module_they_ran_in_and_their_shapes() -> None:
     ]
 
 
-def test_a_weight_used_by_a_function_belongs_to_its_module() -> None:
-    traced = trace(within(lambda step, x: F.linear(x.mean(3), torch.ones(3, 4)) * step.weight.sum()), X)
-    (mul,) = (node for node in traced.graph.nodes if node.name.startswith("mul"))
-    assert traced.owner(mul) is traced.module.inner
+def test_a_node_knows_the_leaf_it_calls_and_a_weight_its_name() -> None:
+    traced = trace(within(lambda step, x: x * step.weight.sum()), X)
     (conv,) = (node for node in traced.graph.nodes if node.op == "call_module")
-    assert traced.owner(conv) is traced.module.conv
+    assert traced.leaf(conv) is traced.module.conv
+    (weight,) = (node for node in traced.graph.nodes if node.op == "get_attr")
+    assert weight.meta["parameter"] == weight.target == "inner.weight"
 
 
 def test_dropout_is_off_and_random_numbers_are_the_same_in_the_replay() -> None:
@@ -408,6 +408,12 @@ def test_a_lazy_layer_without_a_shape_is_refused_and_stays_lazy() -> None:
 class Uncopyable(nn.Conv2d):
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         raise TypeError("there can be only one")
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), Uncopyable(3, 4, 3)], ids=["torch's", "own"])
+def test_a_model_that_is_one_layer_is_refused_with_the_way_out(layer: nn.Module) -> None:
+    """It has no name that a plan could call it by."""
+    assert "nn.Sequential" in refusal(layer, X)
 
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:

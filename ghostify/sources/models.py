@@ -58,7 +58,7 @@ def input_shape(settings: ModelSettings, model: nn.Module) -> tuple[int, int, in
         return _three(settings.input)
     kind, _, name = settings.source.partition(":")
     if kind == "torchvision":
-        return _torchvision_shape(name)
+        return _torchvision_shape(name, model)
     if kind == "timm":
         channels, height, width = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
         return settings.args.get("in_chans", channels), height, width
@@ -205,13 +205,15 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _torchvision_shape(name: str) -> tuple[int, int, int] | None:
+def _torchvision_shape(name: str, model: nn.Module) -> tuple[int, int, int] | None:
     from torchvision import models
 
     if models.get_model_builder(name).__module__.startswith(("torchvision.models.video", "torchvision.models.optical")):
         return None  # clips and pairs of frames are not (C, H, W)
     preset: Any = models.get_model_weights(name).DEFAULT.transforms
-    size = getattr(preset, "keywords", {}).get("crop_size", 224)
+    known = getattr(preset, "keywords", {})
+    # A transformer is built for one size, and its best weights' preset may speak of another.
+    size = getattr(model, "image_size", None) or known.get("crop_size") or known.get("resize_size") or 224
     return 3, size, size
 
 
