@@ -118,15 +118,15 @@ def _conv(traced: Traced, node: fx.Node) -> tuple[int, int]:
 
 def _conv_transpose(traced: Traced, node: fx.Node) -> tuple[int, int]:
     weight = _weight_shape(traced, node)
-    return math.prod(_shape(node, 0)) * math.prod(weight[1:]), math.prod(_out(node))
+    return math.prod(_shape(node, 0, "input")) * math.prod(weight[1:]), math.prod(_out(node))
 
 
 def _linear(traced: Traced, node: fx.Node) -> tuple[int, int]:
-    return math.prod(_out(node)) * _shape(node, 0)[-1], 0
+    return math.prod(_out(node)) * _shape(node, 0, "input")[-1], 0
 
 
 def _matmul(traced: Traced, node: fx.Node) -> tuple[int, int]:
-    return math.prod(_out(node)) * _shape(node, 0)[-1], 0
+    return math.prod(_out(node)) * _shape(node, 0, "input")[-1], 0
 
 
 def _addmm(traced: Traced, node: fx.Node) -> tuple[int, int]:

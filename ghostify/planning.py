@@ -154,6 +154,10 @@ def _checked(swap: Swap, site: Site, scan: Scan) -> Swap:
         )
     if site.obstacle:
         raise PlanError(f"{swap.target} cannot be swapped: it {site.obstacle}.")
+    if swap.parts == "norm-act" and site.kind == "linear":
+        raise PlanError(
+            f"{swap.target} is a linear layer, whose outputs take no normalisation; set its parts to linear."
+        )
     update = {"target": site.name, "before": site.cost, "after": RULES[swap.rule].predict(site, swap)}
     return swap.model_copy(update=update)
 

@@ -52,7 +52,8 @@ class GhostSettings(Settings):
     exclude: Annotated[tuple[str, ...], Field(description="globs of module names to leave alone")] = ()
     also: Annotated[tuple[Role, ...], Field(description="roles to ghost that are left alone by default")] = ()
     min_saving: Annotated[
-        float, Field(ge=0, description="leave a 1x1 convolution alone below this many MACs saved per element moved")
+        float,
+        Field(ge=0, description="leave a layer alone below this many MACs saved per element moved more; 0 takes all"),
     ] = 16.0
     set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}
 

@@ -156,7 +156,7 @@ def _sites(traced: Traced, ops: list[Op]) -> Iterator[Site]:
     roles = _roles(traced)
     calls = _calls(traced)
     costs = {op.node: op for op in ops}
-    sealed = _sealed(traced)
+    sealed = _lent(traced) | _sealed(traced)
     for module, names in traced.names.items():
         if isinstance(module, _CONVS) or (module in calls and _is_vector_linear(module, calls[module])):
             nodes = calls.pop(module, [])
@@ -276,7 +276,7 @@ def _obstacle(module: nn.Module, nodes: list[fx.Node]) -> str | None:
         base, "_conv_forward", None
     ):
         return f"is a {kind} with a forward of its own"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "carries hooks, which a new module would drop"
     if any(node.op != "call_module" and base is nn.Conv2d and type(module) is nn.Conv2d for node in nodes):
         return "has its weight used by a function call elsewhere, so the module itself cannot be replaced"
@@ -296,12 +296,23 @@ def _sealed(traced: Traced) -> dict[str, str]:
         for name in group
     }
     return tied | {
-        f"{name}.{part}": f"is part of the C-Ghost module {name!r} already"
+        f"{name}.{part}".lstrip("."): f"is part of the C-Ghost module {name!r} already"
         for module, names in traced.names.items()
         if isinstance(module, CGhost)
         for name in names
         for part, _ in module.named_modules()
     }
+
+
+def _lent(traced: Traced) -> dict[str, str]:
+    """Convolutions whose parameters something outside them reads (``x.to(self.conv.weight.dtype)``)."""
+    lent: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        owner, _, parameter = str(node.meta.get("parameter", "")).rpartition(".")
+        readers = {node.meta["module"], *(user.meta.get("module") for user in node.users)} if parameter else set()
+        if parameter and not readers <= set(traced.names[traced.module.get_submodule(owner)]):
+            lent[owner] = f"has its {parameter} read elsewhere, and a ghost has none to be read"
+    return lent
 
 
 def _role(module: nn.Module | None, seen: list[Role]) -> Role:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
@@ -84,10 +85,12 @@ def trace(module: nn.Module, example: Any, *, verify: bool = True) -> Traced:
     if isinstance(module, torch.jit.ScriptModule):
         raise TraceError("The model is a ScriptModule, whose layers cannot be replaced; pass the Python module.")
     args, kwargs = call_arguments(example)
+    _require_runnable(module, (args, kwargs))
+    kept = _private_copy(module, share_parameters=True)  # never run, so that no run leaves its traces in it
     try:
-        return _traced(_private_copy(module, share_parameters=True), args, kwargs, verify)
+        return _traced(kept, _private_copy(module, share_parameters=True), args, kwargs, verify)
     except _WritesParameter:
-        return _traced(_private_copy(module, share_parameters=False), args, kwargs, verify, may_write=True)
+        return _traced(kept, _private_copy(module, share_parameters=False), args, kwargs, verify, may_write=True)
 
 
 def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -97,14 +100,38 @@ def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
+def _require_runnable(module: nn.Module, example: Any) -> None:
+    """Refuse what would fail later in words that do not help."""
+    if not isinstance(module, nn.Module):
+        raise TraceError(f"The model is a {type(module).__name__}, not a torch.nn.Module.")
+    if hasattr(module, "_orig_mod"):
+        raise TraceError("The model is compiled, which hides its layers; pass the module that torch.compile was given.")
+    if is_leaf(module) or isinstance(module, (nn.Conv2d, nn.Linear)):
+        raise TraceError(
+            f"The model is a single {type(module).__name__}, which has no name to be replaced by; "
+            "put it into an nn.Sequential."
+        )
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor):
+            raise TraceError(f"{name} is lazy and has no shape yet; run the model once before it is traced.")
+    inputs = [leaf for leaf in _tensors(example) if isinstance(leaf, Tensor)]
+    if any(p.is_meta for p in module.parameters()) and inputs and not any(leaf.is_meta for leaf in inputs):
+        raise TraceError("The model is on the meta device and the example is not; move both to one device.")
+
+
 def _traced(
-    private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], verify: bool, may_write: bool = False
+    kept: nn.Module,
+    private: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    verify: bool,
+    may_write: bool = False,
 ) -> Traced:
     with _quiet(private):
         recorder = _record(private, args, kwargs, may_write)
         if verify:
             _verify(recorder, args, kwargs)
-    return Traced(private, recorder.graph, args, kwargs, recorder.names, recorder.constants, recorder.doubts)
+    return Traced(kept, recorder.graph, args, kwargs, qualified_names(kept), recorder.constants, recorder.doubts)
 
 
 def _record(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_write: bool) -> _Recorder:
@@ -228,16 +255,19 @@ class _Recorder(TorchFunctionMode):
         if self.paused or names is None:
             return call(module, *args, **kwargs)
         self.stack.append(names[0])
-        self.where = names[0]
         try:
             return self._call_leaf(call, module, args, kwargs) if is_leaf(module) else call(module, *args, **kwargs)
+        except Exception:
+            self.where = self.where or names[0]  # the innermost module is the first to see the error
+            raise
         finally:
-            # After an error `where` keeps naming the innermost module, for the message.
             self.stack.pop()
 
     def _call_leaf(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         self.paused = True
         try:
+            if getattr(module, "inplace", False):
+                self._guard(args, kwargs)
             arguments = self._argument(args), self._argument(kwargs)
             result = call(module, *args, **kwargs)
             self._bind(self.graph.call_module(self.stack[-1], *arguments), result)
@@ -337,12 +367,12 @@ class _Recorder(TorchFunctionMode):
 
     def _guard(self, args: Any, kwargs: Any) -> None:
         """Stop before a shared parameter is written to."""
-        target = kwargs.get("out", args[0] if args else None)
+        target = kwargs.get("out", args[0] if args else kwargs)
         if any(isinstance(leaf, Tensor) and _storage(leaf) in self._guarded for leaf in _tensors(target)):
             raise _WritesParameter
 
     def _doubt(self, what: str) -> None:
-        sentence = f"{self.where or type(self.root).__name__} {what}."
+        sentence = f"{(self.stack and self.stack[-1]) or type(self.root).__name__} {what}."
         if sentence not in self.doubts:
             self.doubts.append(sentence)
 
@@ -444,6 +474,7 @@ def _writes(func: Any, kwargs: Mapping[str, Any]) -> bool:
     return (
         name == "__setitem__"
         or kwargs.get("out") is not None
+        or kwargs.get("inplace") is True
         or (name.endswith("_") and not name.endswith("__"))
         or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
     )

@@ -114,7 +114,7 @@ def test_arguments_win_over_the_quiet_defaults() -> None:
         ("torchvision:inception_v3", (3, 299, 299)),
         ("torchvision:resnet18", (3, 224, 224)),
         ("torchvision:efficientnet_b1", (3, 240, 240)),
-        ("torchvision:deeplabv3_resnet50", (3, 224, 224)),
+        ("torchvision:deeplabv3_resnet50", (3, 520, 520)),
         ("torchvision:r3d_18", None),
     ],
 )

@@ -63,6 +63,14 @@ class CGhost(nn.Module):
         place = {"device": device, "dtype": dtype}
         conv = nn.Conv2d(in_channels, m, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **place)
         self.in_channels, self.out_channels, self.groups, self.s, self.d = in_channels, out_channels, groups, s, d
+        # A forward may ask a layer for these, as one does who pads by hand.
+        self.kernel_size, self.stride, self.padding, self.dilation = (
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+        )
+        self.padding_mode = padding_mode
         self.primary = _part(conv, m, norm, act, place)
         self.cheap = nn.ModuleList(
             _part(nn.Conv2d(m, m, d, padding=d // 2, groups=m, bias=bias, **place), m, norm, act, place)
@@ -114,10 +122,12 @@ class CGhost(nn.Module):
     def _merge(self, maps: list[Tensor]) -> Tensor:
         """s tensors (N, m, H, W) → (N, n, H, W): concatenated, group by group, and sliced."""
         width = self.out_channels // self.groups
-        if self.groups == 1:
-            return _sliced(torch.cat(maps, 1), width, 1)
-        grouped = [y.unflatten(1, (self.groups, -1)) for y in maps]
-        return _sliced(torch.cat(grouped, 2), width, 2).flatten(1, 2)
+        exact = self.s * self._m == self.out_channels
+        if self.groups == 1:  # channels are counted from the right, for an image may come without a batch
+            merged = torch.cat(maps, -3)
+            return merged if exact else merged.narrow(-3, 0, width)
+        merged = torch.cat([y.unflatten(-3, (self.groups, -1)) for y in maps], -3)
+        return (merged if exact else merged.narrow(-3, 0, width)).flatten(-4, -3)
 
     def _take_over(self, old: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         """Leave the meta device for where ``old`` is, with its weights, mode and frozenness."""
@@ -202,12 +212,9 @@ def _conv_of(part: nn.Module) -> nn.Conv2d:
     return conv
 
 
-def _sliced(maps: Tensor, width: int, dim: int) -> Tensor:
-    return maps if maps.shape[dim] == width else maps.narrow(dim, 0, width)
-
-
 def _projection(filters: Tensor, onto: Tensor) -> Tensor:
     """Row by row ``⟨w, v⟩ / ⟨v, v⟩``: (m, …), (m, …) → (m,); 1 where the intrinsic filter is zero."""
-    w, v = filters.flatten(1).float(), onto.flatten(1).float()
+    wide = torch.promote_types(filters.dtype, torch.float32)
+    w, v = filters.flatten(1).to(wide), onto.flatten(1).to(wide)
     norm = torch.einsum("mi,mi->m", v, v)
     return torch.where(norm > 0, torch.einsum("mi,mi->m", w, v) / norm.clamp_min(1e-30), 1.0).to(filters.dtype)

@@ -24,6 +24,7 @@ from ghostify.scanning import Site
 _KEPT = {
     "stem": "reads the network's input, and the stem is kept by default (also: [stem] takes it)",
     "classifier": "gives the network's outputs, and the classifier is kept by default (also: [classifier] takes it)",
+    "linear": "is a linear layer, not a convolution, and kept by default (also: [classifier] takes it)",
     "pooled": "works on a pooled 1x1 map (a gate or a head), where there is nothing to save (also: [pooled] takes it)",
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
@@ -107,7 +108,7 @@ def _left_alone(site: Site, settings: GhostSettings) -> str | None:
         return "is matched by no include pattern"
     if glob := next((glob for glob in settings.exclude if fnmatchcase(site.name, glob)), None):
         return f"is excluded by {glob!r}"
-    return None if site.role in settings.also else _KEPT.get(site.role)
+    return None if site.role in settings.also else _KEPT.get("linear" if site.kind == "linear" else site.role)
 
 
 def _settings_for(site: Site, settings: GhostSettings) -> tuple[int, int, Parts, bool]:
