@@ -12,17 +12,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ghostify.errors import GhostifyError
-    from ghostify.finetuning import finetune
-    from ghostify.ghosts import CGhost
-    from ghostify.pipeline import convert
-    from ghostify.planning import Plan, plan, read_plan
-    from ghostify.recipe import GhostSettings, Recipe, TrainSettings
-    from ghostify.reporting import Report, compare
-    from ghostify.rewriting import Ghosted, rewrite
-    from ghostify.saving import load, save
-    from ghostify.scanning import Scan, scan
-    from ghostify.tracing import Traced, trace
+    from ghostify.errors import GhostifyError as GhostifyError
+    from ghostify.finetuning import finetune as finetune
+    from ghostify.ghosts import CGhost as CGhost
+    from ghostify.pipeline import convert as convert
+    from ghostify.planning import Plan as Plan
+    from ghostify.planning import plan as plan
+    from ghostify.planning import read_plan as read_plan
+    from ghostify.recipe import GhostSettings as GhostSettings
+    from ghostify.recipe import Recipe as Recipe
+    from ghostify.recipe import TrainSettings as TrainSettings
+    from ghostify.reporting import Report as Report
+    from ghostify.reporting import compare as compare
+    from ghostify.rewriting import Ghosted as Ghosted
+    from ghostify.rewriting import rewrite as rewrite
+    from ghostify.saving import load as load
+    from ghostify.saving import save as save
+    from ghostify.scanning import Scan as Scan
+    from ghostify.scanning import scan as scan
+    from ghostify.tracing import Traced as Traced
+    from ghostify.tracing import trace as trace
 
 _HOME = {
     "CGhost": "ghosts",
@@ -47,28 +56,7 @@ _HOME = {
     "trace": "tracing",
 }
 
-__all__ = [
-    "CGhost",
-    "GhostSettings",
-    "Ghosted",
-    "GhostifyError",
-    "Plan",
-    "Recipe",
-    "Report",
-    "Scan",
-    "TrainSettings",
-    "Traced",
-    "compare",
-    "convert",
-    "finetune",
-    "load",
-    "plan",
-    "read_plan",
-    "rewrite",
-    "save",
-    "scan",
-    "trace",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from ghostify import measuring
 from ghostify.errors import DataError, RecipeError
 from ghostify.finetuning import Progress, finetune
 from ghostify.measuring import Accuracy, Comparison, evaluate
-from ghostify.measuring.accuracy import place_for
+from ghostify.measuring.borrowing import place_for
 from ghostify.planning import Plan, check, plan
 from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from ghostify.errors import DataError, GhostifyError, ModelError
 from ghostify.measuring import Accuracy, agreement, evaluate
-from ghostify.measuring.accuracy import on_device, place_for
+from ghostify.measuring.borrowing import on_device, place_for
 
 Batch = tuple[Tensor, Tensor]
 

@@ -35,18 +35,14 @@ from ghostify.finetuning.checkpoint import (
     save_checkpoint,
 )
 from ghostify.measuring.accuracy import (
-    Device,
     checked_labels,
     class_scores,
     count_correct,
     evaluate,
-    evaluating,
     images_and_labels,
-    modes_kept,
-    on_device,
-    place_for,
     require_same_classes,
 )
+from ghostify.measuring.borrowing import Device, evaluating, modes_kept, on_device, place_for
 from ghostify.recipe import TrainSettings
 
 

@@ -1,14 +1,8 @@
-"""How often a classifier is right, and how often two classifiers give the same answer.
-
-Measuring borrows a model: it is never moved, and every submodule is afterwards in the train or eval mode it had.
-"""
+"""How often a classifier is right, and how often two classifiers give the same answer."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ghostify.errors import DataError, GhostifyError, ModelError
-
-Device = str | torch.device
+from ghostify.measuring.borrowing import Device, evaluating, on_device, place_for
 
 
 class Accuracy(BaseModel):
@@ -139,47 +132,6 @@ def require_same_classes(outputs: Tensor, others: Tensor) -> None:
         raise ModelError(f"The networks have {outputs.shape[1]} and {others.shape[1]} outputs, so they cannot agree.")
 
 
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """The models in eval mode; afterwards, even after an error, every submodule has the mode it had."""
-    with modes_kept(*models):
-        for model in models:
-            model.eval()
-        yield
-
-
-@contextmanager
-def modes_kept(*models: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, every submodule is in its own train or eval mode afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    roots = [(model, model.training) for model in models]
-    try:
-        yield
-    finally:
-        for model, mode in roots:
-            model.train(mode)  # a network may do more here than set flags, such as split fused weights again
-        for module, mode in modes:
-            module.training = mode
-
-
-def on_device(model: nn.Module, place: torch.device) -> nn.Module:
-    """``model`` itself when all of it is at ``place``, else a copy there."""
-    if all(tensor.device == place for tensor in chain(model.parameters(), model.buffers())):
-        return model
-    return copy.deepcopy(model).to(place)
-
-
-def place_for(model: nn.Module, device: Device | None) -> torch.device:
-    """``device`` with its index, or where ``model`` is when None.  Raises ``GhostifyError`` when it is not there."""
-    if device is None:
-        first = next(chain(model.parameters(), model.buffers()), None)
-        return torch.device("cpu") if first is None else first.device
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as problem:
-        raise GhostifyError(f"Device {str(device)!r} cannot be used: {_first_line(problem)}") from problem
-
-
 def _main_output(output: Any) -> Any:
     if isinstance(output, Mapping):
         return output.get("logits", output.get("out"))
@@ -205,7 +157,3 @@ def _images(batch: Any) -> Tensor:
 def _require_images(total: int) -> None:
     if not total:
         raise DataError("The data holds no images to evaluate on.")
-
-
-def _first_line(problem: BaseException) -> str:
-    return str(problem).strip().partition("\n")[0] or type(problem).__name__

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ghostify.errors import ModelError, RecipeError
-from ghostify.measuring.accuracy import Device, evaluating, on_device, place_for
+from ghostify.measuring.borrowing import Device, evaluating, on_device, place_for
 
 Arguments = Tensor | tuple[Any, ...]
 
