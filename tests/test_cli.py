@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -286,8 +287,11 @@ def test_a_changed_run_is_refused(cli: Cli, change: str) -> None:
 
 
 def _process(*args: str, folder: Path) -> subprocess.Popen[str]:
+    """A ghostify of its own, which Ctrl-C reaches even where these tests run in a background that ignores it."""
     command = [sys.executable, "-m", "ghostify", *args]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=listen, **pipes)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
