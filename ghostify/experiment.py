@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +34,9 @@ class Watcher(Protocol):
 
     def training(self) -> Progress:
         """Who watches the next training run."""
+
+    def counting(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Who is told how many of ``total`` images are done."""
 
 
 @dataclass
@@ -98,13 +102,12 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     return outcome
 
 
-def measure_accuracy(recipe: Recipe) -> Accuracy:
+def measure_accuracy(recipe: Recipe, watcher: Watcher) -> Accuracy:
     """Accuracy of a network on the test images, both as the recipe names them.  Raises ``DataError`` without images."""
     subject = prepare(recipe.model, recipe.data, recipe.seed)
     if subject.data is None or recipe.data is None:
         raise DataError("Evaluating needs images; give them, as in --data folder:PATH.")
-    loader = subject.data.test_loader(recipe.data.batch_size, recipe.data.workers)
-    return evaluate(subject.model, loader, device=pick_device(recipe.device))
+    return _accuracy(subject.model, subject.data, recipe.data, pick_device(recipe.device), watcher, "Testing")
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,6 +115,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return place_for(nn.Identity(), name)
+
+
+def _accuracy(
+    module: nn.Module, data: Data, feeding: DataSettings, place: torch.device, watcher: Watcher, title: str
+) -> Accuracy:
+    loader = data.test_loader(feeding.batch_size, feeding.workers)
+    with watcher.counting(title, len(data.test)) as progress:
+        return evaluate(module, loader, device=place, progress=progress)
 
 
 # -- the subject -----------------------------------------------------------------------------------------------
@@ -242,8 +253,10 @@ class _Job:
         data, feeding = self.subject.data, self.recipe.data
         if data is None or feeding is None:
             return {}
-        loader = data.test_loader(feeding.batch_size, feeding.workers)
-        return {stage: evaluate(module, loader, device=self.place) for stage, module in modules.items()}
+        return {
+            stage: _accuracy(module, data, feeding, self.place, self.watcher, f"Testing the {stage} network")
+            for stage, module in modules.items()
+        }
 
     def save(
         self,

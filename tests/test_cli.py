@@ -172,6 +172,7 @@ def test_recipes_are_listed_shown_and_checked(cli: Cli) -> None:
     assert "papers/c-ghost-vgg16-s2-d3" in listed
     assert "source: ghostify:" in cli("recipes", "show", "digits").out
     assert cli("recipes", "check", "digits").code == 0
+    assert json.loads(cli("recipes", "show", "digits", "--json").out)["ghost"]["s"] == 2
 
 
 def test_env_names_versions(cli: Cli) -> None:

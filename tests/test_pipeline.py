@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,12 @@ class Listener:
 
     def training(self) -> Progress:
         return _Silent()
+
+    @contextmanager
+    def counting(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        seen: list[int] = []
+        yield seen.append
+        assert seen[-1] == total, f"{title} was told to the end"
 
 
 def test_the_one_liner_equals_the_chapters() -> None:

@@ -44,6 +44,7 @@ DataSource = Annotated[
     str | None, typer.Option("--data", help="digits, folder:PATH, cifar10:PATH, fake, or package.module:function.")
 ]
 RecipeFile = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe file, or the name of one of ours.")]
+RecipeName = Annotated[str, typer.Argument(help="Recipe file, or the name of one of ours.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting: finetune.lr=0.01, or of layers: 'layer4.*.s=4'. Repeatable."),
@@ -224,7 +225,7 @@ def evaluate(
     settings = _recipe(recipe, set, **_given(locals()))
     from ghostify.experiment import measure_accuracy
 
-    accuracy = measure_accuracy(settings)
+    accuracy = measure_accuracy(settings, show.Watcher(quiet=as_json))
     if as_json:
         _print_json(accuracy.model_dump())
     else:
@@ -278,19 +279,25 @@ def list_recipes(as_json: Json = False) -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="Recipe file, or the name of one of ours.")]) -> None:
-    """Print a recipe."""
+def show_recipe(name: RecipeName, as_json: Json = False) -> None:
+    """Print a recipe; as JSON, with every default filled in."""
     path = find_recipe(name)
-    _validated_recipe(path)
-    print(path.read_text(encoding="utf-8"), end="")
+    recipe = _validated_recipe(path)
+    if as_json:
+        _print_json(recipe.model_dump(mode="json"))
+    else:
+        print(path.read_text(encoding="utf-8"), end="")
 
 
 @recipes_app.command("check")
-def check_recipe(name: Annotated[str, typer.Argument(help="Recipe file, or the name of one of ours.")]) -> None:
+def check_recipe(name: RecipeName, as_json: Json = False) -> None:
     """Check a recipe's keys and values."""
     path = find_recipe(name)
     _validated_recipe(path)
-    show.out.print(f"{path} is a valid recipe.")
+    if as_json:
+        _print_json({"recipe": str(path), "valid": True})
+    else:
+        show.out.print(f"{path} is a valid recipe.")
 
 
 def main() -> None:

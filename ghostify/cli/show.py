@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from ghostify.tables import Table
@@ -44,7 +46,7 @@ def error(text: str) -> None:
 
 
 class Watcher:
-    """Shows an experiment: a bar with the time left on a terminal, a line per epoch when piped."""
+    """Shows an experiment: a bar with the time left on a terminal, plain lines when piped, nothing when ``quiet``."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -56,47 +58,84 @@ class Watcher:
     def training(self) -> TrainingProgress:
         return TrainingProgress(self._quiet)
 
+    @contextmanager
+    def counting(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A function to be told how many of ``total`` are done."""
+        steps = Steps(title, total, self._quiet)
+        try:
+            yield steps.at
+        finally:
+            steps.stop()
+
 
 class TrainingProgress:
-    """Shows one training run."""
+    """Shows one training run: its steps, and a line per epoch."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._steps = self._total = 0
-        self._began = 0.0
+        self._steps: Steps | None = None
+        self._done = 0
 
     def start(self, total_steps: int, title: str) -> None:
-        self._total, self._began = total_steps, time.monotonic()
-        if self._quiet or not err.is_terminal:
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-        )
-        self._bar = Progress(*columns, console=err, transient=True)
-        self._bar.start()
-        self._task = self._bar.add_task(escape(title), total=total_steps, loss="")
+        self._steps = Steps(title, total_steps, self._quiet)
 
     def step(self, loss: float) -> None:
-        self._steps += 1
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=1, loss=f"loss {loss:.3f}")
+        self._done += 1
+        if self._steps:
+            self._steps.at(self._done, f"loss {loss:.3f}")
 
     def epoch(self, epoch: Any) -> None:
         if not self._quiet:
-            say(f"  {epoch}{self._time_left()}")
+            left = "" if err.is_terminal or self._steps is None else self._steps.time_left()
+            say(f"  {epoch}{left}")
 
     def done(self) -> None:
+        if self._steps:
+            self._steps.stop()
+
+
+class Steps:
+    """Counts up to ``total``: a bar that vanishes when done on a terminal; when piped, a line every half a minute."""
+
+    SECONDS_BETWEEN_LINES = 30.0
+
+    def __init__(self, title: str, total: int, quiet: bool) -> None:
+        self._title, self._total, self._quiet = title, total, quiet
+        self._done = 0
+        self._began = self._told = time.monotonic()
+        self._bar = None if quiet or not err.is_terminal else _bar()
+        self._task = self._bar.add_task(escape(title), total=total, note="") if self._bar else None
+
+    def at(self, done: int, note: str = "") -> None:
+        """``done`` of the total are done."""
+        self._done = done
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif not self._quiet and time.monotonic() - self._told > self.SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            say(f"  {self._title}: {done} of {self._total}{', ' * bool(note)}{note}{self.time_left()}")
+
+    def time_left(self) -> str:
+        """``, 12 s left``, or nothing where it cannot be said or nothing is left."""
+        left = self._total - self._done
+        if not left or not self._done:
+            return ""
+        seconds = (time.monotonic() - self._began) / self._done * left
+        return f", {seconds:.0f} s left" if seconds < 120 else f", {seconds / 60:.0f} min left"
+
+    def stop(self) -> None:
         if self._bar:
             self._bar.stop()
 
-    def _time_left(self) -> str:
-        left = self._total - self._steps
-        if not left or not self._steps or err.is_terminal:
-            return ""
-        return f", {(time.monotonic() - self._began) / self._steps * left:.0f} s left"
+
+def _bar() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    bar = Progress(*columns, console=err, transient=True)
+    bar.start()
+    return bar
