@@ -139,7 +139,7 @@ def _record(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], m
     args, kwargs = _cloned((args, kwargs))
     recorder.placeholders((args, kwargs))
     try:
-        torch.manual_seed(0)
+        _seed()
         with recorder.active():
             output = private(*args, **kwargs)
     except (TraceError, _WritesParameter):
@@ -156,7 +156,7 @@ def _record(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], m
 def _verify(recorder: _Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     private = recorder.root
     replay = _Replay(recorder.graph_module())
-    torch.manual_seed(0)
+    _seed()
     try:
         outputs = replay.run(*_tensors(_cloned((args, kwargs))))
     except Exception as problem:
@@ -179,11 +179,11 @@ def _first_difference(private: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     recorder = _Recorder(private, may_write=True, fingerprints=True)
     own_args, own_kwargs = _cloned((args, kwargs))
     recorder.placeholders((own_args, own_kwargs))
-    torch.manual_seed(0)
+    _seed()
     with recorder.active():
         recorder.finish(private(*own_args, **own_kwargs))
     replay = _Replay(recorder.graph_module(), fingerprints=True)
-    torch.manual_seed(0)
+    _seed()
     replay.run(*_tensors(_cloned((args, kwargs))))
     for node in recorder.graph.nodes:
         recorded, replayed = recorder.prints.get(node.name), replay.prints.get(node.name)
@@ -192,8 +192,8 @@ def _first_difference(private: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     return type(private).__name__
 
 
-class _WritesParameter(Exception):
-    """The module is about to write to a parameter that is shared with the user's own."""
+class _WritesParameter(BaseException):
+    """The module is about to write to a parameter that is shared with the user's own; no handler may stop this."""
 
 
 class _Recorder(TorchFunctionMode):
@@ -450,12 +450,26 @@ def _quiet(module: nn.Module) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.no_grad(), torch.random.fork_rng(devices=_gpus()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         for part, training in modes:
             part.training = training
+
+
+def _seed() -> None:
+    """Start randomness anew, so that a run and its replay draw the same.
+
+    Not by ``torch.manual_seed``, which also seeds GPUs that were not yet used, whose state nobody puts back.
+    """
+    torch.default_generator.manual_seed(0)
+    if _gpus():
+        torch.cuda.manual_seed_all(0)
+
+
+def _gpus() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 # -- small helpers over values ---------------------------------------------------------------------------------

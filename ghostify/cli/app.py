@@ -161,7 +161,10 @@ def compress(
 
     ghostify compress torchvision:resnet50 --weights DEFAULT --data folder:imagenet --epochs 3 --distill 0.7
     """
-    settings = _resumable(resume) if resume else _recipe(recipe, set, **_given(locals()))
+    options = _given(locals())
+    _refuse_together("--plan", plan, {name: options[name] for name in _GHOST_OPTIONS if name in options})
+    _refuse_together("--resume", resume, {**options, "plan": plan, "recipe": recipe, "set": set, "output": output})
+    settings = _resumable(resume) if resume else _recipe(recipe, set, **options)
     if dry_run:
         _dry_run(settings, plan, as_json)
         return
@@ -195,7 +198,9 @@ def finetune(
 
     ghostify finetune runs/digits --data digits --epochs 5
     """
-    settings = _resumable(resume) if resume else _recipe(recipe, set, **{"epochs": 1, **_given(locals())})
+    options = _given(locals())
+    _refuse_together("--resume", resume, {**options, "recipe": recipe, "set": set, "output": output})
+    settings = _resumable(resume) if resume else _recipe(recipe, set, **{"epochs": 1, **options})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
     from ghostify.experiment import train
@@ -337,6 +342,9 @@ _KEYS = {
 }
 
 
+_GHOST_OPTIONS = ("s", "d", "include", "exclude", "also", "min_saving")
+
+
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """Of a command's local variables, the options that are settings and were given."""
     return {name: options[name] for name in _KEYS if options.get(name) not in (None, [])}
@@ -352,6 +360,15 @@ def _recipe(name: str | None, assignments: list[str] | None, **options: Any) -> 
     if not isinstance(values, dict):
         raise RecipeError(f"Recipe {name!r} must hold settings as 'key: value'.")
     return make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
+
+
+def _refuse_together(option: str, value: Any, others: dict[str, Any]) -> None:
+    """Refuse options that ``option`` would silently overrule: a plan or an interrupted run has decided them."""
+    if value is None:
+        return
+    if clashing := [name for name, other in others.items() if other is not None]:
+        name = clashing[0] if clashing[0] == "model" else f"--{clashing[0].replace('_', '-')}"
+        raise RecipeError(f"{option} {str(value)!r} decides that already; leave out {name}.")
 
 
 def _option(name: str, value: Any) -> Any:
