@@ -19,13 +19,14 @@ STAGES = {"original": "original", "converted": "right after conversion", "finetu
 
 
 class Ratios(BaseModel):
-    """Theoretical ratios: r_s and r_c by the first forms of Eq. 4 and 5, and their approximation s·c/(s+c−1)."""
+    """Theoretical ratios: r_s and r_c by the first forms of Eq. 4 and 5, and their approximations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     r_s: float
     r_c: float
-    approximate: float
+    approx_r_s: float
+    approx_r_c: float
 
 
 class LayerReport(BaseModel):
@@ -61,8 +62,8 @@ class Report(BaseModel):
     def summary(self) -> Table:
         """The whole network in a few rows."""
         rows = [
-            _cost_row("params", self.before.params, self.after.params, self.theory.r_c, self.theory.approximate),
-            _cost_row("MACs", self.before.macs, self.after.macs, self.theory.r_s, self.theory.approximate),
+            _cost_row("params", self.before.params, self.after.params, self.theory.r_c, self.theory.approx_r_c),
+            _cost_row("MACs", self.before.macs, self.after.macs, self.theory.r_s, self.theory.approx_r_s),
             _cost_row("activations", self.before.acts, self.after.acts),
         ]
         if self.latency:
@@ -87,7 +88,7 @@ class Report(BaseModel):
                 quantity(layer.after.macs),
                 ratio(layer.before.macs, layer.after.macs),
                 f"{layer.theory.r_s:.2f}x",
-                f"{layer.theory.approximate:.2f}x",
+                f"{layer.theory.approx_r_s:.2f}x",
             ]
             for layer in self.layers
         ]
@@ -148,7 +149,8 @@ def layer_theory(site: Site, swap: Swap) -> Ratios:
     return Ratios(
         r_s=speedup_ratio(c, k, swap.s, swap.d),
         r_c=compression_ratio(c, k, swap.s, swap.d),
-        approximate=approximate_ratio(c, swap.s),
+        approx_r_s=approximate_ratio(c, swap.s),
+        approx_r_c=approximate_ratio(c, swap.s),
     )
 
 
@@ -159,7 +161,8 @@ def _whole_theory(whole: Cost, layers: Sequence[LayerReport], sites: Sequence[Si
     return Ratios(
         r_s=_shrunk(whole.macs, [(part, theory.r_s) for part, theory in macs]),
         r_c=_shrunk(whole.params, [(part, theory.r_c) for part, theory in weights]),
-        approximate=_shrunk(whole.macs, [(part, theory.approximate) for part, theory in macs]),
+        approx_r_s=_shrunk(whole.macs, [(part, theory.approx_r_s) for part, theory in macs]),
+        approx_r_c=_shrunk(whole.params, [(part, theory.approx_r_c) for part, theory in weights]),
     )
 
 
@@ -185,7 +188,7 @@ def _latency_row(latency: Comparison, theory: Ratios) -> list[str]:
     threads, device = latency.before.threads, latency.before.device
     where = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
     times = [f"{part.median_ms:.2f} ms" for part in (latency.before, latency.after)]
-    return [f"latency ({where})", *times, f"{latency.speedup:.2f}x", f"{theory.r_s:.2f}x", f"{theory.approximate:.2f}x"]
+    return [f"latency ({where})", *times, f"{latency.speedup:.2f}x", f"{theory.r_s:.2f}x", f"{theory.approx_r_s:.2f}x"]
 
 
 def _in_column(stage: str, text: str) -> list[str]:
