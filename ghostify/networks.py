@@ -54,6 +54,9 @@ class CifarResNet(nn.Module):
     (N, in_channels, H, W) → (N, num_classes).  Raises ValueError for an odd ``width``: shortcuts pad evenly.
     """
 
+    image_size = 32
+    """Side of the images it is meant for."""
+
     def __init__(self, blocks: int, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
         if width < 2 or width % 2:
@@ -78,6 +81,9 @@ class CifarVGG(nn.Module):
 
     (N, in_channels, H, W) → (N, num_classes), with H and W at least 32.
     """
+
+    image_size = 32
+    """Side of the images it is meant for."""
 
     def __init__(self, groups: tuple[tuple[int, ...], ...], num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()

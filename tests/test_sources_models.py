@@ -70,6 +70,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("torchvision:squeezenet1_1", {"num_classes": 5}, (3, 224, 224), 5),
         ("timm:mobilenetv3_small_050", {"num_classes": 5, "in_chans": 1}, (1, 224, 224), 5),
         ("ghostify:resnet8", {"num_classes": 5, "in_channels": 1}, (1, 32, 32), 5),
+        ("ghostify:vgg16_cifar", {}, (3, 32, 32), 10),
+        ("ghostify:c_ghostnet_0_5", {"num_classes": 5, "in_channels": 1}, (1, 224, 224), 5),
     ],
 )
 def test_a_named_network_takes_the_shape_its_source_tells(
@@ -141,9 +143,11 @@ def test_an_input_that_is_no_image_shape_is_refused(shape: tuple[int, ...]) -> N
         ("torchvision:resnet118", {}, "Did you mean 'resnet18'?"),
         ("torchvision:quantized_resnet18", {}, "no network 'quantized_resnet18'"),
         ("ghostify:resnet57", {}, "Did you mean 'resnet56'?"),
+        ("ghostify:c_ghostnet_10", {}, "Did you mean 'c_ghostnet_1_0'?"),
         ("timm:resnt50", {}, "Did you mean 'resnet50"),
         ("resnet18", {}, "Did you mean 'torchvision:resnet18'?"),
         ("resnet56", {}, "Did you mean 'ghostify:resnet56'?"),
+        ("c_ghostnet_1_0", {}, "Did you mean 'ghostify:c_ghostnet_1_0'?"),
         ("resnet", {}, "torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function"),
         ("torchvision:", {}, "does not say where"),
         ("", {}, "does not say where"),
@@ -156,6 +160,7 @@ def test_an_input_that_is_no_image_shape_is_refused(shape: tuple[int, ...]) -> N
         ("user_nets:small", {"widht": 3}, "Did you mean 'width'?"),
         ("ghostify:resnet8", {"width": 5}, "with width=5: width must be an even number"),
         ("ghostify:resnet8", {"num_clases": 5}, "Did you mean 'num_classes'?"),
+        ("ghostify:vgg16_cifar", {"groups": 1}, "unexpected keyword argument 'groups'."),
         ("torchvision:resnet18", {"num_clases": 5}, "Did you mean 'num_classes'?"),
         ("torchvision:resnet18", {"weights": "DEFAULT"}, "multiple values for keyword argument 'weights'"),
     ],

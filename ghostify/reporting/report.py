@@ -73,7 +73,8 @@ class Report(BaseModel):
             for stage, accuracy in self.accuracy.items()
         ]
         inputs = " and ".join("x".join(map(str, shape)) for shape in self.inputs)
-        title = f"{self.network} on {inputs}: {len(self.layers)} layers became C-Ghost modules"
+        became = f"{len(self.layers)} layers became C-Ghost modules" if self.layers else "no layer was replaced"
+        title = f"{self.network} on {inputs}: {became}"
         return Table(title, ["", "original", "ghosted", "ratio", "theory", "approx."], rows, note="\n".join(self.notes))
 
     def by_layer(self) -> Table:

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghostify import networks
 from ghostify.errors import ModelError, WeightsError, did_you_mean
-from ghostify.networks import NETWORKS
+from ghostify.ghosts import ghostnets
 from ghostify.recipe import ModelSettings
 from ghostify.sources.named import find_function, near_path, one_line
 
+NETWORKS: dict[str, Callable[..., nn.Module]] = {**networks.NETWORKS, **ghostnets.NETWORKS}
 KINDS = ("torchvision", "timm", "ghostify")
 DEFAULT = "DEFAULT"  # the value of ModelSettings.weights that asks for the source's own trained weights
 NESTINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "ema", "model_ema", "state_dict_ema")
@@ -62,7 +64,10 @@ def input_shape(settings: ModelSettings, model: nn.Module) -> tuple[int, int, in
     if kind == "timm":
         channels, height, width = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
         return settings.args.get("in_chans", channels), height, width
-    return (settings.args.get("in_channels", 3), 32, 32) if kind == "ghostify" else None
+    if kind == "ghostify":
+        size: Any = model.image_size
+        return settings.args.get("in_channels", 3), size, size
+    return None
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -147,7 +152,7 @@ def _is_download(problem: Exception) -> bool:
 def _cannot_build(source: str, build: Callable[..., Any], args: Mapping[str, Any], problem: Exception) -> str:
     text = one_line(problem)
     wrong = re.search(r"unexpected keyword argument '(\w+)'", text)
-    hint = did_you_mean(wrong[1], _parameters(build)) if wrong and "Did you mean" not in text else ""
+    hint = did_you_mean(wrong[1], _parameters(build) - {wrong[1]}) if wrong and "Did you mean" not in text else ""
     with_args = f" with {', '.join(f'{key}={value!r}' for key, value in args.items())}" if args else ""
     return f"{source!r} cannot be built{with_args}: {text}.{hint}"
 
