@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from ghostify.costs import Cost, Op, count, is_conv, op_name, own_params
 from ghostify.ghosts import CGhost
 from ghostify.recipe import Role
+from ghostify.stages import Stage, find_stages
 from ghostify.tables import Table, quantity
 from ghostify.tracing import Traced, trace
 
@@ -71,6 +72,8 @@ class Scan(BaseModel):
     sites: tuple[Site, ...]
     cost: Cost
     ops: tuple[Op, ...]
+    stages: tuple[Stage, ...] = ()
+    """Runs of three or more blocks of one width and resolution, in the order they run."""
     unknown: dict[str, int]
     """Operations no counting rule knows, and how often each ran."""
     params: dict[str, int]
@@ -118,8 +121,26 @@ class Scan(BaseModel):
         note = "\n".join(text for text in (self.uncounted, *self.doubts) if text)
         return Table(title, columns, rows, left=frozenset({"role", "geometry", "map"}), note=note)
 
+    def stage_table(self) -> Table:
+        """The stages, a row each; no rows where the network has none."""
+        total = self.cost.macs or 1
+        rows = [
+            [
+                stage.name,
+                str(stage.n),
+                str(stage.width),
+                "x".join(map(str, stage.resolution)),
+                quantity(stage.cost.params),
+                quantity(stage.cost.macs),
+                f"{100 * stage.cost.macs / total:.1f}%",
+            ]
+            for stage in self.stages
+        ]
+        title = "Stages: three or more blocks of one width and resolution"
+        return Table(title, ["stage", "blocks", "width", "map", "params", "MACs", "share"], rows)
+
     def __str__(self) -> str:
-        return str(self.table())
+        return f"{self.table()}\n\n{self.stage_table()}" if self.stages else str(self.table())
 
 
 def scan(model: Traced | nn.Module, example: Any = None) -> Scan:
@@ -133,6 +154,7 @@ def scan(model: Traced | nn.Module, example: Any = None) -> Scan:
         sites=tuple(_sites(traced, ops)),
         cost=whole,
         ops=tuple(ops),
+        stages=tuple(find_stages(traced)),
         unknown=dict(unknown),
         params=_params_by_module(traced),
         doubts=tuple(traced.doubts),

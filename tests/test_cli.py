@@ -98,6 +98,13 @@ def test_scan_lists_every_layer(cli: Cli) -> None:
     answer = cli("scan", "mine:tiny", "--input", "3,8,8")
     assert answer.code == 0
     assert [line.split()[0] for line in answer.out.splitlines()[3:6]] == ["0", "3", "8"]
+    assert "Stages" not in answer.out
+    staged = cli("scan", "ghostify:resnet20").out
+    assert [line.split()[:3] for line in staged.splitlines() if line.split()[1:2] == ["3"]] == [
+        ["layer1", "3", "16"],
+        ["layer2", "3", "32"],
+        ["layer3", "3", "64"],
+    ]
     found = json.loads(cli("scan", "mine:tiny", "--input", "3,8,8", "--json").out)
     assert found["cost"]["params"] == sum(p.numel() for p in _tiny().parameters())
 

@@ -81,7 +81,7 @@ def scan(
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """List a network's convolutions and what each costs.
+    """List a network's convolutions and stages, and what each costs.
 
     ghostify scan torchvision:resnet50
     """
@@ -95,6 +95,8 @@ def scan(
         _print_json(found.model_dump(mode="json"))
     else:
         show.table(found.table())
+        if found.stages:
+            show.table(found.stage_table())
 
 
 @app.command()
