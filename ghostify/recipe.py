@@ -119,16 +119,33 @@ class Recipe(Settings):
 
 
 def read_yaml(path: str | Path, error: type[GhostifyError], what: str) -> Any:
-    """The document in a YAML (or JSON) file, read with the safe loader.  ``error`` is raised when it cannot be."""
+    """The document in a YAML (or JSON) file, read with a safe loader.  ``error`` is raised when it cannot be."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise error(f"{what} {str(path)!r} does not exist.") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{what} {str(path)!r} cannot be read: {problem}.") from None
     except yaml.YAMLError as problem:
         where = f" at line {problem.problem_mark.line + 1}" if getattr(problem, "problem_mark", None) else ""  # type: ignore[attr-defined]
-        raise error(f"{what} {str(path)!r} is not valid YAML{where}.") from None
+        twice = f": {problem.problem}" if isinstance(problem, _RepeatedKey) else ""
+        raise error(f"{what} {str(path)!r} is not valid YAML{where}{twice}.") from None
+
+
+class _RepeatedKey(yaml.MarkedYAMLError):
+    """A mapping names a key twice."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, which would let the last of two equal keys win, refusing that."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise _RepeatedKey(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

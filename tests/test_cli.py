@@ -234,6 +234,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli: Cli, args: list[str], wor
     assert not list(Path().glob("runs/*"))
 
 
+def test_a_key_given_twice_is_refused(cli: Cli) -> None:
+    Path("twice.yaml").write_text("model:\n  source: digits\nseed: 1\nseed: 2\n")
+    refused(cli("recipes", "check", "twice.yaml"), "line 4", "'seed' stands twice")
+
+
 def test_an_unknown_verb_is_answered_with_a_near_one(cli: Cli) -> None:
     answer = cli("compres")
     assert answer.code == 2
