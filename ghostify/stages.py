@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -28,7 +28,9 @@ from itertools import pairwise
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
 
+from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, is_conv, op_name
+from ghostify.errors import PlanError, did_you_mean
 from ghostify.tracing import Traced
 
 MIN_BLOCKS = 3
@@ -55,6 +57,9 @@ class Block(BaseModel):
     out_shape: Shape
     cost: Cost
     """Parameters count where the network first uses them, if blocks share them."""
+    modules: tuple[str, ...] = ()
+    """The modules that are this block, one or several that call each other's values in a chain; none if the block
+    computes anything outside them."""
 
 
 class Stage(BaseModel):
@@ -67,6 +72,10 @@ class Stage(BaseModel):
     blocks: tuple[Block, ...]
     parent: str | None
     """The module whose direct children are exactly the blocks (it may have others), if there is one."""
+    coupling: Coupling | None = None
+    """The channels of the blocks after the first, if they can be followed."""
+    obstacle: str | None = None
+    """Why this stage cannot be rewritten, as the end of a sentence that begins with its name; None if it can."""
 
     @property
     def n(self) -> int:
@@ -91,8 +100,22 @@ class Stage(BaseModel):
     def cost(self) -> Cost:
         return sum((block.cost for block in self.blocks), Cost())
 
+    @property
+    def geometry(self) -> str:
+        """Blocks, channels and resolution as a person writes them: ``6 x 192 @ 28x28``."""
+        return f"{self.n} x {self.width} @ {'x'.join(map(str, self.resolution))}"
+
+    @property
+    def slot(self) -> str:
+        """The module whose place what follows the first block takes."""
+        return self.blocks[1].modules[0]
+
+    def holds(self, name: str) -> bool:
+        """Whether a module lies in the blocks after the first, which a G-Ghost stage replaces."""
+        return any(_within(name, module) for block in self.blocks[1:] for module in block.modules)
+
     def __str__(self) -> str:
-        return f"{self.name}: {self.n} x {self.width} @ {'x'.join(map(str, self.resolution))}"
+        return f"{self.name}: {self.geometry}"
 
 
 def find_stages(traced: Traced) -> list[Stage]:
@@ -110,14 +133,48 @@ def find_stages(traced: Traced) -> list[Stage]:
     return [described.stage(chain, spans) for chain, spans in sorted(found, key=lambda one: one[0].at[one[1][0].end])]
 
 
-def block_nodes(traced: Traced, block: Block) -> list[fx.Node]:
-    """The nodes of a block in the order they run: its exit, and what lies between entry and exit.
+def stage_nodes(traced: Traced, stage: Stage) -> list[list[fx.Node]]:
+    """The nodes of each block in the order they run: its exit, and what lies between entry and exit.
 
     What a block computes from parameters alone (a standardised weight) is not among them.
     """
     flow = _Flow(traced)
     at = {node.name: index for index, node in enumerate(flow.nodes)}
-    return [flow.nodes[index] for index in flow.between(at[block.entry], at[block.exit])]
+    return [
+        [flow.nodes[index] for index in flow.between(at[block.entry], at[block.exit])] for block in stage.blocks
+    ]
+
+
+def name_stage(traced: Traced, modules: Sequence[str]) -> Stage:
+    """The stage whose blocks are these modules, one after the other, whether or not it would have been found.
+
+    Raises ``PlanError`` where they are no such thing.
+    """
+    flow = _Flow(traced)
+    parts = [_named_part(flow, name) for name in modules]
+    for (first, one), (second, other) in pairwise(zip(modules, parts, strict=True)):
+        if other[0] != one[-1]:
+            raise PlanError(f"{second!r} does not read what {first!r} gives, so they are no blocks of one stage.")
+    described = _Description(flow)
+    stage = described.of([(part[0], part[1:]) for part in parts])
+    uneven = next((b for b in stage.blocks[1:] if not b.in_shape == b.out_shape == stage.blocks[0].out_shape), None)
+    if len(modules) < MIN_BLOCKS or uneven:
+        why = f"{uneven.name!r} changes the shape of its maps" if uneven else f"a stage has at least {MIN_BLOCKS} blocks"
+        raise PlanError(f"The blocks {modules[0]!r} to {modules[-1]!r} are no stage: {why}.")
+    return stage
+
+
+def _named_part(flow: _Flow, name: str) -> list[int]:
+    """The node a module reads and, behind it, its own nodes."""
+    part = [index for index, module in enumerate(flow.modules) if _within(module, name)]
+    sources = {source for index in part for source in flow.before[index]} - set(part)
+    leaves = [i for i in part if not set(part).issuperset(flow.after[i])]
+    if not name or not part:
+        hint = did_you_mean(name, [n for names in flow.traced.names.values() for n in names])
+        raise PlanError(f"The plan names a block {name!r}, which did not run or is not there.{hint}")
+    if len(sources) != 1 or leaves != [part[-1]]:
+        raise PlanError(f"{name!r} cannot be a block of a stage: it has more than one input or output.")
+    return [*sources, *part]
 
 
 # -- regions: dominators, post-dominators, chains --------------------------------------------------------------
@@ -481,24 +538,70 @@ class _Description:
         self.seen: set[int] = set()
 
     def stage(self, chain: _Chain, spans: list[_Span]) -> Stage:
-        parts = [chain.nodes(span.start, span.end) for span in spans]
-        whole = [self.flow.exact(part) for part in parts]
-        parent = _shared_parent(whole)
-        blocks = [self._block(chain, *pair, parent) for pair in zip(spans, parts, strict=True)]
-        return Stage(name=self._name([i for part in parts for i in part], blocks), blocks=tuple(blocks), parent=parent)
+        return self.of([(chain.at[span.start], chain.nodes(span.start, span.end)) for span in spans])
 
-    def _block(self, chain: _Chain, span: _Span, part: list[int], parent: str | None) -> Block:
-        modules = self.flow.exact(part)
+    def of(self, parts: list[tuple[int, list[int]]]) -> Stage:
+        """The stage of these blocks, each told by its entry and its nodes."""
+        parent = _shared_parent([self.flow.exact(part) for _, part in parts])
+        blocks = tuple(self._block(entry, part, parent) for entry, part in parts)
+        coupling, obstacle = self._coupling(blocks, parts)
+        name = self._name([i for _, part in parts for i in part], list(blocks))
+        return Stage(name=name, blocks=blocks, parent=parent, coupling=coupling, obstacle=obstacle)
+
+    def _block(self, entry: int, part: list[int], parent: str | None) -> Block:
+        exact = self.flow.exact(part)
+        name = next((name for name in exact if _parent(name) == parent), exact[0] if exact else self._ends(part))
         return Block(
-            name=next(
-                (name for name in modules if _parent(name) == parent), modules[0] if modules else self._ends(part)
-            ),
-            entry=self.flow.nodes[chain.at[span.start]].name,
-            exit=self.flow.nodes[chain.at[span.end]].name,
-            in_shape=chain.shapes[span.start],
-            out_shape=chain.shapes[span.end],
+            name=name,
+            entry=self.flow.nodes[entry].name,
+            exit=self.flow.nodes[part[-1]].name,
+            in_shape=self.flow.shape(entry),
+            out_shape=self.flow.shape(part[-1]),
             cost=self._cost(part),
+            modules=(name,) if exact else tuple(self._chained(entry, part)),
         )
+
+    def _chained(self, entry: int, part: list[int]) -> list[str]:
+        """The children of one module that compute this block and nothing else, each from what the one before gives."""
+        flow, home = self.flow, self.flow.home(part)
+        children: dict[str, list[int]] = {}
+        for index in part:
+            child = _child(flow.modules[index], home)
+            if child is None:
+                return []
+            children.setdefault(child, []).append(index)
+        source = entry
+        for name, nodes in children.items():
+            read = {before for index in nodes for before in flow.before[index]} - set(nodes)
+            if flow.sizes[name] != len(nodes) or read != {source}:
+                return []
+            source = nodes[-1]
+        return list(children)
+
+    def _coupling(
+        self, blocks: tuple[Block, ...], parts: list[tuple[int, list[int]]]
+    ) -> tuple[Coupling | None, str | None]:
+        """The channels of the blocks after the first, and what stands in the way of rewriting them."""
+        traced, later = self.flow.traced, parts[1:]
+        try:
+            nodes = [[self.flow.nodes[index] for index in part] for _, part in later]
+            coupling = follow(traced, nodes, self.flow.nodes[later[0][0]]).coupling
+        except Unreadable as problem:
+            return None, f"cannot be thinned: {problem}"
+        apart = next((block for block in blocks[1:] if not block.modules), None)
+        if apart:
+            return coupling, f"has a block, {apart.name}, that computes outside the modules it calls"
+        return coupling, next(filter(None, (self._bound(block) for block in blocks[1:])), None)
+
+    def _bound(self, block: Block) -> str | None:
+        """Why the modules of a block cannot be exchanged."""
+        for name in block.modules:
+            module = self.flow.traced.module.get_submodule(name)
+            if len(self.flow.traced.names[module]) > 1:
+                return f"has a block, {name}, that the network uses in several places"
+            if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
+                return f"has a block, {name}, that carries hooks, which a new module would drop"
+        return None
 
     def _name(self, part: list[int], blocks: list[Block]) -> str:
         home = self.flow.home(part)
@@ -545,6 +648,14 @@ def _ancestors(name: str) -> list[str]:
 
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _child(name: str, home: str) -> str | None:
+    """The child of ``home`` that ``name`` is or lies in; None for ``home`` itself."""
+    if name == home:
+        return None
+    depth = home.count(".") + 1 if home else 0
+    return ".".join(name.split(".")[: depth + 1])
 
 
 def _within(name: str, home: str) -> bool:

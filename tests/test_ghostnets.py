@@ -1,4 +1,4 @@
-"""C-GhostNet: the papers' counts exactly, timm's outputs from its weights, and what ghostify makes of it."""
+"""C-GhostNet and G-GhostNet: their counts exactly, timm's outputs from its weights, and what ghostify makes of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 import ghostify
 from ghostify.errors import ModelError
-from ghostify.ghosts import CGhost
+from ghostify.ghosts import CGhost, GGhostStage
 from ghostify.ghosts.ghostnets import (
     BOTTLENECKS,
     NETWORKS,
     ROUNDINGS,
+    STAGES,
     CGhostBottleneck,
     CGhostNet,
+    GGhostNet,
+    ResidualBottleneck,
     RoundingName,
     c_ghostnet_0_5,
 )
@@ -144,6 +147,76 @@ def test_every_width_has_the_shapes_of_timms(width: float) -> None:
     assert [v.shape for v in ours.state_dict().values()] == [v.shape for v in theirs.state_dict().values()]
 
 
+# -- G-GhostNet, of which the paper prints no totals ------------------------------------------------------------
+
+
+def test_g_ghostnet_counts_as_its_reading_of_table_2_does() -> None:
+    scan = scanned("g_ghostnet_1_0")
+    assert (scan.cost.params, scan.cost.macs, scan.cost.acts) == (11_187_724, 1_028_325_696, 3_489_372)
+    assert not scan.uncounted and not scan.doubts
+
+
+@pytest.mark.parametrize("width", [0.1, 0.2, 0.33, 0.5, 1.3, 2.0])
+def test_a_g_ghostnet_of_any_width_has_ghosts_in_every_stage(width: float) -> None:
+    with torch.device("meta"):
+        model = GGhostNet(width)
+    stages = [module for module in model.modules() if isinstance(module, GGhostStage)]
+    assert [len(stage.thin) for stage in stages] == [blocks for _, blocks in STAGES]
+    assert [stage.width for stage in stages] == [ROUNDINGS[PYTORCH].scaled(out, width) for out, _ in STAGES]
+    assert all(0 < stage.kept < stage.width for stage in stages)
+
+
+def test_a_g_ghostnet_grows_with_its_width() -> None:
+    costs = [scanned("g_ghostnet", width=width).cost for width in (0.1, 0.2, 0.5, 0.77, 1.0, 2.0)]
+    assert all(a.params < b.params and a.macs < b.macs for a, b in pairwise(costs))
+
+
+def test_its_intrinsic_widths_leave_two_fifths_to_ghosts() -> None:
+    with torch.device("meta"):
+        model = GGhostNet()
+    kept = [module.kept for module in model.modules() if isinstance(module, GGhostStage)]
+    assert kept == [16, 24, 48, 96]
+    assert kept[1:] == [3 * out // 5 for out, _ in STAGES[1:]]  # 0.6 of 24 is no multiple of 4
+
+
+def test_a_stage_of_it_is_its_first_block_and_the_ghosts_of_that() -> None:
+    model = GGhostNet(0.5).eval()
+    unsettle(model)
+    first, rest = model.stages[1]
+    x = torch.randn(2, first.expand[0].in_channels, 11, 8)
+    y1 = first(x)
+    assert y1.shape == (2, 20, 6, 4) and rest.kept == 12
+    out = rest(y1)
+    z = rest.thin[0](y1[:, :12])
+    tau = rest.mix.fc(torch.cat([y1, z], 1).mean((2, 3)))
+    ghosts = (rest.cheap(y1[:, 12:]) + tau[:, :, None, None]).clamp_min(0)
+    torch.testing.assert_close(out, torch.cat([z, ghosts], 1))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("out_channels", [8, 12])
+def test_a_residual_bottleneck_is_the_sum_of_its_branches(stride: int, out_channels: int) -> None:
+    block = ResidualBottleneck(8, out_channels, stride).eval()
+    unsettle(block)
+    x = torch.randn(2, 8, 9, 10)
+    branch = block.project(block.se(block.conv(block.expand(x))))
+    assert branch.min() < 0
+    torch.testing.assert_close(block(x), (branch + block.shortcut(x)).clamp_min(0))
+    assert block(x).shape == (2, out_channels, -(-9 // stride), -(-10 // stride))
+    assert block.conv[0].in_channels == 3 * out_channels and block.conv[0].groups == 1
+    assert isinstance(block.shortcut, nn.Identity) == (stride == 1 and out_channels == 8)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_a_g_ghostnet_trains_on_batches_of_any_size(images: int) -> None:
+    model = GGhostNet(0.2, num_classes=7, in_channels=1)
+    out = model(torch.randn(images, 1, 65, 47))
+    assert out.shape == (images, 7)
+    out.square().sum().backward()
+    unmoved = [name for name, p in model.named_parameters() if p.grad is None or not 0 < p.grad.abs().sum() < 1e6]
+    assert not unmoved
+
+
 # -- a network like any other ----------------------------------------------------------------------------------
 
 
@@ -158,8 +231,9 @@ def test_it_runs_and_trains_on_any_size(rounding: RoundingName, size: tuple[int,
     assert not unmoved
 
 
-def test_it_learns_a_batch_by_heart() -> None:
-    model, images, classes = CGhostNet(0.1, num_classes=2, dropout=0), torch.randn(8, 3, 32, 32), torch.arange(8) % 2
+@pytest.mark.parametrize("network", [CGhostNet, GGhostNet])
+def test_it_learns_a_batch_by_heart(network: type[CGhostNet | GGhostNet]) -> None:
+    model, images, classes = network(0.1, num_classes=2, dropout=0), torch.randn(8, 3, 32, 32), torch.arange(8) % 2
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(25):
@@ -225,9 +299,16 @@ def test_what_cannot_be_built_is_one_line(args: dict[str, Any], says: str) -> No
     assert str(caught.value).endswith(says) and "\n" not in str(caught.value)
 
 
-def test_a_name_that_says_a_width_takes_no_other() -> None:
+@pytest.mark.parametrize("name", ["c_ghostnet_1_0", "g_ghostnet_1_0"])
+def test_a_name_that_says_a_width_takes_no_other(name: str) -> None:
     with pytest.raises(ModelError, match=r"unexpected keyword argument 'width'\.$"):
-        build_model(ModelSettings(source="ghostify:c_ghostnet_1_0", args={"width": 2}))
+        build_model(ModelSettings(source=f"ghostify:{name}", args={"width": 2}))
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf")])
+def test_a_g_ghostnet_needs_a_width(width: float) -> None:
+    with pytest.raises(ModelError, match="width must be a positive number, not"):
+        build_model(ModelSettings(source="ghostify:g_ghostnet", args={"width": width}))
 
 
 # -- as ghostify sees it ---------------------------------------------------------------------------------------

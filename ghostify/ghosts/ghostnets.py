@@ -1,4 +1,6 @@
-"""C-GhostNet: a network built of C-Ghost bottlenecks (IJCV paper, Table 1; s = 2, d = 3, primary kernel k = 1).
+"""The papers' own networks: C-GhostNet of C-Ghost bottlenecks, G-GhostNet of G-Ghost stages (IJCV paper).
+
+C-GhostNet (Table 1; s = 2, d = 3, primary kernel k = 1)
 
     stem         (N, 3, H, W) → (N, 16, H/2, W/2)                conv 3x3 /2, BN, ReLU
     bottlenecks  → (N, 160, H/32, W/32)                          the 16 rows of ``BOTTLENECKS``
@@ -27,6 +29,36 @@ At 3x224x224 they count, beside what the paper prints:
 Not in Table 1, and taken from the authors' code: the kernel sizes of the depthwise convolutions, a quarter as SE's
 ratio, its hard sigmoid, and dropout of 0.2.  A departure: "tensorflow" stands for that code's widths and layers only;
 padding (even on both sides) and the constants of batch norm are PyTorch's under both rules.
+
+G-GhostNet (Table 2; λ = 0.4, expansion 3, 1x1 cheap operations with mix)
+
+    stem         (N, 3, H, W) → (N, 16, H/2, W/2)                conv 3x3 /2, BN, ReLU
+    stages       → (N, 160, H/32, W/32)                          the 4 rows of ``STAGES``
+    last         → (N, 960, H/32, W/32)                          conv 1x1, BN, ReLU
+    head         → (N, 960, 1, 1) → (N, 1280, 1, 1) → (N, 1000)  average pool, conv 1x1, BN, ReLU, linear layer
+
+A stage is a residual bottleneck /2 of full width, whose output Y1 a ``GGhostStage`` takes on.  A residual bottleneck,
+y = ReLU(conv1x1(SE(conv3x3(conv1x1(x)))) + shortcut(x)), has BN after every convolution and ReLU after the first two.
+At 3x224x224 it counts 11,187,724 parameters and 1,028,325,696 MACs.  **The paper prints no totals and there is no code
+to check it by.**  Table 2 leaves open what follows; each other reading alone counts as said beside it:
+
+                        chosen                             else        parameters   MACs
+    3x3 convolution     dense                              depthwise   3,715,204    117,085,632
+    inner width         3x the block's output              3x input    8,942,512    706,458,048
+    after the concat    nothing                            a block     14,320,996   1,513,029,888
+    intrinsic width     16, 24, 48, 96: 0.6c to 4s         14, not 16  11,182,428   1,012,068,588
+    thin path reads     its part of Y1                     all of Y1   11,233,212   1,035,701,568
+    cheap one reads     the other part of Y1               all of Y1   11,195,916   1,029,630,272
+    mix pools           Y1 and the thin outputs            not Y1      11,174,092   1,028,312,064
+    mix has             one layer                          two         11,193,524   1,028,331,136
+    SE stands           on the inner maps                  on output   10,813,928   1,027,954,560
+    SE's hidden width   a quarter, to multiples of 4       1/16        10,887,252   1,028,025,792
+    the head's 1x1      with BN, no bias                   bias        11,186,444   1,028,325,696
+
+Why these: section 4.4 builds the network to be rid of depthwise convolutions; Table 2 gives a block no width but #out,
+and has no row after the concatenation; one layer is Eq. 12; the parts of Y1, and Y1 in the mix, are what the authors'
+G-Ghost networks for ImageNet count by (Tables 15 to 18); SE, its hard sigmoid, dropout and the rounding of widths are
+C-GhostNet's, whose basic structure it is to follow, and BN in the head that of its "tensorflow" form.
 """
 
 from __future__ import annotations
@@ -39,6 +71,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostify.ghosts.c_ghost import CGhost
+from ghostify.ghosts.g_ghost import GGhostStage
+from ghostify.ghosts.mix import PooledBatchNorm2d
 
 BOTTLENECKS: tuple[tuple[int, int, int, bool, int], ...] = (
     # depthwise kernel, #exp, #out, SE, stride
@@ -60,6 +94,9 @@ BOTTLENECKS: tuple[tuple[int, int, int, bool, int], ...] = (
     (5, 960, 160, True, 1),
 )
 """Table 1, row by row.  The kernel matters where a row strides or widens: elsewhere it has no depthwise convolution."""
+
+STAGES: tuple[tuple[int, int], ...] = ((24, 1), (40, 1), (80, 5), (160, 5))
+"""Table 2, stage by stage: #out, and the number of thin blocks after the first, which has stride 2."""
 
 RoundingName = Literal["pytorch", "tensorflow"]
 
@@ -145,8 +182,7 @@ class CGhostNet(nn.Module):
         super().__init__()
         if rounding not in ROUNDINGS:
             raise ValueError(f"rounding must be one of {', '.join(map(repr, ROUNDINGS))}, not {rounding!r}")
-        if not 0 < width < float("inf"):
-            raise ValueError(f"width must be a positive number, not {width}")
+        _check_width(width)
         rule = ROUNDINGS[rounding]
         stem, last = rule.scaled(16, width), rule.scaled(960, width)
         self.stem = nn.Sequential(*_conv_bn(in_channels, stem, 3, stride=2), _relu())
@@ -183,14 +219,73 @@ def c_ghostnet_1_3(num_classes: int = 1000, in_channels: int = 3, rounding: Roun
     return CGhostNet(1.3, num_classes, in_channels, rounding)
 
 
+class ResidualBottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution with SE before the last, around a shortcut.
+
+    (N, in_channels, H, W) → (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉), three times ``out_channels`` wide inside.  The
+    shortcut is a 1x1 convolution with BN where stride or width change.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        inner = 3 * out_channels
+        self.expand = nn.Sequential(*_conv_bn(in_channels, inner, 1), _relu())
+        self.conv = nn.Sequential(*_conv_bn(inner, inner, 3, stride), _relu())
+        self.se = SqueezeExcite(inner, _pytorch_squeezed(inner))
+        self.project = _conv_bn(inner, out_channels, 1)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = _conv_bn(in_channels, out_channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.project(self.se(self.conv(self.expand(x))))
+        return F.relu(out + self.shortcut(x))
+
+
+class GGhostNet(nn.Module):
+    """G-GhostNet (Table 2, read as the head of this file says), ``width`` times as wide.
+
+    (N, in_channels, H, W) → (N, num_classes), for images of any size and batches of any.  The widths, except the
+    head's 1280, are rounded by C-GhostNet's "pytorch" rule.  Raises ValueError for a width that is not a positive
+    number.
+    """
+
+    image_size = 224
+    """Side of the images it is meant for."""
+
+    def __init__(self, width: float = 1.0, num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.2) -> None:
+        super().__init__()
+        _check_width(width)
+        stem, last = _pytorch_scaled(16, width), _pytorch_scaled(960, width)
+        self.stem = nn.Sequential(*_conv_bn(in_channels, stem, 3, stride=2), _relu())
+        self.stages = _stages(stem, width)
+        self.last = nn.Sequential(*_conv_bn(_pytorch_scaled(STAGES[-1][0], width), last, 1), _relu())
+        self.head = nn.Sequential(nn.Conv2d(last, 1280, 1, bias=False), PooledBatchNorm2d(1280), _relu())
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.stages(self.stem(x)))
+        x = self.head(F.adaptive_avg_pool2d(x, 1)).flatten(1)
+        logits: Tensor = self.classifier(self.dropout(x))
+        return logits
+
+
+def g_ghostnet_1_0(num_classes: int = 1000, in_channels: int = 3) -> GGhostNet:
+    """G-GhostNet 1.0x (Table 2).  (N, in_channels, 224, 224) → (N, num_classes)"""
+    return GGhostNet(1.0, num_classes, in_channels)
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "c_ghostnet": CGhostNet,
     "c_ghostnet_0_5": c_ghostnet_0_5,
     "c_ghostnet_1_0": c_ghostnet_1_0,
     "c_ghostnet_1_1": c_ghostnet_1_1,
     "c_ghostnet_1_3": c_ghostnet_1_3,
+    "g_ghostnet": GGhostNet,
+    "g_ghostnet_1_0": g_ghostnet_1_0,
 }
-"""The networks of ghost modules a recipe names as ``ghostify:NAME``; ``c_ghostnet`` takes any width."""
+"""The networks of ghost modules a recipe names as ``ghostify:NAME``; those without a number take any width."""
 
 
 # -- the two rounding rules, which share nothing on purpose --------------------------------------------------------
@@ -235,6 +330,29 @@ def _bottlenecks(channels: int, width: float, rule: Rounding) -> nn.Sequential:
         blocks.append(CGhostBottleneck(channels, expanded, out_channels, kernel_size, stride, squeezed))
         channels = out_channels
     return blocks
+
+
+def _stages(channels: int, width: float) -> nn.Sequential:
+    stages = nn.Sequential()
+    for out, blocks in STAGES:
+        out_channels = _pytorch_scaled(out, width)
+        raw = _intrinsic_width(out_channels)
+        thin = [ResidualBottleneck(raw, raw) for _ in range(blocks)]
+        first = ResidualBottleneck(channels, out_channels, stride=2)
+        stages.append(nn.Sequential(first, GGhostStage(thin, out_channels, raw)))
+        channels = out_channels
+    return stages
+
+
+def _intrinsic_width(channels: int) -> int:
+    """(1−λ)c at λ = 0.4, to a multiple of 4 unless that leaves no ghosts."""
+    raw = _make_divisible(0.6 * channels)
+    return raw if raw < channels else int(0.6 * channels)
+
+
+def _check_width(width: float) -> None:
+    if not 0 < width < float("inf"):
+        raise ValueError(f"width must be a positive number, not {width}")
 
 
 def _conv_bn(channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -1,0 +1,11 @@
+"""Which channels hang together in a part of a network, and what is left of it with fewer of them.
+
+``follow`` reads a part of the graph into ``Channels``; its ``coupling`` is the same in names and numbers, enough to
+predict what a thinner copy costs; ``thinned`` makes that copy.
+"""
+
+from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
+from ghostify.channels.following import Channels, Unreadable, follow
+from ghostify.channels.thinning import silenced, thinned
+
+__all__ = ["Channels", "Coupling", "Segment", "Unreadable", "Vector", "Weight", "follow", "silenced", "thinned"]

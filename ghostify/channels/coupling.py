@@ -1,0 +1,130 @@
+"""Coupling: the channels of a part of a network as numbers, and what the part costs with some of them left out.
+
+Channels that can only be kept or dropped together (the two sides of an addition, a group of a grouped convolution)
+are one *component*.  Components that occur in the same places are alike, and a *segment* is all that are: of a segment
+only the number kept matters for the cost.  A *vector* is the channels of one tensor, told by segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from ghostify.costs import Cost
+
+
+class Vector(BaseModel):
+    """The channels of one tensor: some that are always kept, and so many per component of some segments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fixed: int = 0
+    parts: tuple[tuple[int, int], ...] = ()
+    """(segment, channels per component)"""
+
+
+class Segment(BaseModel):
+    """Components that are alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    """Number of components."""
+    lanes: int = 0
+    """Channels of a component on either side of the grouped convolution that ties them; 0 where none does."""
+
+
+class Weight(BaseModel):
+    """One use of a parameter: what it counts is the product of its sides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: int
+    """Which of the blocks followed it belongs to, from 0."""
+    out: Vector
+    reads: Vector | None = None
+    """Channels one filter reads; None for depthwise and grouped filters and for vectors (a norm's, a bias)."""
+    lanes: int = 1
+    """Channels one filter of a grouped convolution reads, where ``reads`` is None."""
+    entry: bool = False
+    """Whether it reads the block's input itself."""
+    area: int = 1
+    """Size of the kernel, k·k'."""
+    positions: int = 0
+    """Output positions each weight is multiplied at; 0 where nothing is multiplied and accumulated."""
+    acts: bool = False
+    """Whether its outputs are activations in the papers' sense (a convolution's)."""
+    params: bool = True
+    """Whether its parameters count here; not where another use has counted them."""
+
+
+class Coupling(BaseModel):
+    """A run of blocks with the segments of channels they share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    segments: tuple[Segment, ...]
+    producers: tuple[Vector, ...]
+    """Every tensor whose width may be chosen: of the input, and of each convolution or linear layer."""
+    weights: tuple[Weight, ...]
+    ends: tuple[Vector, ...]
+    """The tensors between the blocks: the input of the first, then the output of each."""
+    shortcuts: tuple[bool, ...] = ()
+    """For each block, whether anything but convolutions and linear layers reads its input."""
+
+    def width(self, vector: Vector, kept: Sequence[int] | None = None, lanes: float = 1.0) -> int:
+        """Channels of ``vector`` with so many components of each segment kept, and of a group so large a share."""
+        return vector.fixed + sum(
+            self._channels(segment, each, lanes) * (self.segments[segment].size if kept is None else kept[segment])
+            for segment, each in vector.parts
+        )
+
+    def keep(self, target: Callable[[int], int], lanes: float = 1.0) -> list[int]:
+        """How many components of each segment to keep, that a tensor of w channels keeps about ``target(w)``.
+
+        Narrow tensors choose first; of a wider one that holds their channels too, the rest is shared out evenly.
+        """
+        kept: dict[int, int] = {}
+        for vector in sorted(self.producers, key=self.width):
+            known = sum(self._channels(s, each, lanes) * kept[s] for s, each in vector.parts if s in kept)
+            free = [(s, each) for s, each in vector.parts if s not in kept]
+            left, whole = target(self.width(vector)) - vector.fixed - known, self.width(Vector(parts=tuple(free)))
+            for segment, each in free:
+                size = self.segments[segment].size
+                share = left * size * each // (whole * max(1, self._channels(segment, each, lanes)))
+                kept[segment] = min(size, max(1, share))
+        return [kept.get(index, segment.size) for index, segment in enumerate(self.segments)]
+
+    def cost(self, block: int, kept: Sequence[int], lanes: float = 1.0) -> Cost:
+        """What a block costs with so many components of each segment kept."""
+        return self._cost(block, lambda vector: self.width(vector, kept, lanes), None, lanes)
+
+    def widened(self, block: int, kept: Sequence[int], lanes: float = 1.0) -> Cost:
+        """What a block costs that reads all channels of its input where a convolution does, and else is thin."""
+        return self._cost(
+            block, lambda vector: self.width(vector, kept, lanes), lambda vector: self.width(vector), lanes
+        )
+
+    def narrowed(self, block: int, kept: Sequence[int], lanes: float = 1.0) -> Cost:
+        """What a block costs that reads a thin input where a convolution does, and else has its full width."""
+        return self._cost(block, lambda vector: self.width(vector), lambda vector: self.width(vector, kept, lanes), 1.0)
+
+    def _cost(
+        self, block: int, of: Callable[[Vector], int], of_entry: Callable[[Vector], int] | None, lanes: float
+    ) -> Cost:
+        params, macs, acts = 0, 0, 0
+        for weight in self.weights:
+            if weight.block != block:
+                continue
+            out = of(weight.out)
+            read = (of_entry or of) if weight.entry else of
+            each = read(weight.reads) if weight.reads else max(1, int(lanes * weight.lanes))
+            size = out * each * weight.area
+            params += size * weight.params
+            macs += size * weight.positions
+            acts += out * weight.positions * weight.acts
+        return Cost(params=params, macs=macs, acts=acts)
+
+    def _channels(self, segment: int, each: int, lanes: float) -> int:
+        return max(1, int(lanes * each)) if self.segments[segment].lanes else each

@@ -1,0 +1,782 @@
+"""Following channels through a recorded graph: which must be kept or dropped together, and what reads and makes them.
+
+Every channel of every tensor gets a number, and the numbers travel: each node of the graph has a tensor of them, of
+the shape of its value.  Operations that move values (views, permutations, splits, concatenations, shuffles) are simply
+run on the numbers.  Operations that combine values channel by channel (additions, products, depthwise convolutions,
+norms) tie numbers together; convolutions and linear layers read numbers and give new ones.  An operation that none
+of this describes stops the reading, and is named.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
+from ghostify.costs import is_conv, op_name
+from ghostify.tracing import Traced
+
+NONE = -1
+"""The number of what is no channel: a constant, a map that belongs to all channels."""
+
+
+class Unreadable(Exception):
+    """The channels cannot be followed; the message says where and through what, as the end of a sentence."""
+
+
+@dataclass
+class Use:
+    """A parameter or buffer with the channels along one of its dimensions."""
+
+    name: str
+    """Qualified name."""
+    dim: int
+    channels: np.ndarray
+    """A number per element along ``dim``; of a grouped filter's own inputs, numbers of the first group's."""
+    entry: bool = False
+    """Whether they are the channels of a block's input, read directly."""
+    lanes: bool = False
+    """Whether ``channels`` are the inputs of the first group alone, of which each group keeps as many."""
+
+
+@dataclass
+class _Read:
+    """A weight as it was met, in numbers; becomes a ``Weight``."""
+
+    block: int
+    out: np.ndarray
+    reads: np.ndarray | None = None
+    lanes: int = 1
+    entry: bool = False
+    area: int = 1
+    positions: int = 0
+    acts: bool = False
+    params: bool = True
+
+
+@dataclass
+class Channels:
+    """What was followed: numbers per node, the uses of every parameter, and the ties."""
+
+    traced: Traced
+    nodes: list[fx.Node]
+    entry: fx.Node
+    ids: dict[fx.Node, Any]
+    """For each node a tensor of numbers, or a list of them where it gives several tensors."""
+    uses: list[Use]
+    roots: np.ndarray
+    """By number, the smallest number tied to it one by one; ``NONE`` at its own place (the last)."""
+    components: np.ndarray
+    """By number, the component: what is kept or dropped as one."""
+    lane: np.ndarray
+    """By number, the place within its group of a grouped convolution, or -1."""
+    segment_of: dict[int, int]
+    """By component, its segment."""
+    coupling: Coupling
+    ends: list[np.ndarray]
+    """Numbers of the tensors between the blocks, as ``coupling.ends``."""
+    members: list[np.ndarray]
+    """Components of each segment, in the order of their first channel."""
+
+    def kept(self, counts: Sequence[int], lanes: float = 1.0, rank: Callable[[int], float] | None = None) -> np.ndarray:
+        """By number, whether it is kept, with so many components of each segment: the first, or those ranked highest.
+
+        ``rank`` scores a component.  The last entry stands for ``NONE``, which is always kept.
+        """
+        chosen = np.zeros(len(self.roots), dtype=bool)
+        for segment, (count, members) in enumerate(zip(counts, self.members, strict=True)):
+            ordered = members if rank is None else np.array(sorted(members, key=lambda one: -rank(int(one))), dtype=int)
+            picked = np.sort(ordered[:count])
+            mask = np.isin(self.components, picked)
+            width = self.coupling.segments[segment].lanes
+            if width and lanes != 1.0:
+                mask &= self.lane[self.roots] < max(1, int(lanes * width))
+            chosen |= mask
+        fixed = ~np.isin(self.components, np.fromiter(self.segment_of, dtype=int, count=len(self.segment_of)))
+        chosen |= fixed
+        chosen[NONE] = True
+        return chosen
+
+
+def follow(
+    traced: Traced,
+    blocks: Sequence[Sequence[fx.Node]],
+    entry: fx.Node | None = None,
+    fixed: Iterable[fx.Node] = (),
+) -> Channels:
+    """The channels of ``blocks`` of nodes (each reads what the one before gives), from ``entry`` on, which may be
+    thinned; without an entry the inputs of the network keep all their channels, and so do the ``fixed`` nodes.
+
+    Raises ``Unreadable``.
+    """
+    return _Follower(traced, entry).followed(blocks, fixed)
+
+
+class _Follower:
+    """One pass over the nodes."""
+
+    def __init__(self, traced: Traced, entry: fx.Node | None) -> None:
+        self.traced = traced
+        self.entry = entry
+        self.count = 0
+        self.ids: dict[fx.Node, Any] = {}
+        self.uses: dict[tuple[str, int], Use] = {}
+        self.reads: list[_Read] = []
+        self.producers: list[np.ndarray] = []
+        self.marks: list[np.ndarray] = []
+        self.ties: list[tuple[np.ndarray, np.ndarray]] = []
+        self.groups: list[tuple[np.ndarray, np.ndarray]] = []
+        self.lanes: list[tuple[np.ndarray, np.ndarray]] = []
+        self.block = 0
+        self.block_entry: fx.Node | None = entry
+        self.counted: set[str] = set()
+        self.shortcuts: list[bool] = []
+
+    def followed(self, blocks: Sequence[Sequence[fx.Node]], fixed: Iterable[fx.Node]) -> Channels:
+        ends = []
+        if self.entry is not None:
+            shape = _shape(self.entry)
+            self.ids[self.entry] = self._spread(self._fresh(shape[1]), shape, 1)
+            ends.append(self._vector(self.entry, self.entry, 1))
+        for self.block, nodes in enumerate(blocks):
+            self.shortcuts.append(False)
+            for node in nodes:
+                self._step(node)
+            if self.entry is not None:
+                self.block_entry = nodes[-1]
+                ends.append(self._vector(nodes[-1], nodes[-1], 1))
+        kept = [np.unique(self._ids(node, node).numpy()) for node in fixed]
+        return self._resolved([node for nodes in blocks for node in nodes], ends, kept)
+
+    # -- one node ----------------------------------------------------------------------------------------------
+
+    def _step(self, node: fx.Node) -> None:
+        if node.op == "output":
+            return
+        if node.op == "placeholder":
+            self.ids[node] = torch.full((1,) * len(_shape(node)), NONE).expand(_shape(node))
+            return
+        if node.op == "get_attr":
+            return  # read where it is used
+        name = op_name(self.traced, node)
+        self._note_shortcut(node, name)
+        try:
+            self.ids[node] = self._result(node, name)
+        except Unreadable:
+            raise
+        except Exception as problem:
+            text = " ".join(str(problem).split())[:120]
+            raise self._stop(node, f"cannot be followed ({type(problem).__name__}: {text})") from problem
+
+    def _result(self, node: fx.Node, name: str) -> Any:
+        if is_conv(name):
+            return self._conv(node, name)
+        if name == "linear":
+            return self._linear(node)
+        if name in _NORMS:
+            return self._norm(node, name)
+        if name in _POINTWISE:
+            return self._pointwise(node, name)
+        if name in _SPATIAL:
+            return self._spatial(node)
+        if name in _REDUCTIONS:
+            return self._reduced(node, name)
+        if name in _SOFTMAX:
+            return self._softmax(node, name)
+        if name in _PADS or name.endswith(("Pad1d", "Pad2d", "Pad3d")):
+            return self._padded(node)
+        if name in _MOVES:
+            return self._moved(node, name)
+        if name == "prelu" or name == "PReLU":
+            return self._prelu(node)
+        raise self._stop(node, "ties channels in a way that cannot be followed")
+
+    def _note_shortcut(self, node: fx.Node, name: str) -> None:
+        weighted = name == "linear" or (is_conv(name) and not self._is_grouped(node, name))
+        if self.block_entry in node.all_input_nodes and not weighted:
+            self.shortcuts[-1] = True
+
+    # -- convolutions and linear layers ------------------------------------------------------------------------
+
+    def _is_grouped(self, node: fx.Node, name: str) -> bool:
+        weight, groups, _ = self._filters(node, name)
+        return groups > 1
+
+    def _filters(self, node: fx.Node, name: str) -> tuple[tuple[int, ...], int, bool]:
+        """(weight shape, groups, transposed) of a convolution."""
+        transposed = "transpose" in name
+        if node.op == "call_module":
+            module = self.traced.leaf(node)
+            return tuple(module.weight.shape), module.groups, transposed  # type: ignore[arg-type,return-value]
+        weight = _argument(node, 1, "weight")
+        if not isinstance(weight, fx.Node):
+            raise self._stop(node, "has no weight that can be followed")
+        shape = _shape(weight)
+        channels = _shape(node.all_input_nodes[0])[1]
+        return shape, (channels // shape[0] if transposed else channels // shape[1]), transposed
+
+    def _conv(self, node: fx.Node, name: str) -> Tensor:
+        shape, groups, transposed = self._filters(node, name)
+        source = node.all_input_nodes[0]
+        out_shape = _shape(node)
+        weight, bias = self._parameters(node)
+        if shape[:2] == (1, 1) and not _constant_along(self._ids(source, node), -1):
+            return self._along_channels(node, source, (weight, bias), shape)
+        inputs = self._vector(source, node, 1)
+        positions = math.prod(out_shape) // out_shape[1]
+        area = math.prod(shape[2:])
+        if transposed and groups > 1:
+            raise self._stop(node, "is a grouped transposed convolution")
+        if groups == 1:
+            out = self._made(weight, 1 if transposed else 0, out_shape[1])
+            self._use(weight, 0 if transposed else 1, inputs, entry=source is self.block_entry)
+            positions = math.prod(_shape(source)) // _shape(source)[1] if transposed else positions
+            self._read(node, weight, out, reads=inputs, area=area, positions=positions)
+        elif shape[1] == 1 and groups == len(inputs):
+            out = np.repeat(inputs, out_shape[1] // groups)
+            self._use(weight, 0, out)
+            self._read(node, weight, out, area=area, positions=positions)
+        else:
+            out = self._made(weight, 0, out_shape[1])
+            self._grouped(inputs.reshape(groups, -1), out.reshape(groups, -1))
+            self._use(weight, 1, inputs.reshape(groups, -1)[0], lanes=True)
+            self._use(weight, 0, out)
+            self._read(node, weight, out, lanes=shape[1], area=area, positions=positions)
+        self._vector_parameter(node, bias, out)
+        return self._spread(out, out_shape, 1)
+
+    def _along_channels(
+        self, node: fx.Node, source: fx.Node, parameters: tuple[str, str], shape: tuple[int, ...]
+    ) -> Tensor:
+        """A filter that slides over the channels (efficient channel attention): each stays itself.
+
+        With some dropped, the others have other neighbours; where the first are kept, what is past the end was zero.
+        """
+        if _shape(node) != _shape(source):
+            raise self._stop(node, "slides over the channels and makes fewer")
+        one = np.array([NONE])
+        for name, positions in zip(parameters, (math.prod(_shape(node)), 0), strict=True):
+            if name and name not in self.counted:
+                self.counted.add(name)
+                area = math.prod(shape[2:]) if positions else 1
+                self.reads.append(_Read(self.block, one, area=area, positions=positions, acts=positions > 0))
+        return self._ids(source, node)
+
+    def _linear(self, node: fx.Node) -> Tensor:
+        source = node.all_input_nodes[0]
+        inputs = self._vector(source, node, len(_shape(source)) - 1)
+        out_shape = _shape(node)
+        weight, bias = self._parameters(node)
+        out = self._made(weight, 0, out_shape[-1])
+        self._use(weight, 1, inputs, entry=source is self.block_entry)
+        self._read(node, weight, out, reads=inputs, positions=math.prod(out_shape[:-1]), acts=False)
+        self._vector_parameter(node, bias, out)
+        return self._spread(out, out_shape, len(out_shape) - 1)
+
+    def _made(self, weight: str, dim: int, n: int) -> np.ndarray:
+        """New channels that ``weight`` makes, the same as before where it is used again."""
+        if (weight, dim) in self.uses:
+            return self.uses[weight, dim].channels
+        out = self._fresh(n)
+        self._use(weight, dim, out)
+        return out
+
+    def _read(self, node: fx.Node, weight: str, out: np.ndarray, acts: bool = True, **sides: Any) -> None:
+        entry = self.block_entry is not None and node.all_input_nodes[0] is self.block_entry
+        first = weight not in self.counted
+        self.counted.add(weight)
+        self.reads.append(_Read(self.block, out, acts=acts, entry=entry, params=first, **sides))
+
+    def _grouped(self, inputs: np.ndarray, out: np.ndarray) -> None:
+        """Every group of a grouped convolution is one component; places in it are lanes."""
+        for side in (inputs, out):
+            self.groups.append((np.repeat(side[:, 0], side.shape[1]), side.ravel()))
+            self.lanes.append((side.ravel(), np.tile(np.arange(side.shape[1]), side.shape[0])))
+        self.groups.append((inputs[:, 0], out[:, 0]))
+
+    # -- norms -------------------------------------------------------------------------------------------------
+
+    def _norm(self, node: fx.Node, name: str) -> Tensor:
+        source = node.all_input_nodes[0]
+        ids, kind = self._ids(source, node), _NORMS[name]
+        shape = _shape(source)
+        if kind == "layer":
+            return self._layer_norm(node, ids, shape)
+        channels = self._vector(source, node, 1)
+        for parameter in self._parameters_and_buffers(node, len(channels)):
+            self._vector_parameter(node, parameter, channels)
+        if kind == "group":
+            groups = self._group_count(node)
+            if groups > 1:
+                side = channels.reshape(groups, -1)
+                self.groups.append((np.repeat(side[:, 0], side.shape[1]), side.ravel()))
+        return ids
+
+    def _layer_norm(self, node: fx.Node, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+        varying = [dim for dim in range(len(shape)) if not _constant_along(ids, dim)]
+        normalized = self.traced.leaf(node).normalized_shape if node.op == "call_module" else _argument(node, 1, "")
+        dims = 1 if isinstance(normalized, int) else len(normalized)  # type: ignore[arg-type]
+        if varying and varying != [len(shape) - 1]:
+            raise self._stop(node, "normalises other dimensions than the channels")
+        if varying and dims != 1:
+            raise self._stop(node, "normalises several dimensions at once")
+        if varying:
+            channels = self._vector(node.all_input_nodes[0], node, len(shape) - 1)
+            for parameter in self._parameters(node):
+                self._vector_parameter(node, parameter, channels)
+        return ids
+
+    def _group_count(self, node: fx.Node) -> int:
+        if node.op == "call_module":
+            return int(self.traced.leaf(node).num_groups)  # type: ignore[arg-type]
+        return int(_argument(node, 1, "num_groups"))
+
+    # -- channel by channel ------------------------------------------------------------------------------------
+
+    def _pointwise(self, node: fx.Node, name: str) -> Any:
+        operands = [self._operand(source, node) for source in _tensors_in(node)]
+        result = operands[0]
+        for other in operands[1:]:
+            result = self._tied(result, other)
+        return result.expand(_shape(node)) if result.shape != _shape(node) else result
+
+    def _operand(self, source: fx.Node, node: fx.Node) -> Tensor:
+        """Numbers of an operand; a parameter's one long dimension gets new ones."""
+        if source.op != "get_attr":
+            return self._ids(source, node)
+        shape = _shape(source)
+        long = [dim for dim, size in enumerate(shape) if size > 1]
+        if len(long) > 1:
+            raise self._stop(node, f"uses {source.target!r}, which has several long dimensions")
+        name = str(source.target)
+        channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
+        if name not in self.counted:
+            self.counted.add(name)
+            self.reads.append(_Read(self.block, channels, params=bool(source.meta.get("parameter"))))
+        if not long:
+            return torch.full(shape, NONE)
+        return self._spread(channels, shape, long[0])
+
+    def _tied(self, a: Tensor, b: Tensor) -> Tensor:
+        """The numbers of ``a`` and ``b`` broadcast together, tied place by place.
+
+        A side that is spread over the other's channels is tied to none of them.
+        """
+        size = max(a.dim(), b.dim())
+        a, b = a.reshape((1,) * (size - a.dim()) + a.shape), b.reshape((1,) * (size - b.dim()) + b.shape)
+        for dim in range(size):
+            if a.shape[dim] == 1 < b.shape[dim] and not _constant_along(b, dim):
+                a = torch.full((1,) * size, NONE)
+            elif b.shape[dim] == 1 < a.shape[dim] and not _constant_along(a, dim):
+                b = torch.full((1,) * size, NONE)
+        a, b = torch.broadcast_tensors(a, b)
+        small = tuple(
+            slice(0, 1) if a.stride(dim) == 0 and b.stride(dim) == 0 else slice(None) for dim in range(a.dim())
+        )
+        left, right = a[small].reshape(-1).numpy(), b[small].reshape(-1).numpy()
+        both = (left >= 0) & (right >= 0) & (left != right)
+        if both.any():
+            pairs = np.unique(np.stack([left[both], right[both]]), axis=1)
+            self.ties.append((pairs[0], pairs[1]))
+        if (left < 0).any():
+            merged = torch.where(a[small] >= 0, a[small], b[small])
+            return merged.expand(a.shape)
+        return a
+
+    def _prelu(self, node: fx.Node) -> Tensor:
+        source = node.all_input_nodes[0]
+        weight = self._parameters(node)[0]
+        if self._size(node, weight) > 1:
+            self._vector_parameter(node, weight, self._vector(source, node, 1))
+        else:
+            self._vector_parameter(node, weight, np.array([NONE]))
+        return self._ids(source, node)
+
+    def _spatial(self, node: fx.Node) -> Tensor:
+        """Pools, interpolation: each channel's map becomes another map."""
+        source = node.all_input_nodes[0]
+        return self._spread(self._vector(source, node, 1), _shape(node), 1)
+
+    def _padded(self, node: fx.Node) -> Tensor:
+        """Padding of maps changes no channel; padding of channels adds constant ones, which occupy their own place."""
+        source = node.all_input_nodes[0]
+        ids, before, after = self._ids(source, node), _shape(source), _shape(node)
+        varying = [dim for dim in range(len(before)) if not _constant_along(ids, dim)]
+        grown = [dim for dim in varying if before[dim] != after[dim]]
+        if not grown:
+            for dim in range(len(before)):
+                if dim not in varying:
+                    ids = ids.narrow(dim, 0, 1)
+            return ids.expand(after)
+        if varying != grown or len(grown) > 1:
+            raise self._stop(node, "pads channels and more at once")
+        (dim,) = grown
+        pads = _argument(node, 1, "pad")
+        low = int(pads[2 * (len(before) - 1 - dim)])
+        high = after[dim] - before[dim] - low
+        inner = self._vector(source, node, dim)
+        return self._spread(np.concatenate([self._fresh(low), inner, self._fresh(high)]), after, dim)
+
+    def _reduced(self, node: fx.Node, name: str) -> Tensor:
+        source = node.all_input_nodes[0]
+        ids = self._ids(source, node)
+        place = 2 if name == "norm" else 1
+        dims = _argument(node, place, "dim")
+        keepdim = bool(_argument(node, place + 1, "keepdim") or False)
+        if dims is None:
+            raise self._stop(node, "sums over all channels")
+        listed = [dims] if isinstance(dims, int) else list(dims)
+        reduced = sorted({dim % ids.dim() for dim in listed})
+        others = [dim for dim in range(ids.dim()) if dim not in reduced and not _constant_along(ids, dim)]
+        for dim in reversed(reduced):
+            if not _constant_along(ids, dim):
+                if not others:
+                    return torch.full((1,) * len(_shape(node)), NONE).expand(_shape(node))
+                for index in range(1, ids.shape[dim]):
+                    self._tied(ids.narrow(dim, 0, 1), ids.narrow(dim, index, 1))
+            ids = ids.narrow(dim, 0, 1)
+            ids = ids if keepdim else ids.squeeze(dim)
+        return ids.expand(_shape(node))
+
+    def _softmax(self, node: fx.Node, name: str) -> Tensor:
+        source = node.all_input_nodes[0]
+        ids = self._ids(source, node)
+        dim = self.traced.leaf(node).dim if node.op == "call_module" else _argument(node, 1, "dim")
+        if dim is None or (not _constant_along(ids, dim) and self._only_varies(ids, dim)):
+            raise self._stop(node, "is a softmax over the channels")
+        for index in range(1, ids.shape[dim]) if not _constant_along(ids, dim) else ():
+            self._tied(ids.narrow(dim, 0, 1), ids.narrow(dim, index, 1))
+        return ids
+
+    def _only_varies(self, ids: Tensor, dim: int) -> bool:
+        return all(_constant_along(ids, other) for other in range(ids.dim()) if other != dim % ids.dim())
+
+    # -- moving --------------------------------------------------------------------------------------------------
+
+    def _moved(self, node: fx.Node, name: str) -> Any:
+        args = fx.node.map_arg(node.args, lambda source: self._moving(source, node))
+        kwargs = fx.node.map_arg(node.kwargs, lambda source: self._moving(source, node))
+        if node.op == "call_module":
+            result = self.traced.leaf(node)(*args, **kwargs)
+        elif node.op == "call_method":
+            method = "reshape" if name == "view" else str(node.target)  # numbers that are spread have no view
+            result = getattr(args[0], method)(*args[1:], **kwargs)
+        elif name == "channel_shuffle":
+            result = _shuffled(args[0], args[1] if len(args) > 1 else kwargs["groups"])
+        else:
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+        if name in _CUTS or node.target is operator.getitem:
+            self._mark(node, result)
+        return [_compact(one) for one in result] if isinstance(result, (tuple, list)) else _compact(result)
+
+    def _moving(self, source: fx.Node, node: fx.Node) -> Any:
+        return self.ids[source] if isinstance(self.ids.get(source), list) else self._ids(source, node)
+
+    def _mark(self, node: fx.Node, result: Any) -> None:
+        """Pieces cut from a tensor must lose as many channels each, for the code cuts by size: tell them apart."""
+        pieces = result if isinstance(result, (tuple, list)) else [result]
+        whole = node.all_input_nodes[0]
+        total = self.ids[whole]
+        if isinstance(total, list) or len(pieces) == 0:
+            return
+        everything = np.unique(_small(total))
+        for piece in pieces:
+            part = np.unique(_small(piece))
+            if 0 < len(part) < len(everything):
+                self.marks.append(part)
+
+    # -- parameters --------------------------------------------------------------------------------------------
+
+    def _parameters(self, node: fx.Node) -> tuple[str, str]:
+        """Qualified names of a node's weight and bias, empty where there is none."""
+        if node.op == "call_module":
+            own = dict(self.traced.leaf(node).named_parameters(recurse=False))
+            if own.keys() - {"weight", "bias"}:
+                raise self._stop(node, "computes its weight from other parameters")
+            return tuple(f"{node.target}.{name}" if name in own else "" for name in ("weight", "bias"))  # type: ignore[return-value]
+        found = []
+        for place, key in ((_WEIGHT_AT.get(op_name(self.traced, node), 1), "weight"), (None, "bias")):
+            place = place if key == "weight" else _WEIGHT_AT.get(op_name(self.traced, node), 1) + 1
+            source = _argument(node, place, key)
+            if source is not None and not (isinstance(source, fx.Node) and source.op == "get_attr"):
+                raise self._stop(node, f"has a {key} that is computed on the way")
+            found.append(str(source.target) if source is not None else "")
+        return found[0], found[1]
+
+    def _parameters_and_buffers(self, node: fx.Node, n: int) -> list[str]:
+        """Names of all tensors of length n a norm works with."""
+        if node.op == "call_module":
+            module = self.traced.leaf(node)
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            return [f"{node.target}.{name}" for name, tensor in own if tensor.dim() == 1 and len(tensor) == n]
+        return [str(source.target) for source in node.all_input_nodes[1:] if source.op == "get_attr"]
+
+    def _vector_parameter(self, node: fx.Node, name: str, channels: np.ndarray) -> None:
+        """A parameter (or buffer) with one element per channel."""
+        if not name:
+            return
+        self._use(name, 0, channels)
+        if name not in self.counted:
+            self.counted.add(name)
+            is_parameter = name in self._parameter_names()
+            if is_parameter:
+                self.reads.append(_Read(self.block, channels))
+
+    def _parameter_names(self) -> set[str]:
+        if not hasattr(self, "_names"):
+            self._names = {name for name, _ in self.traced.module.named_parameters(remove_duplicate=False)}
+        return self._names
+
+    def _size(self, node: fx.Node, name: str) -> int:
+        return self.traced.module.get_parameter(name).numel()
+
+    def _use(
+        self, name: str, dim: int, channels: np.ndarray, lanes: bool = False, entry: bool = False
+    ) -> None:
+        known = self.uses.get((name, dim))
+        if known is None:
+            self.uses[name, dim] = Use(name, dim, channels, entry, lanes)
+        elif not lanes:
+            self._tied(torch.from_numpy(known.channels), torch.from_numpy(channels))
+
+    # -- numbers -----------------------------------------------------------------------------------------------
+
+    def _fresh(self, n: int) -> np.ndarray:
+        numbers = np.arange(self.count, self.count + n)
+        self.count += n
+        if n:
+            self.producers.append(numbers)
+        return numbers
+
+    def _spread(self, channels: np.ndarray, shape: tuple[int, ...], dim: int) -> Tensor:
+        """A tensor of ``shape`` that holds ``channels`` along ``dim``."""
+        view = [1] * len(shape)
+        view[dim] = len(channels)
+        return torch.from_numpy(channels).view(view).expand(shape)
+
+    def _ids(self, source: fx.Node, node: fx.Node) -> Tensor:
+        found = self.ids.get(source)
+        if found is None and source.op == "get_attr":
+            return self._operand(source, node)
+        if found is None:
+            raise self._stop(node, "reads a value from outside the part")
+        if isinstance(found, list):
+            raise self._stop(node, "reads several tensors at once")
+        return found  # type: ignore[no-any-return]
+
+    def _vector(self, source: fx.Node, node: fx.Node, dim: int) -> np.ndarray:
+        """The numbers of a tensor along ``dim``; the only dimension they may vary along."""
+        ids = self._ids(source, node)
+        for other in range(ids.dim()):
+            if other != dim:
+                if not _constant_along(ids, other):
+                    raise self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
+                ids = ids.narrow(other, 0, 1)
+        return ids.reshape(-1).numpy()
+
+    def _stop(self, node: fx.Node, why: str) -> Unreadable:
+        module = node.meta.get("module") or "(root)"
+        return Unreadable(f"{op_name(self.traced, node)} in {module!r} {why}")
+
+    # -- all together ------------------------------------------------------------------------------------------
+
+    def _resolved(self, nodes: list[fx.Node], ends: list[np.ndarray], fixed: list[np.ndarray]) -> Channels:
+        roots = _connected(self.count, self.ties)
+        lane = np.full(self.count + 1, -1)
+        for numbers, places in self.lanes:
+            known = lane[roots[numbers]]
+            if ((known >= 0) & (known != places)).any():
+                places = np.full_like(places, 0)  # a channel with two places: groups stay whole
+                raise Unreadable("two grouped convolutions share channels in different places of their groups")
+            lane[roots[numbers]] = places
+        components = _connected(self.count, [*self.ties, *self.groups])
+        kept = {int(one) for numbers in fixed for one in np.unique(components[numbers[numbers >= 0]])}
+        segment_of, segments, members = self._segments(components, lane[roots], kept)
+
+        def vector(numbers: np.ndarray) -> Vector:
+            return _vector_of(components, segment_of, numbers)
+
+        coupling = Coupling(
+            segments=tuple(segments),
+            producers=tuple(dict.fromkeys(vector(numbers) for numbers in self.producers)),
+            weights=tuple(self._weight(read, vector) for read in self.reads),
+            ends=tuple(vector(numbers) for numbers in ends),
+            shortcuts=tuple(self.shortcuts),
+        )
+        return Channels(
+            self.traced,
+            nodes,
+            self.entry if self.entry is not None else nodes[0],
+            self.ids,
+            list(self.uses.values()),
+            roots,
+            components,
+            lane,
+            segment_of,
+            coupling,
+            ends,
+            members,
+        )
+
+    def _weight(self, read: _Read, vector: Callable[[np.ndarray], Vector]) -> Weight:
+        return Weight(
+            block=read.block,
+            out=vector(read.out),
+            reads=vector(read.reads) if read.reads is not None else None,
+            lanes=read.lanes,
+            entry=read.entry,
+            area=read.area,
+            positions=read.positions,
+            acts=read.acts and read.positions > 0,
+            params=read.params,
+        )
+
+    def _segments(
+        self, components: np.ndarray, lane: np.ndarray, fixed: set[int]
+    ) -> tuple[dict[int, int], list[Segment], list[np.ndarray]]:
+        """Components by where they occur: in the same tensors, as often."""
+        signature = np.zeros(self.count, dtype=np.uint64)
+        random = np.random.default_rng(0)
+        for numbers in [*self.producers, *self.marks]:
+            salt = random.integers(1, 2**63, dtype=np.uint64)
+            inside = components[numbers[numbers >= 0]]
+            signature += np.bincount(inside, minlength=self.count).astype(np.uint64) * salt
+        ones = np.unique(components[: self.count])
+        ones = np.array([one for one in ones if one not in fixed], dtype=int)
+        if not len(ones):
+            return {}, [], []
+        _, first, group = np.unique(signature[ones], return_index=True, return_inverse=True)
+        order = {int(old): new for new, old in enumerate(np.argsort(first))}
+        segment_of = {int(one): order[int(index)] for one, index in zip(ones, group, strict=True)}
+        members: list[list[int]] = [[] for _ in first]
+        for one, segment in segment_of.items():
+            members[segment].append(one)
+        widths = np.zeros(self.count, dtype=int)
+        np.maximum.at(widths, components[: self.count], lane[: self.count] + 1)
+        segments = [Segment(size=len(group), lanes=int(max(widths[one] for one in group))) for group in members]
+        return segment_of, segments, [np.array(group, dtype=int) for group in members]
+
+
+def _vector_of(components: np.ndarray, segment_of: dict[int, int], numbers: np.ndarray) -> Vector:
+    inside = components[numbers[numbers >= 0]]
+    ones, times = np.unique(inside, return_counts=True)
+    each: dict[int, int] = {}
+    fixed = int((numbers < 0).sum())
+    for one, count in zip(ones.tolist(), times.tolist(), strict=True):
+        segment = segment_of.get(one)
+        if segment is None:
+            fixed += count
+        elif each.setdefault(segment, count) != count:
+            raise Unreadable("channels of one kind occur unequally often in a tensor")
+    return Vector(fixed=fixed, parts=tuple(sorted(each.items())))
+
+
+def _connected(count: int, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """By number, the smallest number connected to it; one more entry at the end stands for ``NONE``."""
+    label = np.arange(count + 1)
+    if not pairs:
+        return label
+    left = np.concatenate([a for a, _ in pairs])
+    right = np.concatenate([b for _, b in pairs])
+    known = (left >= 0) & (right >= 0)
+    left, right = left[known], right[known]
+    while True:
+        low = np.minimum(label[left], label[right])
+        before = label.copy()
+        np.minimum.at(label, label[left], low)
+        np.minimum.at(label, label[right], low)
+        np.minimum.at(label, left, low)
+        np.minimum.at(label, right, low)
+        while not np.array_equal(label, label[label]):
+            label = label[label]
+        if np.array_equal(before, label):
+            return label
+
+
+def _constant_along(ids: Tensor, dim: int) -> bool:
+    if ids.shape[dim] == 1 or ids.stride(dim) == 0:
+        return True
+    small = ids[tuple(slice(0, 1) if ids.stride(d) == 0 else slice(None) for d in range(ids.dim()))]
+    return bool((small == small.narrow(dim, 0, 1)).all())
+
+
+def _compact(ids: Tensor) -> Tensor:
+    """The same numbers, held once where they do not vary."""
+    shape = ids.shape
+    for dim in range(ids.dim()):
+        if _constant_along(ids, dim):
+            ids = ids.narrow(dim, 0, 1)
+    return ids.expand(shape)
+
+
+def _small(ids: Tensor) -> np.ndarray:
+    return ids[tuple(slice(0, 1) if ids.stride(d) == 0 else slice(None) for d in range(ids.dim()))].reshape(-1).numpy()
+
+
+def _shuffled(ids: Tensor, groups: int) -> Tensor:
+    n, c, *rest = ids.shape
+    return ids.reshape(n, groups, c // groups, *rest).transpose(1, 2).reshape(ids.shape)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["shapes"][0])
+
+
+def _argument(node: fx.Node, place: int | None, name: str) -> Any:
+    if place is not None and len(node.args) > place:
+        return node.args[place]
+    return node.kwargs.get(name)
+
+
+def _tensors_in(node: fx.Node) -> list[fx.Node]:
+    return list(node.all_input_nodes)
+
+
+def _names_of(*kinds: type[nn.Module]) -> set[str]:
+    return {kind.__name__ for kind in kinds}
+
+
+_ACTIVATIONS = """
+CELU ELU GELU Sequential Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish ReLU ReLU6 RReLU SELU SiLU
+Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
+"""
+_POINTWISE_NAMES = """
+abs add addcmul alias bfloat16 celu clamp clamp_max clamp_min clip clone contiguous detach div double dropout dropout2d
+elu exp float floor fmod gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu lerp log log1p logsigmoid
+maximum minimum mish mul multiply neg pow reciprocal relu relu6 rrelu rsqrt rsub selu sigmoid sign silu softplus sqrt
+square sub tanh threshold to true_divide type where cpu cuda
+__add__ __iadd__ __radd__ __sub__ __isub__ __rsub__ __mul__ __imul__ __rmul__ __truediv__ __itruediv__ __rtruediv__
+__div__ __neg__ __pow__ __ipow__
+"""
+_POINTWISE = frozenset(_ACTIVATIONS.split()) | frozenset(_POINTWISE_NAMES.split())
+_SPATIAL_NAMES = """
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d
+avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool2d interpolate upsample AdaptiveAvgPool1d
+AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AvgPool1d AvgPool2d AvgPool3d LPPool2d MaxPool1d
+MaxPool2d MaxPool3d Upsample UpsamplingBilinear2d UpsamplingNearest2d
+"""
+_SPATIAL = frozenset(_SPATIAL_NAMES.split())
+_REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "norm"})
+_SOFTMAX = frozenset({"softmax", "Softmax", "log_softmax"})
+_PADS = frozenset({"pad", "constant_pad_nd"})
+_CUTS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "__getitem__"})
+_MOVES_NAMES = """
+cat concat concatenate expand expand_as flatten movedim moveaxis permute repeat_interleave reshape reshape_as roll flip
+squeeze stack swapaxes swapdims t transpose unflatten unsqueeze view view_as getitem index_select channel_shuffle
+pixel_shuffle pixel_unshuffle ChannelShuffle Flatten PixelShuffle PixelUnshuffle Unflatten
+"""
+_MOVES = frozenset(_MOVES_NAMES.split()) | _CUTS
+_NORMS = {
+    **dict.fromkeys(("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "batch_norm"), "batch"),
+    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "instance_norm"), "batch"),
+    **dict.fromkeys(("GroupNorm", "group_norm"), "group"),
+    **dict.fromkeys(("LayerNorm", "layer_norm", "RMSNorm", "rms_norm"), "layer"),
+}
+_WEIGHT_AT = {"group_norm": 2, "layer_norm": 2, "rms_norm": 2, "batch_norm": 3, "instance_norm": 3}

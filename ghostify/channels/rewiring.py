@@ -1,0 +1,200 @@
+"""A block as a small graph of its own, where its module tree cannot say what is needed.
+
+A block that reads more channels than it passes on needs a projection on its shortcut, and a shortcut is no module: it
+is an operand of an addition in some forward.  Here the recorded nodes of the block become a ``GraphModule`` whose
+calls are the block's own modules, thinned, as large as possible (a norm with its activation, a gate), so that modes
+and statistics stay theirs.  Sizes that the code wrote out (``split(x, 26, 1)``) are brought in line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ghostify.channels.following import _CUTS, Channels, _constant_along
+from ghostify.channels.thinning import _tensor, sliced, thinned
+from ghostify.costs import is_conv, op_name
+
+PROJECTION = "projection"
+
+
+def rewired(
+    channels: Channels,
+    nodes: Sequence[fx.Node],
+    kept: np.ndarray,
+    entry: np.ndarray | None = None,
+    projection: nn.Module | None = None,
+) -> fx.GraphModule:
+    """The block of these nodes with the ``kept`` channels; ``entry`` as for ``thinned``.
+
+    With a ``projection``, convolutions read the block's input and everything else reads it projected.
+    """
+    return _Rewiring(channels, nodes, kept, entry, projection).module()
+
+
+class _Rewiring:
+    def __init__(
+        self,
+        channels: Channels,
+        nodes: Sequence[fx.Node],
+        kept: np.ndarray,
+        entry: np.ndarray | None,
+        projection: nn.Module | None,
+    ) -> None:
+        self.channels, self.nodes, self.kept, self.entry = channels, nodes, kept, entry
+        self.projection = projection
+        inside = set(nodes)
+        self.source = next(n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr")
+        self.prefix = _common([str(node.meta["module"]) for node in nodes])
+        self.units = self._units()
+        self.attributes: dict[str, Any] = {}
+        self.memo = sliced(channels, kept, entry)
+
+    def module(self) -> fx.GraphModule:
+        graph = fx.Graph()
+        value: dict[fx.Node, fx.Node] = {self.source: graph.placeholder("x")}
+        direct = value[self.source]
+        if self.projection is not None:
+            self.attributes[PROJECTION] = self.projection
+            projected = graph.call_module(PROJECTION, (direct,))
+        else:
+            projected = direct
+        for node in self.nodes:
+            unit = self.units.get(node)
+            if unit is not None and node is not unit[1][-1]:
+                continue
+            reading = unit[1] if unit else [node]
+            value[self.source] = direct if self._reads_by_weights(reading) else projected
+            value[node] = self._unit(graph, value, *unit) if unit else self._single(graph, value, node)
+        graph.output(value[self.nodes[-1]])
+        return fx.GraphModule(self.attributes, graph, class_name="RewiredBlock")
+
+    def _unit(self, graph: fx.Graph, value: dict[fx.Node, fx.Node], name: str, nodes: list[fx.Node]) -> fx.Node:
+        inside = set(nodes)
+        read = next(n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr")
+        relative = self._relative(name)
+        module = self.channels.traced.module.get_submodule(name)
+        self.attributes.setdefault(relative, thinned(self.channels, module, self.kept, self.entry))
+        return graph.call_module(relative, (value[read],))
+
+    def _single(self, graph: fx.Graph, value: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in value:
+                tensor = _tensor(self.channels.traced.module, str(source.target))
+                relative = self._relative(str(source.target))
+                small = self.memo.get(id(tensor), tensor)
+                copied = nn.Parameter(small.detach().clone()) if isinstance(small, nn.Parameter) else small.clone()
+                self.attributes.setdefault(relative, copied)
+                value[source] = graph.get_attr(relative)
+        copy = graph.node_copy(node, lambda n: value[n])
+        self._resize(node, copy)
+        return copy
+
+    def _resize(self, node: fx.Node, copy: fx.Node) -> None:
+        """Sizes of pieces as they are with the kept channels."""
+        name = op_name(self.channels.traced, node)
+        if name in ("split", "split_with_sizes") and isinstance(self.channels.ids[node], list):
+            dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+            sizes = [self._along(piece, int(dim)) for piece in self.channels.ids[node]]  # type: ignore[arg-type]
+            copy.args, copy.kwargs = (copy.args[0], sizes, dim), {}
+        elif name in ("__getitem__", "getitem") and isinstance(node.args[1], tuple):
+            whole = self.channels.ids[node.all_input_nodes[0]]
+            if isinstance(whole, Tensor):
+                index = tuple(self._slice(whole, dim, part) for dim, part in enumerate(node.args[1]))
+                copy.args = (copy.args[0], index)
+
+    def _slice(self, ids: Tensor, dim: int, part: Any) -> Any:
+        if not isinstance(part, slice) or part.step not in (None, 1) or _constant_along(ids, dim):
+            return part
+        start, stop, _ = part.indices(ids.shape[dim])
+        return slice(self._along(ids.narrow(dim, 0, start), dim), self._along(ids.narrow(dim, 0, stop), dim))
+
+    def _along(self, ids: Tensor, dim: int) -> int:
+        """How much is kept of a tensor along a dimension."""
+        if ids.shape[dim] == 0 or _constant_along(ids, dim):
+            return int(ids.shape[dim])
+        for other in range(ids.dim()):
+            if other != dim % ids.dim():
+                ids = ids.narrow(other, 0, 1)
+        return int(self.kept[ids.reshape(-1).numpy()].sum())
+
+    # -- units ---------------------------------------------------------------------------------------------------
+
+    def _units(self) -> dict[fx.Node, tuple[str, list[fx.Node]]]:
+        """For each node in a module that can be called whole, that module and its nodes."""
+        units: dict[fx.Node, tuple[str, list[fx.Node]]] = {}
+        for node in self.nodes:
+            if node in units:
+                continue
+            for name in self._between(str(node.meta["module"])):
+                nodes = [n for n in self.nodes if _within(str(n.meta["module"]), name)]
+                if self._is_unit(nodes):
+                    units |= dict.fromkeys(nodes, (name, nodes))
+                    break
+        return units
+
+    def _between(self, name: str) -> list[str]:
+        """The modules around ``name`` and itself, strictly inside the block, the outermost first."""
+        parts = name.split(".") if name else []
+        start = self.prefix.count(".") + 2 if self.prefix else 1
+        return [".".join(parts[:end]) for end in range(start, len(parts) + 1)]
+
+    def _is_unit(self, nodes: list[fx.Node]) -> bool:
+        inside = set(nodes)
+        read = {n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr"}
+        used = [n for n in nodes if any(user not in inside for user in n.users)]
+        whole = len(nodes) < len(self.nodes) and len(read) == 1 and used == [nodes[-1]]
+        if not whole or any(op_name(self.channels.traced, n) in _CUTS for n in nodes):
+            return False
+        readers = [n for n in nodes if self.source in n.all_input_nodes]
+        return self.projection is None or len({self._reads_by_weights([n]) for n in readers}) < 2
+
+    def _reads_by_weights(self, nodes: list[fx.Node]) -> bool:
+        """Whether what reads the block's input among these are convolutions and linear layers over all channels."""
+        readers = [n for n in nodes if self.source in n.all_input_nodes]
+        return bool(readers) and all(self._is_weighted(n) for n in readers)
+
+    def _is_weighted(self, node: fx.Node) -> bool:
+        name = op_name(self.channels.traced, node)
+        if name == "linear":
+            return True
+        if not is_conv(name):
+            return False
+        if node.op == "call_module":
+            return self.channels.traced.leaf(node).groups == 1
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+        return bool(weight.meta["shapes"][0][1] == node.all_input_nodes[0].meta["shapes"][0][1])  # type: ignore[union-attr]
+
+    def _relative(self, name: str) -> str:
+        return name.removeprefix(f"{self.prefix}.") if self.prefix else name
+
+
+def reads_its_training_mode(block: nn.Module, graph: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether ``block`` does in training what its ``graph``, recorded in evaluation, does not (dropped paths)."""
+    like = next(block.parameters())
+    x = torch.rand(2, *shape[1:], device=like.device, dtype=like.dtype)
+    outputs = []
+    for module in (block, graph):
+        module.train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            outputs.append(module(x.clone()))
+    return not torch.allclose(*outputs, rtol=1e-3, atol=1e-4 * float(outputs[0].abs().max()))
+
+
+def _common(names: list[str]) -> str:
+    first, *others = [name.split(".") for name in names]
+    shared = len(first)
+    for parts in others:
+        same = [a == b for a, b in zip(first[:shared], parts, strict=False)]
+        shared = same.index(False) if False in same else len(same)
+    common = ".".join(first[:shared])
+    return common.rpartition(".")[0] if common in names and len(names) == 1 else common
+
+
+def _within(name: str, home: str) -> bool:
+    return name == home or name.startswith(f"{home}.")

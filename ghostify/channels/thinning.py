@@ -1,0 +1,183 @@
+"""Thinner copies of modules, and the original with the same channels silenced, to check them by."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ghostify.channels.following import NONE, Channels, _constant_along
+from ghostify.costs import op_name
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.modules.batchnorm._NormBase,)
+
+
+def thinned(
+    channels: Channels, module: nn.Module, kept: np.ndarray, entry: np.ndarray | None = None
+) -> nn.Module:
+    """A copy of ``module`` (a part of the network that was followed) with the ``kept`` channels alone.
+
+    Weights, biases and statistics are sliced, and the layers' own numbers (``in_channels``, ``groups``) follow.
+    ``entry`` holds instead of ``kept`` for what convolutions read directly of a block's input.
+    """
+    memo = sliced(channels, kept, entry)
+    result = copy.deepcopy(module, memo)
+    for old, new in zip(module.modules(), result.modules(), strict=True):
+        _renumber(old, new)
+    return result
+
+
+def sliced(channels: Channels, kept: np.ndarray, entry: np.ndarray | None = None) -> dict[int, Any]:
+    """By the ``id`` of each parameter and buffer that loses channels, its smaller copy: a memo for ``deepcopy``."""
+    memo: dict[int, Any] = {}
+    for name, dims in _indices(channels, kept, entry).items():
+        tensor = _tensor(channels.traced.module, name)
+        memo[id(tensor)] = _sliced(tensor, dims)
+    return memo
+
+
+def _indices(channels: Channels, kept: np.ndarray, entry: np.ndarray | None) -> dict[str, dict[int, Tensor]]:
+    """By parameter and dimension, the places kept."""
+    indices: dict[str, dict[int, Tensor]] = {}
+    for use in channels.uses:
+        chosen = entry if use.entry and entry is not None else kept
+        mask = chosen[use.channels] if not use.lanes else _lanes_kept(channels, use.channels, chosen)
+        if not mask.all():
+            indices.setdefault(use.name, {})[use.dim] = torch.from_numpy(np.flatnonzero(mask))
+    return indices
+
+
+def _lanes_kept(channels: Channels, group: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Of the inputs of a group, the places kept in the groups that are kept."""
+    lane = channels.lane[channels.roots[group]]
+    segment = channels.segment_of.get(int(channels.components[group[0]]))
+    if segment is None:
+        return np.ones(len(group), dtype=bool)
+    alive = np.isin(channels.components, channels.members[segment]) & kept
+    return np.isin(lane, np.unique(channels.lane[channels.roots[np.flatnonzero(alive)]]))
+
+
+def _sliced(tensor: Tensor, dims: dict[int, Tensor]) -> Tensor:
+    value = tensor.detach()
+    for dim, index in dims.items():
+        value = value.index_select(dim, index.to(value.device))
+    if not isinstance(tensor, nn.Parameter):
+        return value.clone()
+    return nn.Parameter(value.clone(), requires_grad=tensor.requires_grad)
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    return getattr(module.get_submodule(owner), last)  # type: ignore[no-any-return]
+
+
+def _renumber(old: nn.Module, new: nn.Module) -> None:
+    """Bring the numbers a layer keeps beside its weight in line with the weight."""
+    weight = getattr(new, "weight", None)
+    if isinstance(new, _CONVS):
+        out = weight.shape[0]  # type: ignore[union-attr]
+        if old.groups > 1:  # type: ignore[operator]
+            each = _per_group(old, new)
+            new.groups = out // each
+        new.out_channels, new.in_channels = out, weight.shape[1] * new.groups  # type: ignore[union-attr]
+    elif isinstance(new, _TRANSPOSED):
+        new.in_channels, new.out_channels = weight.shape[0], weight.shape[1] * new.groups  # type: ignore[union-attr]
+    elif isinstance(new, nn.Linear):
+        new.out_features, new.in_features = weight.shape  # type: ignore[union-attr]
+    elif isinstance(new, _BATCH_NORMS):
+        known = next((t for t in (new.weight, new.running_mean) if t is not None), None)
+        new.num_features = new.num_features if known is None else len(known)
+    elif isinstance(new, nn.GroupNorm) and weight is not None:
+        if old.num_groups > 1:  # type: ignore[operator]
+            new.num_groups = len(weight) * old.num_groups // old.num_channels  # type: ignore[operator]
+        new.num_channels = len(weight)
+    elif isinstance(new, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+        new.normalized_shape = tuple(weight.shape)
+    elif isinstance(new, nn.PReLU):
+        new.num_parameters = new.weight.numel()
+
+
+def _per_group(old: nn.Module, new: nn.Module) -> int:
+    """Filters of each group of a thinner grouped convolution, whose groups lose as large a share of either side."""
+    each: int = old.out_channels // old.groups  # type: ignore[operator,assignment]
+    before, after = old.weight.shape[1], new.weight.shape[1]  # type: ignore[union-attr,index]
+    return each if before == after else each * after // before
+
+
+# -- the check -------------------------------------------------------------------------------------------------
+
+
+def silenced(channels: Channels, kept: np.ndarray, x: Tensor) -> dict[fx.Node, Any]:
+    """Run the followed part on ``x`` (the value of its entry) with every channel that is not kept set to zero
+    wherever it appears; the value of each node.
+
+    Statistics over the channels (layer norm) are taken over those kept, for a silent channel is no channel.
+    """
+    root = channels.traced.module
+    modes = [(part, part.training) for part in root.modules()]
+    root.eval()
+    try:
+        with torch.no_grad():
+            values: dict[fx.Node, Any] = {channels.entry: _masked(x.clone(), channels.ids[channels.entry], kept)}
+            for node in channels.nodes:
+                values[node] = _masked(_run(channels, node, values, kept), channels.ids[node], kept)
+            return values
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _masked(value: Any, ids: Any, kept: np.ndarray) -> Any:
+    if isinstance(ids, list):
+        return [_masked(v, i, kept) for v, i in zip(value, ids, strict=True)]
+    return value * torch.from_numpy(kept)[ids].to(value.device)
+
+
+def _run(channels: Channels, node: fx.Node, values: dict[fx.Node, Any], kept: np.ndarray) -> Any:
+    def value(source: fx.Node) -> Any:
+        return values[source] if source in values else _tensor(channels.traced.module, str(source.target))
+
+    args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+    if op_name(channels.traced, node) in ("LayerNorm", "layer_norm", "GroupNorm", "group_norm"):
+        return _normalised(channels, node, args, kwargs, kept)
+    if node.op == "call_module":
+        return channels.traced.leaf(node)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _normalised(channels: Channels, node: fx.Node, args: Any, kwargs: Any, kept: np.ndarray) -> Tensor:
+    """A norm over channels, taken over those kept."""
+    x: Tensor = args[0]
+    layer = "ayer" in op_name(channels.traced, node)
+    if node.op == "call_module":
+        module = channels.traced.leaf(node)
+        weight, bias, eps = module.weight, module.bias, module.eps
+        groups = 1 if layer else module.num_groups
+    else:
+        named = dict(zip(("input", "size", "weight", "bias", "eps"), args, strict=False)) | kwargs
+        weight, bias, eps = named.get("weight"), named.get("bias"), named.get("eps", 1e-5)
+        groups = 1 if layer else args[1] if len(args) > 1 else kwargs["num_groups"]
+    ids = channels.ids[node]
+    dim = x.dim() - 1 if layer else 1
+    if groups > 1 or _constant_along(ids, dim):
+        return F.group_norm(x, groups, weight, bias, eps) if not layer else F.layer_norm(x, x.shape[-1:], weight, bias, eps)  # type: ignore[arg-type]
+    numbers = ids
+    for other in range(ids.dim()):
+        numbers = numbers if other == dim else numbers.narrow(other, 0, 1)
+    index = torch.from_numpy(np.flatnonzero(kept[numbers.reshape(-1).numpy()]))
+    part = x.index_select(dim, index)
+    weight, bias = (t if t is None else t[index] for t in (weight, bias))
+    part = F.layer_norm(part, part.shape[-1:], weight, bias, eps) if layer else F.group_norm(part, 1, weight, bias, eps)  # type: ignore[arg-type]
+    result = torch.zeros_like(x)
+    return result.index_copy(dim, index, part)
+
+
+assert NONE < 0
