@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
-from ghostify.recipe import GhostSettings, Recipe, make_settings, read_yaml, validated
-from ghostify.rules import RULES, Skip, Swap
+from ghostify.recipe import GhostSettings, Method, Recipe, make_settings, read_yaml, validated
+from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, Site
+from ghostify.stages import Stage
 from ghostify.tables import Table, quantity, ratio
 
 FORMAT = 1
 _HEADER = """\
 # A ghostify plan: what becomes a ghost module and what is left alone, and why.  Edit it and feed it back with
-# `ghostify compress MODEL --plan FILE`.  Of a swap, target, s, d and parts are yours; before and after are worked out
+# `ghostify compress MODEL --plan FILE`.  Of a swap, everything but before and after is yours; those are worked out
 # anew.  To ghost a skipped layer, write it under swaps (target, geometry, s, d); to keep a layer, delete its swap.
+# To name a stage by hand, list its blocks, the first first, in a swap of rule g-ghost.
 """
+_OUTSIDE = "lies outside the stages that become G-Ghost stages (method both takes it)"
 
 
 class Plan(BaseModel):
@@ -67,7 +71,7 @@ class Plan(BaseModel):
             [
                 swap.target,
                 swap.geometry,
-                f"s={swap.s} d={swap.d}" + (" norm-act" if swap.parts == "norm-act" else ""),
+                swap.settings,
                 quantity(swap.before.macs),
                 quantity(swap.after.macs),
                 ratio(swap.before.macs, swap.after.macs),
@@ -89,21 +93,34 @@ class Plan(BaseModel):
 
 
 def plan(scan: Scan, settings: GhostSettings | None = None, **changes: Any) -> Plan:
-    """Propose for every site of ``scan``; ``changes`` are settings by name (``s=4``).
+    """Propose for every stage and site of ``scan``; ``changes`` are settings by name (``s=4``).
 
     Raises ``PlanError`` for a network without convolutions, a pattern that matches nothing or a ratio that a layer set
     by name cannot have, and ``RecipeError`` for an unknown setting.
     """
     settings = make_settings(GhostSettings, settings, changes)
-    _require_matches(scan, settings)
+    method = resolved(settings.method)
     if all(site.kind == "linear" for site in scan.sites):
         raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
-    rule = RULES[settings.method]
+    if method == "width":
+        return _assembled(scan, [width.propose(scan, settings)])
+    _require_matches(scan, settings)
+    stages = [] if method == "c-ghost" else [g_ghost.propose(stage, settings) for stage in scan.stages]
     try:
-        proposals = [rule.propose(site, settings) for site in scan.sites]
+        sites = [
+            c_ghost.propose(site, settings) if method != "g-ghost" else Skip(target=site.name, reason=_OUTSIDE)
+            for site in _left(scan, stages)
+        ]
     except PlanError as problem:
         raise PlanError(f"The settings cannot be met: {problem}") from None
-    return _assembled(scan, proposals)
+    return _assembled(scan, [*stages, *sites])
+
+
+def resolved(method: Method) -> Method:
+    """``auto`` by the papers' advice: C-Ghost for a CPU, G-Ghost for a GPU; any other method is itself."""
+    if method != "auto":
+        return method
+    return "g-ghost" if torch.cuda.is_available() else "c-ghost"
 
 
 def check(plan: Plan, scan: Scan) -> Plan:
@@ -112,20 +129,25 @@ def check(plan: Plan, scan: Scan) -> Plan:
     Raises ``PlanError`` when it names a layer that is not there, was made for another network, asks for what cannot
     be built, or says two things of one layer.
     """
+    if any(isinstance(swap, WidthSwap) for swap in plan.swaps):
+        return _checked_width(plan, scan)
     sites = {name: site for site in scan.sites for name in (site.name, *site.aliases)}
+    stages = {stage.name: stage for stage in scan.stages}
     said: dict[str, Swap | Skip] = {}
     entries: list[Swap | Skip] = [*plan.swaps, *plan.skips]
     for entry in entries:
-        site = sites.get(entry.target)
-        if site is None:
-            hint = did_you_mean(entry.target, sites)
-            raise PlanError(f"The plan names {entry.target!r}, which {scan.network} does not have.{hint}")
-        if site.name in said:
+        agreed = _checked(entry, sites, stages, scan)
+        if agreed.target in said:
             raise PlanError(f"The plan names {entry.target!r} twice.")
-        said[site.name] = _checked(entry, site, scan) if isinstance(entry, Swap) else entry
-    _require_same_network(plan, scan, sites_named=len(said))
+        said[agreed.target] = agreed
+    on_stages = [said[stage.name] for stage in scan.stages if stage.name in said]
+    _require_apart(on_stages, said, scan)
+    left = _left(scan, on_stages)
+    _require_same_network(plan, scan, unnamed=sum(site.name not in said for site in left))
     absent = "is not named in the plan"
-    return _assembled(scan, [said.get(site.name) or Skip(target=site.name, reason=absent) for site in scan.sites])
+    return _assembled(
+        scan, [*on_stages, *(said.get(site.name) or Skip(target=site.name, reason=absent) for site in left)]
+    )
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -137,16 +159,58 @@ def read_plan(path: str | Path) -> Plan:
     return read
 
 
-def _require_same_network(plan: Plan, scan: Scan, sites_named: int) -> None:
+def named_stages(plan: Plan) -> list[tuple[str, ...]]:
+    """The stages a plan swaps, each by its blocks: what ``scan`` must know to check it."""
+    return [swap.blocks for swap in plan.swaps if isinstance(swap, GGhostSwap)]
+
+
+def is_whole(plan: Plan) -> bool:
+    """Whether a plan concerns the network as a whole, whose channels ``scan`` must then follow."""
+    return any(isinstance(swap, WidthSwap) for swap in plan.swaps)
+
+
+def _require_same_network(plan: Plan, scan: Scan, unnamed: int) -> None:
     """Refuse a plan that fits by chance: it leaves layers unnamed, and not because lines were taken out of it."""
-    if sites_named < len(scan.sites) and plan.before.params != scan.cost.params:
+    if unnamed and plan.before.params != scan.cost.params:
         raise PlanError(
-            f"The plan was made for another network: it names {sites_named} of the {len(scan.sites)} layers of "
-            f"{scan.network}, for a network of {plan.before.params:,} parameters, and this has {scan.cost.params:,}."
+            f"The plan was made for another network: it leaves {unnamed} of the {len(scan.sites)} layers of "
+            f"{scan.network} unnamed, for a network of {plan.before.params:,} parameters, and this has "
+            f"{scan.cost.params:,}."
         )
 
 
-def _checked(swap: Swap, site: Site, scan: Scan) -> Swap:
+def _require_apart(stages: Sequence[Swap | Skip], said: Mapping[str, Swap | Skip], scan: Scan) -> None:
+    """Refuse two swaps of one module."""
+    taken: dict[str, str] = {}
+    for swap in [*stages, *said.values()]:
+        for module in swap.touches if not isinstance(swap, Skip) else ():
+            clash = next((other for other in taken if _overlap(other, module)), None)
+            if clash and taken[clash] != swap.target:
+                raise PlanError(f"The plan swaps {module!r} twice: with {taken[clash]!r} and with {swap.target!r}.")
+            taken[module] = swap.target
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def _checked(entry: Swap | Skip, sites: Mapping[str, Site], stages: Mapping[str, Stage], scan: Scan) -> Swap | Skip:
+    """An entry under its layer's first name, with its costs."""
+    if isinstance(entry, GGhostSwap):
+        return _checked_stage(entry, scan)
+    site = sites.get(entry.target)
+    if site is None and isinstance(entry, Skip) and entry.target in stages:
+        return entry
+    if site is None:
+        hint = did_you_mean(entry.target, [*sites, *stages])
+        raise PlanError(f"The plan names {entry.target!r}, which {scan.network} does not have.{hint}")
+    if isinstance(entry, Skip):
+        return entry.model_copy(update={"target": site.name})
+    assert isinstance(entry, CGhostSwap)
+    return _checked_site(entry, site, scan)
+
+
+def _checked_site(swap: CGhostSwap, site: Site, scan: Scan) -> CGhostSwap:
     if swap.geometry != site.geometry:
         raise PlanError(
             f"The plan was made for another network: {swap.target!r} is {site.geometry} in {scan.network}, "
@@ -158,12 +222,48 @@ def _checked(swap: Swap, site: Site, scan: Scan) -> Swap:
         raise PlanError(
             f"{swap.target} is a linear layer, whose outputs take no normalisation; set its parts to linear."
         )
-    update = {"target": site.name, "before": site.cost, "after": RULES[swap.rule].predict(site, swap)}
+    update = {"target": site.name, "before": site.cost, "after": c_ghost.predict(site, swap)}
     return swap.model_copy(update=update)
 
 
-def _assembled(scan: Scan, entries: list[Swap | Skip]) -> Plan:
-    swaps = tuple(entry for entry in entries if isinstance(entry, Swap))
+def _checked_stage(swap: GGhostSwap, scan: Scan) -> GGhostSwap:
+    stage = scan.stage(swap.blocks)
+    if stage is None:
+        hint = did_you_mean(swap.target, [stage.name for stage in scan.stages])
+        raise PlanError(f"The plan names the stage {swap.target!r}, which {scan.network} does not have.{hint}")
+    if swap.geometry != stage.geometry:
+        raise PlanError(
+            f"The plan was made for another network: {swap.target!r} is {stage.geometry} in {scan.network}, "
+            f"and {swap.geometry} in the plan."
+        )
+    if stage.obstacle:
+        raise PlanError(f"{swap.target} cannot be swapped: it {stage.obstacle}.")
+    update = {"target": stage.name, "before": stage.cost, "after": g_ghost.predict(stage, swap)}
+    return swap.model_copy(update=update)
+
+
+def _checked_width(plan: Plan, scan: Scan) -> Plan:
+    """A plan with a swap of the whole network has no other."""
+    if len(plan.swaps) > 1:
+        raise PlanError("The plan swaps the network as a whole (rule width), so it can have no other swap.")
+    (swap,) = plan.swaps
+    assert isinstance(swap, WidthSwap)
+    if swap.geometry != width.geometry(scan):
+        raise PlanError(
+            f"The plan was made for another network: {scan.network} has {width.geometry(scan)}, not {swap.geometry}."
+        )
+    update = {"before": scan.cost, "after": width.predict(scan, swap)}
+    return _assembled(scan, [swap.model_copy(update=update)])
+
+
+def _left(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Site]:
+    """The sites that no stage takes with it."""
+    swapped = [stage for swap in stages if isinstance(swap, GGhostSwap) and (stage := scan.stage(swap.blocks))]
+    return [site for site in scan.sites if not any(stage.holds(site.name) for stage in swapped)]
+
+
+def _assembled(scan: Scan, entries: Sequence[Swap | Skip]) -> Plan:
+    swaps = tuple(entry for entry in entries if not isinstance(entry, Skip))
     skips = tuple(entry for entry in entries if isinstance(entry, Skip))
     after = scan.cost
     for swap in swaps:
@@ -172,11 +272,11 @@ def _assembled(scan: Scan, entries: list[Swap | Skip]) -> Plan:
 
 
 def _require_matches(scan: Scan, settings: GhostSettings) -> None:
-    names = [site.name for site in scan.sites]
+    names = [*(site.name for site in scan.sites), *(stage.name for stage in scan.stages)]
     for option, glob in _patterns(settings):
         if names and not any(fnmatchcase(name, glob) for name in names):
             near = did_you_mean(glob, [*_prefixes(names), *Recipe.model_fields])
-            raise PlanError(f"{option} {glob!r} matches no layer of {scan.network}.{near}")
+            raise PlanError(f"{option} {glob!r} matches no layer or stage of {scan.network}.{near}")
 
 
 def _prefixes(names: list[str]) -> Iterator[str]:

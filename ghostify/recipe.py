@@ -17,6 +17,14 @@ from ghostify.errors import GhostifyError, RecipeError, did_you_mean
 Role = Literal["body", "stem", "depthwise", "pooled", "classifier"]
 Parts = Literal["linear", "norm-act"]
 Ratio = Annotated[int, Field(ge=2, description="ratio s: every s output maps come from one intrinsic map")]
+GhostRatio = Annotated[float, Field(gt=0, lt=1, description="ghost ratio λ: the share of a stage's channels made cheaply")]
+Method = Literal["c-ghost", "g-ghost", "both", "auto", "width"]
+Preset = Literal["default", "literal", "cifar", "imagenet", "regnet"]
+Cheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
+CheapInput = Literal["slice", "full"]
+Entry = Literal["slice", "projection"]
+Keep = Literal["first", "strongest"]
+Rounding = Literal["nearest", "down"]
 Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
 
 
@@ -26,12 +34,36 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class SiteSettings(Settings):
-    """What may be set for one convolution, or for a pattern of them; what is None is inherited."""
+class StageForm(Settings):
+    """The form of a G-Ghost stage; what is None comes from the preset (``rules/g_ghost.py`` tells what each has)."""
+
+    cheap: Annotated[Cheap | None, Field(description="cheap operation")] = None
+    cheap_input: Annotated[
+        CheapInput | None, Field(description="what it reads: the other channels of Y1, or all of them")
+    ] = None
+    entry: Annotated[
+        Entry | None, Field(description="thin path: a slice of Y1, or all of it with a projection shortcut")
+    ] = None
+    mix: Annotated[Literal[0, 1, 2] | None, Field(description="layers of the mix operation; 0 for none")] = None
+    mix_y1: Annotated[bool | None, Field(description="whether the mix operation pools Y1, too")] = None
+    end: Annotated[bool | None, Field(description="whether the last block keeps its full width, after the ghosts")] = (
+        None
+    )
+    group_width: Annotated[
+        float | None, Field(gt=0, le=1, description="share of a group kept in grouped convolutions; 1 drops groups")
+    ] = None
+    keep: Annotated[Keep | None, Field(description="which channels stay: the first, or those of strongest filters")] = (
+        None
+    )
+
+
+class SiteSettings(StageForm):
+    """What may be set for one convolution or stage, or for a pattern of them; what is None is inherited."""
 
     s: Ratio | None = None
     d: Kernel | None = None
     parts: Parts | None = None
+    ratio: GhostRatio | None = None
 
     @field_validator("d")
     @classmethod
@@ -39,10 +71,16 @@ class SiteSettings(Settings):
         return _require_odd(d)
 
 
-class GhostSettings(Settings):
-    """How convolutions become C-Ghost modules (IJCV paper, Eq. 1-5)."""
+class GhostSettings(StageForm):
+    """How convolutions become C-Ghost modules (IJCV paper, Eq. 1-5) and stages G-Ghost stages (Eq. 6-12)."""
 
-    method: Literal["c-ghost"] = "c-ghost"
+    method: Annotated[
+        Method,
+        Field(
+            description="c-ghost: convolutions; g-ghost: stages; both: stages, then the convolutions left; auto: "
+            "c-ghost for a CPU, g-ghost for a GPU; width: no ghosts, every layer narrower (a baseline)"
+        ),
+    ] = "c-ghost"
     s: Ratio = 2
     d: Kernel = 3
     parts: Annotated[
@@ -55,6 +93,13 @@ class GhostSettings(Settings):
         float,
         Field(ge=0, description="leave a layer alone below this many MACs saved per element moved more; 0 takes all"),
     ] = 16.0
+    ratio: GhostRatio = 0.5
+    preset: Annotated[Preset, Field(description="form of a G-Ghost stage: our own, or as a table of the paper has it")] = (
+        "default"
+    )
+    width: Annotated[float, Field(gt=0, lt=1, description="share of every layer's channels kept by method width")] = 0.75
+    round_to: Annotated[int, Field(ge=1, description="thinner widths are multiples of this")] = 8
+    rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down")] = "nearest"
     set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}
 
     @field_validator("d")

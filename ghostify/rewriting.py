@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import nn
 
+from ghostify.costs import Cost
 from ghostify.errors import RewriteError
-from ghostify.planning import Plan, check
-from ghostify.rules import RULES, Swap
+from ghostify.planning import Plan, check, is_whole, named_stages
+from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, trace
 
@@ -40,24 +41,69 @@ def rewrite(traced: Traced, plan: Plan) -> Ghosted:
     The copy shares no memory with the original and is in its train/eval mode.  Raises ``PlanError`` when the plan does
     not fit or changes nothing, ``RewriteError`` when the result is not what was planned.
     """
-    before = scan(traced)
+    before = scan(traced, stages=named_stages(plan), whole=is_whole(plan))
     plan = check(plan, before).require_changes()
-    module = replaced(traced.module, plan.swaps)
+    module = copy.deepcopy(traced.module, _replacements(traced.module, plan.swaps, traced))
     after = scan(_traced_again(module, traced))
-    _verify(plan, after)
+    _verify(plan, before, after)
     return Ghosted(module, plan, before, after)
 
 
-def replaced(module: nn.Module, swaps: Sequence[Swap]) -> nn.Module:
-    """A copy of ``module`` with the swaps made and nothing checked.  Raises ``RewriteError`` for a missing target."""
+def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> nn.Module:
+    """A copy of ``module`` with the swaps made and nothing checked; later ones may concern what earlier ones made.
+
+    Swaps of stages need an ``example`` to record the module with.  Raises ``RewriteError`` for a missing target.
+    """
+    module = copy.deepcopy(module)
+    for group in _in_turn(swaps):
+        traced = None if _in_place(group) else trace(module, example, verify=False)
+        source = traced.module if traced else module
+        module = copy.deepcopy(source, _replacements(source, group, traced))
+    return module
+
+
+def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | None) -> dict[int, Any]:
+    """By the ``id`` of what is replaced, its replacement."""
     memo: dict[int, Any] = {}
     for swap in swaps:
-        try:
-            old = module.get_submodule(swap.target)
-        except AttributeError:
-            raise RewriteError(f"{type(module).__name__} has no module {swap.target!r} to be replaced.") from None
-        memo[id(old)] = RULES[swap.rule].build(old, swap)
-    return copy.deepcopy(module, memo)
+        if isinstance(swap, CGhostSwap):
+            old = _module(module, swap.target)
+            memo[id(old)] = c_ghost.build(old, swap)
+        else:
+            assert traced is not None
+            rule = g_ghost if isinstance(swap, GGhostSwap) else width
+            memo |= rule.replacements(traced, swap)  # type: ignore[arg-type]
+    return memo
+
+
+def _in_place(swaps: Sequence[Swap]) -> bool:
+    """Whether swaps need no recorded run, for they replace a module by what that module tells."""
+    return all(isinstance(swap, CGhostSwap) for swap in swaps)
+
+
+def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
+    """Swaps in groups that can be made at once: none of a group concerns what another of it makes or replaces."""
+    groups: list[list[Swap]] = []
+    touched: list[str] = []
+    for swap in swaps:
+        if not groups or any(_overlap(one, other) for one in swap.touches for other in touched):
+            groups.append([])
+            touched = []
+        groups[-1].append(swap)
+        touched.extend(swap.touches)
+    return groups
+
+
+def _overlap(one: str, other: str) -> bool:
+    whole = width.WHOLE in (one, other)
+    return whole or one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def _module(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise RewriteError(f"{type(module).__name__} has no module {name!r} to be replaced.") from None
 
 
 def _traced_again(module: nn.Module, original: Traced) -> Traced:
@@ -71,12 +117,12 @@ def _traced_again(module: nn.Module, original: Traced) -> Traced:
     return again
 
 
-def _verify(plan: Plan, after: Scan) -> None:
+def _verify(plan: Plan, before: Scan, after: Scan) -> None:
     for swap in plan.swaps:
-        counted = after.within(swap.target)
-        if counted != swap.after:
+        found = counted(swap, before, after)
+        if found != swap.after:
             raise RewriteError(
-                f"{swap.target} was planned to cost {swap.after} and counts {counted}; "
+                f"{swap.target} was planned to cost {swap.after} and counts {found}; "
                 "this is a defect of ghostify, please report the model."
             )
     if after.cost != plan.after:
@@ -84,3 +130,12 @@ def _verify(plan: Plan, after: Scan) -> None:
             f"{after.network} was planned to cost {plan.after} and counts {after.cost}; "
             "this is a defect of ghostify, please report the model."
         )
+
+
+def counted(swap: Swap, before: Scan, after: Scan) -> Cost:
+    """What a swap's target costs after the rewrite, by count; of a stage, the first block as it was."""
+    if isinstance(swap, GGhostSwap):
+        stage = before.stage(swap.blocks)
+        assert stage is not None, swap.target
+        return g_ghost.counted(after, stage)
+    return after.cost if isinstance(swap, WidthSwap) else after.within(swap.target)

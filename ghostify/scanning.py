@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, is_conv, op_name, own_params
 from ghostify.ghosts import CGhost
 from ghostify.recipe import Role
-from ghostify.stages import Stage, find_stages
+from ghostify.stages import Stage, find_stages, name_stage
 from ghostify.tables import Table, quantity
 from ghostify.tracing import Traced, trace
 
@@ -79,10 +80,18 @@ class Scan(BaseModel):
     params: dict[str, int]
     """Own parameters by qualified module name, first names only."""
     doubts: tuple[str, ...] = ()
+    coupling: Coupling | None = None
+    """The channels of the whole network, where the scan was asked for them."""
+    uncoupled: str = ""
+    """Why there are none, as a sentence without its end."""
 
     def site(self, name: str) -> Site | None:
         """The site of that name (an alias finds it too)."""
         return next((site for site in self.sites if name == site.name or name in site.aliases), None)
+
+    def stage(self, blocks: Sequence[str]) -> Stage | None:
+        """The stage of these blocks."""
+        return next((s for s in self.stages if tuple(block.name for block in s.blocks) == tuple(blocks)), None)
 
     def within(self, name: str) -> Cost:
         """Counted cost of the module of that qualified name with everything below it."""
@@ -143,22 +152,48 @@ class Scan(BaseModel):
         return f"{self.table()}\n\n{self.stage_table()}" if self.stages else str(self.table())
 
 
-def scan(model: Traced | nn.Module, example: Any = None) -> Scan:
-    """Scan a recorded run, or a module on an example (then recorded first).  Raises ``TraceError``."""
+def scan(
+    model: Traced | nn.Module, example: Any = None, *, stages: Sequence[Sequence[str]] = (), whole: bool = False
+) -> Scan:
+    """Scan a recorded run, or a module on an example (then recorded first).
+
+    ``stages`` names stages by hand, each by the modules of its blocks; ``whole`` asks for the channels of the whole
+    network (for rule width).  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
+    """
     traced = model if isinstance(model, Traced) else trace(model, example)
     ops, unknown = count(traced)
-    whole = Cost(params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
+    cost = Cost(params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
+    found = find_stages(traced)
+    known = {tuple(block.name for block in stage.blocks) for stage in found}
+    named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
+    coupling, uncoupled = _coupled(traced) if whole else (None, "")
     return Scan(
         network=type(traced.module).__name__,
         inputs=tuple(traced.input_shapes),
         sites=tuple(_sites(traced, ops)),
-        cost=whole,
+        cost=cost,
         ops=tuple(ops),
-        stages=tuple(find_stages(traced)),
+        stages=(*found, *named),
         unknown=dict(unknown),
         params=_params_by_module(traced),
         doubts=tuple(traced.doubts),
+        coupling=coupling,
+        uncoupled=uncoupled,
     )
+
+
+def network_nodes(traced: Traced) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
+    """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and the outputs as fixed."""
+    nodes = [node for node in traced.graph.nodes if node.op != "output"]
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    return [nodes], None, list(output.all_input_nodes)
+
+
+def _coupled(traced: Traced) -> tuple[Coupling | None, str]:
+    try:
+        return follow(traced, *network_nodes(traced)).coupling, ""
+    except Unreadable as problem:
+        return None, str(problem)
 
 
 def _params_by_module(traced: Traced) -> dict[str, int]:

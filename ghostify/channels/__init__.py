@@ -6,6 +6,20 @@ predict what a thinner copy costs; ``thinned`` makes that copy.
 
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
 from ghostify.channels.following import Channels, Unreadable, follow
-from ghostify.channels.thinning import silenced, thinned
+from ghostify.channels.rewiring import reads_its_training_mode, rewired
+from ghostify.channels.thinning import silenced, sliced, thinned
 
-__all__ = ["Channels", "Coupling", "Segment", "Unreadable", "Vector", "Weight", "follow", "silenced", "thinned"]
+__all__ = [
+    "Channels",
+    "Coupling",
+    "Segment",
+    "Unreadable",
+    "Vector",
+    "Weight",
+    "follow",
+    "reads_its_training_mode",
+    "rewired",
+    "silenced",
+    "sliced",
+    "thinned",
+]

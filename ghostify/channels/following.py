@@ -85,6 +85,17 @@ class Channels:
     members: list[np.ndarray]
     """Components of each segment, in the order of their first channel."""
 
+    def strengths(self) -> Callable[[int], float]:
+        """How strong a component is: the squared weights of all filters that make its channels."""
+        score = np.zeros(len(self.roots))
+        for use in self.uses:
+            owner, _, name = use.name.rpartition(".")
+            tensor = getattr(self.traced.module.get_submodule(owner), name)
+            if use.dim == 0 and tensor.dim() > 1 and not tensor.is_meta:
+                norms = tensor.detach().double().flatten(1).square().sum(1).cpu().numpy()
+                np.add.at(score, self.components[use.channels], norms)
+        return lambda component: float(score[component])
+
     def kept(self, counts: Sequence[int], lanes: float = 1.0, rank: Callable[[int], float] | None = None) -> np.ndarray:
         """By number, whether it is kept, with so many components of each segment: the first, or those ranked highest.
 

@@ -1,28 +1,6 @@
-"""The rewrite rules, one file each, by the name a plan calls them."""
+"""The rewrite rules, one file each: when a rewrite applies, what it costs, what it builds."""
 
-from __future__ import annotations
+from ghostify.rules import c_ghost, g_ghost, width
+from ghostify.rules.base import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap
 
-from typing import Protocol
-
-from torch import nn
-
-from ghostify.costs import Cost
-from ghostify.recipe import GhostSettings
-from ghostify.rules import c_ghost
-from ghostify.rules.base import Skip, Swap
-from ghostify.scanning import Site
-
-
-class Rule(Protocol):
-    """When a rewrite applies, what it costs, what it builds."""
-
-    def propose(self, site: Site, settings: GhostSettings) -> Swap | Skip: ...
-
-    def predict(self, site: Site, swap: Swap) -> Cost: ...
-
-    def build(self, module: nn.Module, swap: Swap) -> nn.Module: ...
-
-
-RULES: dict[str, Rule] = {"c-ghost": c_ghost}
-
-__all__ = ["RULES", "Rule", "Skip", "Swap"]
+__all__ = ["CGhostSwap", "GGhostSwap", "Skip", "Swap", "WidthSwap", "c_ghost", "g_ghost", "width"]

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from ghostify.costs import Cost
-from ghostify.recipe import Kernel, Parts, Ratio
+from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding
 
 
-class Swap(BaseModel):
-    """One module to be replaced: by which rule, with which settings, at what predicted cost."""
+class _Swap(BaseModel):
+    """Something to be replaced: by which rule, with which settings, at what predicted cost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str
     geometry: str
-    """The convolution as it was planned for; it tells a plan made for another model."""
+    """What was planned for; it tells a plan made for another model."""
+    before: Cost = Cost()
+    after: Cost = Cost()
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """The modules it replaces."""
+        return (self.target,)
+
+
+class CGhostSwap(_Swap):
+    """A convolution (or linear layer) that becomes a C-Ghost module."""
+
     rule: Literal["c-ghost"] = "c-ghost"
     s: Ratio
     d: Kernel
     parts: Parts = "linear"
-    before: Cost = Cost()
-    after: Cost = Cost()
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        return f"s={self.s} d={self.d}" + (" norm-act" if self.parts == "norm-act" else "")
 
     @field_validator("d")
     @classmethod
@@ -33,10 +49,81 @@ class Swap(BaseModel):
         return d
 
 
+class GGhostSwap(_Swap):
+    """A stage that becomes a G-Ghost stage; its cost is that of all its blocks, the first included."""
+
+    rule: Literal["g-ghost"] = "g-ghost"
+    blocks: Annotated[tuple[str, ...], Field(min_length=3)]
+    """The modules of the stage, the first block first; write your own to name a stage by hand."""
+    ratio: GhostRatio
+    cheap: Cheap
+    cheap_input: CheapInput
+    entry: Entry
+    mix: Literal[0, 1, 2]
+    mix_y1: bool
+    end: bool
+    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
+    keep: Keep = "first"
+    round_to: Annotated[int, Field(ge=1)] = 8
+    rounding: Rounding = "nearest"
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        mixed = f" mix{self.mix}{'+Y1' if self.mix_y1 else ''}" if self.mix else ""
+        return f"λ={self.ratio:g} {self.cheap}{mixed}{' end' if self.end else ''}"
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return self.blocks[1:]
+
+
+class WidthSwap(_Swap):
+    """A whole network, every layer of which becomes narrower; a baseline without ghosts."""
+
+    rule: Literal["width"] = "width"
+    width: Annotated[float, Field(gt=0, lt=1)]
+    keep: Keep = "first"
+    round_to: Annotated[int, Field(ge=1)] = 8
+    rounding: Rounding = "nearest"
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        return f"width={self.width:g}"
+
+
+def _rule_of(value: Any) -> str:
+    """The rule a swap names; a C-Ghost swap need not."""
+    return str(value.get("rule", "c-ghost") if isinstance(value, dict) else value.rule)
+
+
+Swap = Annotated[
+    Annotated[CGhostSwap, Tag("c-ghost")]
+    | Annotated[GGhostSwap, Tag("g-ghost")]
+    | Annotated[WidthSwap, Tag("width")],
+    Discriminator(_rule_of),
+]
+
+
 class Skip(BaseModel):
-    """One module to be left alone, and why, as the end of a sentence that begins with its name."""
+    """Something to be left alone, and why, as the end of a sentence that begins with its name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str
     reason: str
+
+
+def thinner(share: float, round_to: int, rounding: Rounding) -> Callable[[int], int]:
+    """How many of w channels are kept: so large a share, to a multiple of ``round_to``.
+
+    Where the share is less than one multiple, to the nearest whole number.
+    """
+
+    def of(width: int) -> int:
+        exact = share * width + 1e-9  # 0.7 · 10 is a little less than 7
+        step = round_to if exact >= round_to else 1
+        return max(1, int(exact / step + (0.5 if rounding == "nearest" else 0)) * step)
+
+    return of

@@ -18,7 +18,7 @@ from ghostify.costs import Cost
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
 from ghostify.recipe import GhostSettings, Parts
-from ghostify.rules.base import Skip, Swap
+from ghostify.rules.base import CGhostSwap, Skip
 from ghostify.scanning import Site
 
 _KEPT = {
@@ -30,7 +30,7 @@ _KEPT = {
 }
 
 
-def propose(site: Site, settings: GhostSettings) -> Swap | Skip:
+def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
     """A swap of ``site``, or the reason there is none.  Raises ``PlanError`` for an s set by name that is too large."""
     s, d, parts, explicit = _settings_for(site, settings)
     reason = site.obstacle or _left_alone(site, settings)
@@ -42,12 +42,12 @@ def propose(site: Site, settings: GhostSettings) -> Swap | Skip:
         reason = "is a linear layer, whose outputs take no normalisation"
     if reason is not None:
         return Skip(target=site.name, reason=reason)
-    swap = Swap(target=site.name, geometry=site.geometry, s=s, d=d, parts=parts, before=site.cost)
+    swap = CGhostSwap(target=site.name, geometry=site.geometry, s=s, d=d, parts=parts, before=site.cost)
     swap = swap.model_copy(update={"after": predict(site, swap)})
     return _unless_it_loses(site, swap, settings)
 
 
-def predict(site: Site, swap: Swap) -> Cost:
+def predict(site: Site, swap: CGhostSwap) -> Cost:
     """The exact cost of the module ``build`` would put at ``site``.  Raises ``PlanError`` when it cannot be built."""
     _require_buildable(site, swap.s, swap.d)
     m = intrinsic_maps(site.out_channels, swap.s, site.groups)
@@ -60,7 +60,7 @@ def predict(site: Site, swap: Swap) -> Cost:
     )
 
 
-def build(module: nn.Module, swap: Swap) -> nn.Module:
+def build(module: nn.Module, swap: CGhostSwap) -> nn.Module:
     """The module that takes the place of ``module``, with its weights carried over."""
     if isinstance(module, nn.Linear):
         return CGhostLinear.from_linear(module, swap.s, swap.d)
@@ -70,7 +70,7 @@ def build(module: nn.Module, swap: Swap) -> nn.Module:
     return CGhost.from_conv(module, swap.s, swap.d)
 
 
-def saving_per_element(site: Site, swap: Swap) -> float:
+def saving_per_element(site: Site, swap: CGhostSwap) -> float:
     """MACs saved per element moved more, both per output position: what decides whether a clock would notice.
 
     The cheap operations read and write m·(s−1) maps, and the concatenation reads m·s and writes n.
@@ -87,7 +87,7 @@ def _require_buildable(site: Site, s: int, d: int) -> None:
         raise PlanError(f"{site.name}: {problem}") from None
 
 
-def _unless_it_loses(site: Site, swap: Swap, settings: GhostSettings) -> Swap | Skip:
+def _unless_it_loses(site: Site, swap: CGhostSwap, settings: GhostSettings) -> CGhostSwap | Skip:
     if settings.min_saving == 0:
         return swap
     saving = saving_per_element(site, swap)
