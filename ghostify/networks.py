@@ -14,23 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class PadShortcut(nn.Module):
-    """Option A: every second pixel, and zero maps on either side up to the new width.
-
-    (N, C, H, W) → (N, C + 2 * pad, H / 2, W / 2)
-    """
-
-    def __init__(self, pad: int) -> None:
-        super().__init__()
-        self.pad = pad
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-
-    def extra_repr(self) -> str:
-        return f"pad={self.pad}"
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm around a shortcut.  (N, C_in, H, W) → (N, C_out, H / stride, W / stride)"""
 
@@ -40,12 +23,20 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        # A new stage doubles the width, so a quarter of the new maps is padded on either side.
-        self.shortcut = nn.Identity() if stride == 1 else PadShortcut(out_channels // 4)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + (x if self.stride == 1 else _option_a(x, self.stride, out.shape[1])))
+
+
+def _option_a(x: Tensor, stride: int, width: int) -> Tensor:
+    """Every ``stride``-th pixel, and zero maps on either side up to the new width.
+
+    (N, C, H, W) → (N, width, H / stride, W / stride)
+    """
+    pad = (width - x.shape[1]) // 2
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, pad, pad))
 
 
 class CifarResNet(nn.Module):

@@ -433,7 +433,7 @@ class _Follower:
         low = int(pads[2 * (len(before) - 1 - dim)])
         high = after[dim] - before[dim] - low
         inner = self._vector(source, node, dim)
-        return self._spread(np.concatenate([self._fresh(low), inner, self._fresh(high)]), after, dim)
+        return self._spread(np.concatenate([self._fresh(low, chosen=False), inner, self._fresh(high, chosen=False)]), after, dim)
 
     def _reduced(self, node: fx.Node, name: str) -> Tensor:
         source = node.all_input_nodes[0]
@@ -559,11 +559,12 @@ class _Follower:
 
     # -- numbers -----------------------------------------------------------------------------------------------
 
-    def _fresh(self, n: int) -> np.ndarray:
+    def _fresh(self, n: int, chosen: bool = True) -> np.ndarray:
+        """New numbers, of a tensor whose width may be ``chosen``, or that follows from others."""
         numbers = np.arange(self.count, self.count + n)
         self.count += n
         if n:
-            self.producers.append(numbers)
+            (self.producers if chosen else self.marks).append(numbers)
         return numbers
 
     def _spread(self, channels: np.ndarray, shape: tuple[int, ...], dim: int) -> Tensor:

@@ -83,6 +83,8 @@ class WidthSwap(_Swap):
 
     rule: Literal["width"] = "width"
     width: Annotated[float, Field(gt=0, lt=1)]
+    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
     keep: Keep = "first"
     round_to: Annotated[int, Field(ge=1)] = 8
     rounding: Rounding = "nearest"

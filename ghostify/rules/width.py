@@ -30,6 +30,7 @@ def propose(scan: Scan, settings: GhostSettings) -> WidthSwap:
         target=WHOLE,
         geometry=geometry(scan),
         width=settings.width,
+        group_width=settings.group_width or settings.width,
         keep=settings.keep or "first",
         round_to=settings.round_to,
         rounding=settings.rounding,
@@ -47,9 +48,9 @@ def predict(scan: Scan, swap: WidthSwap) -> Cost:
     if scan.coupling is None:
         raise PlanError(f"{scan.network} cannot be scaled as a whole: {scan.uncoupled or 'it was not scanned for it'}.")
     coupling = scan.coupling
-    counts = coupling.keep(thinner(swap.width, swap.round_to, swap.rounding))
+    counts = coupling.keep(thinner(swap.width, swap.round_to, swap.rounding), swap.group_width)
     everything = [segment.size for segment in coupling.segments]
-    return scan.cost - coupling.cost(0, everything) + coupling.cost(0, counts)
+    return scan.cost - coupling.cost(0, everything) + coupling.cost(0, counts, swap.group_width)
 
 
 def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
@@ -58,9 +59,9 @@ def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
         channels = follow(traced, *network_nodes(traced))
     except Unreadable as problem:
         raise RewriteError(f"{type(traced.module).__name__} cannot be scaled as a whole: {problem}.") from None
-    counts = channels.coupling.keep(thinner(swap.width, swap.round_to, swap.rounding))
+    counts = channels.coupling.keep(thinner(swap.width, swap.round_to, swap.rounding), swap.group_width)
     rank = channels.strengths() if swap.keep == "strongest" else None
-    kept = channels.kept(counts, rank=rank)
+    kept = channels.kept(counts, swap.group_width, rank)
     memo = sliced(channels, kept)
     for module in _layers(traced.module):
         if any(id(tensor) in memo for tensor in [*module.parameters(), *module.buffers()]):
