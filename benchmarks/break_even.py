@@ -34,7 +34,7 @@ from ghostify.errors import PlanError
 from ghostify.measuring import compare, measure
 from ghostify.planning import plan
 from ghostify.rewriting import rewrite
-from ghostify.rules import Swap
+from ghostify.rules import CGhostSwap
 from ghostify.rules.c_ghost import build, saving_per_element
 from ghostify.scanning import Site, scan
 from ghostify.tracing import trace
@@ -50,7 +50,7 @@ class Layer:
     site: Site
     conv: nn.Conv2d
     input: tuple[int, ...]
-    swap: Swap
+    swap: CGhostSwap
 
     @property
     def saving(self) -> float:

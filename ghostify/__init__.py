@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ghostify.errors import GhostifyError as GhostifyError
     from ghostify.finetuning import finetune as finetune
     from ghostify.ghosts import CGhost as CGhost
+    from ghostify.ghosts import GGhostStage as GGhostStage
     from ghostify.pipeline import convert as convert
     from ghostify.planning import Plan as Plan
     from ghostify.planning import plan as plan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CGhost": "ghosts",
+    "GGhostStage": "ghosts",
     "GhostSettings": "recipe",
     "Ghosted": "rewriting",
     "GhostifyError": "errors",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -106,6 +106,31 @@ def compression_ratio(c: float, k: float, s: int, d: int) -> float:
 def approximate_ratio(c: float, s: int) -> float:
     """r_s ≈ r_c ≈ ``s·c / (s + c − 1)``, the approximation of Eq. 4 and 5; it assumes d ≈ k."""
     return s * c / (s + c - 1)
+
+
+def stage_ratio(blocks: Sequence[float], ratio: float, cheap: float) -> float:
+    """r_f and r_p of Eq. 13 and 14: ``Σ f_i / (f_1 + (1−λ)·f_2 + Σ_{i≥3} (1−λ)²·f_i + f^c)``.
+
+    ``blocks`` are the MACs (or parameters) f_1 … f_n, which the equations print as f_n inside the sums.
+    """
+    thin = 1 - ratio
+    first, second, *others = blocks
+    return sum(blocks) / (first + thin * second + thin**2 * sum(others) + cheap)
+
+
+def stage_model(
+    blocks: Sequence[float], ratio: float, cheap: float, *, projection: float | None = None, end: bool = True
+) -> float:
+    """Eq. 13 and 14 for the stages that the papers' tables really count.
+
+    The last block keeps its full width (``end``), and the second costs (1−λ)² where it reads a slice of Y1; where it
+    reads all of it, with a ``projection`` of that cost, the first half of it is (1−λ).
+    """
+    thin = 1 - ratio
+    first, second, *others = blocks
+    entry = thin**2 * second if projection is None else (thin + thin**2) / 2 * second + projection
+    last = others[-1] * (1 if end else thin**2)
+    return sum(blocks) / (first + entry + thin**2 * sum(others[:-1]) + last + cheap)
 
 
 # -- counting rules --------------------------------------------------------------------------------------------

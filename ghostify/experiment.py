@@ -16,7 +16,7 @@ from ghostify.errors import DataError, RecipeError
 from ghostify.finetuning import Progress, finetune
 from ghostify.measuring import Accuracy, Comparison, evaluate
 from ghostify.measuring.borrowing import place_for
-from ghostify.planning import Plan, check, plan
+from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, rewrite
@@ -189,8 +189,8 @@ def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) ->
 
 def _planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced, Plan]:
     traced = trace(subject.model, subject.example)
-    seen = scan(traced)
-    agreed = check(given, seen) if given else plan(seen, recipe.ghost)
+    seen = scan_for(traced, given or recipe.ghost)
+    agreed = check(given, seen) if given else plan(seen, recipe.ghost, device=pick_device(recipe.device))
     return traced, agreed.require_changes()
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from ghostify.planning import plan
+from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings, make_settings
 from ghostify.rewriting import Ghosted, rewrite
-from ghostify.scanning import scan
 from ghostify.tracing import trace
 
 
 def convert(
     model: nn.Module, example: Any, ghost: GhostSettings | Mapping[str, Any] | None = None, **changes: Any
 ) -> Ghosted:
-    """A rewritten copy of ``model``: its convolutions as C-Ghost modules with its weights carried over.
+    """A rewritten copy of ``model``, its weights carried over: by default its convolutions become C-Ghost modules,
+    and with ``method="g-ghost"`` its stages G-Ghost stages.
 
     ``example`` is one input (a tensor, a tuple of positional or a dict of keyword arguments); ``ghost`` and
     ``changes`` are ``GhostSettings``, as in ``convert(model, x, s=4)``.  The model itself is not touched.
@@ -28,4 +28,4 @@ def convert(
     base = ghost if isinstance(ghost, GhostSettings) else None
     settings = make_settings(GhostSettings, base, {**(given or {}), **changes})
     traced = trace(model, example)
-    return rewrite(traced, plan(scan(traced), settings))
+    return rewrite(traced, plan(scan_for(traced, settings), settings))

@@ -16,9 +16,10 @@ from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.recipe import GhostSettings, Method, Recipe, make_settings, read_yaml, validated
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap, c_ghost, g_ghost, width
-from ghostify.scanning import Scan, Site
+from ghostify.scanning import Scan, Site, scan
 from ghostify.stages import Stage
 from ghostify.tables import Table, quantity, ratio
+from ghostify.tracing import Traced
 
 FORMAT = 1
 _HEADER = """\
@@ -92,14 +93,18 @@ class Plan(BaseModel):
         return str(self.table())
 
 
-def plan(scan: Scan, settings: GhostSettings | None = None, **changes: Any) -> Plan:
+def plan(
+    scan: Scan, settings: GhostSettings | None = None, *, device: torch.device | None = None, **changes: Any
+) -> Plan:
     """Propose for every stage and site of ``scan``; ``changes`` are settings by name (``s=4``).
+
+    Method ``auto`` goes by ``device``, or else by whether there is a GPU.
 
     Raises ``PlanError`` for a network without convolutions, a pattern that matches nothing or a ratio that a layer set
     by name cannot have, and ``RecipeError`` for an unknown setting.
     """
     settings = make_settings(GhostSettings, settings, changes)
-    method = resolved(settings.method)
+    method = resolved(settings.method, device)
     if all(site.kind == "linear" for site in scan.sites):
         raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
     if method == "width":
@@ -116,11 +121,12 @@ def plan(scan: Scan, settings: GhostSettings | None = None, **changes: Any) -> P
     return _assembled(scan, [*stages, *sites])
 
 
-def resolved(method: Method) -> Method:
+def resolved(method: Method, device: torch.device | None = None) -> Method:
     """``auto`` by the papers' advice: C-Ghost for a CPU, G-Ghost for a GPU; any other method is itself."""
     if method != "auto":
         return method
-    return "g-ghost" if torch.cuda.is_available() else "c-ghost"
+    gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
+    return "g-ghost" if gpu else "c-ghost"
 
 
 def check(plan: Plan, scan: Scan) -> Plan:
@@ -150,6 +156,14 @@ def check(plan: Plan, scan: Scan) -> Plan:
     )
 
 
+def scan_for(traced: Traced, wanted: GhostSettings | Plan) -> Scan:
+    """The scan that settings need, or a plan with stages named by hand.  Raises ``PlanError`` for no such stage."""
+    if isinstance(wanted, GhostSettings):
+        return scan(traced, whole=wanted.method == "width")
+    named = [swap.blocks for swap in wanted.swaps if isinstance(swap, GGhostSwap)]
+    return scan(traced, stages=named, whole=any(isinstance(swap, WidthSwap) for swap in wanted.swaps))
+
+
 def read_plan(path: str | Path) -> Plan:
     """The plan in a YAML or JSON file.  Raises ``PlanError`` with the key at fault."""
     where = f"Plan {str(path)!r}"
@@ -157,16 +171,6 @@ def read_plan(path: str | Path) -> Plan:
     if read.format != FORMAT:
         raise PlanError(f"{where} has format {read.format}; this version reads format {FORMAT}.")
     return read
-
-
-def named_stages(plan: Plan) -> list[tuple[str, ...]]:
-    """The stages a plan swaps, each by its blocks: what ``scan`` must know to check it."""
-    return [swap.blocks for swap in plan.swaps if isinstance(swap, GGhostSwap)]
-
-
-def is_whole(plan: Plan) -> bool:
-    """Whether a plan concerns the network as a whole, whose channels ``scan`` must then follow."""
-    return any(isinstance(swap, WidthSwap) for swap in plan.swaps)
 
 
 def _require_same_network(plan: Plan, scan: Scan, unnamed: int) -> None:

@@ -17,7 +17,9 @@ from ghostify.errors import GhostifyError, RecipeError, did_you_mean
 Role = Literal["body", "stem", "depthwise", "pooled", "classifier"]
 Parts = Literal["linear", "norm-act"]
 Ratio = Annotated[int, Field(ge=2, description="ratio s: every s output maps come from one intrinsic map")]
-GhostRatio = Annotated[float, Field(gt=0, lt=1, description="ghost ratio λ: the share of a stage's channels made cheaply")]
+GhostRatio = Annotated[
+    float, Field(gt=0, lt=1, description="ghost ratio λ: the share of a stage's channels made cheaply")
+]
 Method = Literal["c-ghost", "g-ghost", "both", "auto", "width"]
 Preset = Literal["default", "literal", "cifar", "imagenet", "regnet"]
 Cheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
@@ -94,10 +96,12 @@ class GhostSettings(StageForm):
         Field(ge=0, description="leave a layer alone below this many MACs saved per element moved more; 0 takes all"),
     ] = 16.0
     ratio: GhostRatio = 0.5
-    preset: Annotated[Preset, Field(description="form of a G-Ghost stage: our own, or as a table of the paper has it")] = (
-        "default"
+    preset: Annotated[
+        Preset, Field(description="form of a G-Ghost stage: our own, or as a table of the paper has it")
+    ] = "default"
+    width: Annotated[float, Field(gt=0, lt=1, description="share of every layer's channels kept by method width")] = (
+        0.75
     )
-    width: Annotated[float, Field(gt=0, lt=1, description="share of every layer's channels kept by method width")] = 0.75
     round_to: Annotated[int, Field(ge=1, description="thinner widths are multiples of this")] = 8
     rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down")] = "nearest"
     set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}
@@ -204,13 +208,24 @@ def validated(model: type[_Model], values: Any, where: str, error: type[Ghostify
         return model.model_validate(values)
     except ValidationError as problem:
         first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "value"
+        loc = _without_tags(first["loc"])
+        key = ".".join(str(part) for part in loc) or "value"
+        if first["type"] == "union_tag_invalid":
+            tag, known = str(first["ctx"]["tag"]), first["ctx"]["expected_tags"].replace("'", "")
+            hint = did_you_mean(tag, known.split(", "))
+            raise error(f"{where}: {key}.rule = {tag!r}: it must be one of {known}.{hint}") from None
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(str(first["loc"][-1]), known_keys(model))
             raise error(f"{where}: unknown key {key!r}.{hint}") from None
         if first["type"] == "missing":
             raise error(f"{where}: key {key!r} is missing.") from None
         raise error(f"{where}: {key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from None
+
+
+def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
+    """The place of a value as its author knows it: pydantic puts the kind of a list's item behind its number."""
+    kinds = {"c-ghost", "g-ghost", "width"}
+    return [part for index, part in enumerate(loc) if not (index and isinstance(loc[index - 1], int) and part in kinds)]
 
 
 def make_settings(model: type[_Model], settings: _Model | None, changes: Mapping[str, Any]) -> _Model:

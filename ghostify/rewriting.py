@@ -16,7 +16,7 @@ from torch import nn
 
 from ghostify.costs import Cost
 from ghostify.errors import RewriteError
-from ghostify.planning import Plan, check, is_whole, named_stages
+from ghostify.planning import Plan, check, scan_for
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, trace
@@ -41,7 +41,7 @@ def rewrite(traced: Traced, plan: Plan) -> Ghosted:
     The copy shares no memory with the original and is in its train/eval mode.  Raises ``PlanError`` when the plan does
     not fit or changes nothing, ``RewriteError`` when the result is not what was planned.
     """
-    before = scan(traced, stages=named_stages(plan), whole=is_whole(plan))
+    before = scan_for(traced, plan)
     plan = check(plan, before).require_changes()
     module = copy.deepcopy(traced.module, _replacements(traced.module, plan.swaps, traced))
     after = scan(_traced_again(module, traced))
@@ -69,10 +69,9 @@ def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | Non
         if isinstance(swap, CGhostSwap):
             old = _module(module, swap.target)
             memo[id(old)] = c_ghost.build(old, swap)
-        else:
-            assert traced is not None
-            rule = g_ghost if isinstance(swap, GGhostSwap) else width
-            memo |= rule.replacements(traced, swap)  # type: ignore[arg-type]
+            continue
+        assert traced is not None
+        memo |= g_ghost.replacements(traced, swap) if isinstance(swap, GGhostSwap) else width.replacements(traced, swap)
     return memo
 
 

@@ -185,10 +185,11 @@ def describe_environment() -> dict[str, Any]:
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> Ghosted:
+def load(folder: str | Path, model: nn.Module | None = None, example: Any = None) -> Ghosted:
     """The rewritten module of a run folder, on the CPU in eval mode, with bit-equal outputs to the one saved.
 
     ``model`` is the original module, needed only where the run was saved without a source; its weights do not matter.
+    ``example`` is one input, needed only where stages of a network that takes no plain tensors were rewritten.
     Raises ``RunError`` for a folder that holds no run, or one with a changed, truncated or unfitting file.
     """
     folder = Path(folder)
@@ -196,7 +197,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Ghosted:
     plan = read_plan(_verified(folder, run, "plan.yaml"))
     scans = _parsed(Scans, _verified(folder, run, "scan.json"))
     weights = _verified(folder, run, run.weights)
-    module = replaced(_base(folder, run, model), plan.swaps)
+    inputs = tuple(torch.zeros(shape) for shape in scans.before.inputs) if example is None else example
+    module = replaced(_base(folder, run, model), plan.swaps, inputs)
     _load_weights(module, weights)
     return Ghosted(module.eval(), plan, scans.before, scans.after)
 

@@ -140,9 +140,7 @@ def stage_nodes(traced: Traced, stage: Stage) -> list[list[fx.Node]]:
     """
     flow = _Flow(traced)
     at = {node.name: index for index, node in enumerate(flow.nodes)}
-    return [
-        [flow.nodes[index] for index in flow.between(at[block.entry], at[block.exit])] for block in stage.blocks
-    ]
+    return [[flow.nodes[index] for index in flow.between(at[block.entry], at[block.exit])] for block in stage.blocks]
 
 
 def name_stage(traced: Traced, modules: Sequence[str]) -> Stage:
@@ -159,7 +157,7 @@ def name_stage(traced: Traced, modules: Sequence[str]) -> Stage:
     stage = described.of([(part[0], part[1:]) for part in parts])
     uneven = next((b for b in stage.blocks[1:] if not b.in_shape == b.out_shape == stage.blocks[0].out_shape), None)
     if len(modules) < MIN_BLOCKS or uneven:
-        why = f"{uneven.name!r} changes the shape of its maps" if uneven else f"a stage has at least {MIN_BLOCKS} blocks"
+        why = f"{uneven.name!r} changes its maps' shape" if uneven else f"a stage has at least {MIN_BLOCKS} blocks"
         raise PlanError(f"The blocks {modules[0]!r} to {modules[-1]!r} are no stage: {why}.")
     return stage
 

@@ -26,7 +26,7 @@ from ghostify.costs import (
     own_params,
     speedup_ratio,
 )
-from ghostify.rules import RULES, Swap
+from ghostify.rules import CGhostSwap, c_ghost
 from ghostify.scanning import Scan, Site
 
 
@@ -313,7 +313,7 @@ def test_theory_is_exact_when_s_divides_n_and_a_little_high_when_not(c: int, n: 
 @pytest.mark.parametrize(("n", "s"), [(128, 3), (256, 5), (512, 3), (512, 5), (100, 3)])
 def test_theory_is_within_three_percent_at_common_widths(n: int, s: int) -> None:
     site = a_site(c=64, n=n, k=3)
-    predicted = RULES["c-ghost"].predict(site, Swap(target="x", geometry=site.geometry, s=s, d=3))
+    predicted = c_ghost.predict(site, CGhostSwap(target="x", geometry=site.geometry, s=s, d=3))
     assert 1 < speedup_ratio(64, 3, s, 3) / (site.cost.macs / predicted.macs) < 1.03
 
 

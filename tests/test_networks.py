@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ghostify.networks import NETWORKS, CifarResNet, PadShortcut, resnet20, resnet56, vgg16_cifar
+from ghostify.networks import NETWORKS, CifarResNet, resnet20, resnet56, vgg16_cifar
 
 
 def counted(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -62,19 +62,21 @@ def test_a_width_that_cannot_be_padded_evenly_is_refused(width: int) -> None:
         CifarResNet(1, width=width)
 
 
-def test_the_shortcut_keeps_every_second_pixel_between_zero_maps() -> None:
-    x = torch.rand(2, 4, 6, 6)
-    out = PadShortcut(2)(x)
-    assert out.shape == (2, 8, 3, 3)
-    assert torch.equal(out[:, 2:6], x[:, :, ::2, ::2])
-    assert out[:, :2].abs().sum() == out[:, 6:].abs().sum() == 0
+def branch(block: nn.Module) -> nn.Module:
+    return nn.Sequential(block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2)
 
 
 def test_a_block_is_the_sum_of_its_branches() -> None:
+    block = resnet20().layer2[1].eval()
+    x = torch.randn(1, 32, 8, 8)
+    assert torch.equal(block(x), (branch(block)(x) + x).relu())
+
+
+def test_a_widening_shortcut_is_every_second_pixel_between_zero_maps() -> None:
     block = resnet20().layer2[0].eval()
     x = torch.randn(1, 16, 8, 8)
-    branch = nn.Sequential(block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2)
-    assert torch.equal(block(x), (branch(x) + block.shortcut(x)).relu())
+    zeros = torch.zeros(1, 8, 4, 4)
+    assert torch.equal(block(x), (branch(block)(x) + torch.cat([zeros, x[:, :, ::2, ::2], zeros], 1)).relu())
 
 
 def test_a_fresh_network_keeps_the_scale_of_its_signal() -> None:

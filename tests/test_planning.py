@@ -17,7 +17,7 @@ from ghostify.costs import Cost
 from ghostify.errors import PlanError, RecipeError
 from ghostify.networks import resnet8
 from ghostify.planning import check
-from ghostify.rules import RULES, Skip, Swap
+from ghostify.rules import CGhostSwap, Skip, c_ghost
 from ghostify.rules.c_ghost import saving_per_element
 from ghostify.scanning import Scan, Site
 
@@ -166,9 +166,9 @@ def a_site(c: int, n: int, k: int, groups: int = 1) -> Site:
     )
 
 
-def a_swap(site: Site, s: int = 2, d: int = 3) -> Swap:
-    swap = Swap(target="x", geometry=site.geometry, s=s, d=d, before=site.cost)
-    return swap.model_copy(update={"after": RULES["c-ghost"].predict(site, swap)})
+def a_swap(site: Site, s: int = 2, d: int = 3) -> CGhostSwap:
+    swap = CGhostSwap(target="x", geometry=site.geometry, s=s, d=d, before=site.cost)
+    return swap.model_copy(update={"after": c_ghost.predict(site, swap)})
 
 
 @pytest.mark.parametrize(
@@ -189,12 +189,12 @@ def test_min_saving_is_a_threshold_and_zero_is_none() -> None:
     site = a_site(64, 64, 3)
     saving = saving_per_element(site, a_swap(site))
     for threshold, swapped in ((0, True), (saving, True), (saving + 1e-6, False)):
-        proposal = RULES["c-ghost"].propose(site, GhostSettings(min_saving=threshold))
-        assert isinstance(proposal, Swap) is swapped
+        proposal = c_ghost.propose(site, GhostSettings(min_saving=threshold))
+        assert isinstance(proposal, CGhostSwap) is swapped
     assert "too few to be faster" in proposal.reason
     losing = a_site(4, 8, 1)
-    assert isinstance(RULES["c-ghost"].propose(losing, GhostSettings(min_saving=0)), Swap)
-    refused = RULES["c-ghost"].propose(losing, GhostSettings(min_saving=0.001))
+    assert isinstance(c_ghost.propose(losing, GhostSettings(min_saving=0)), CGhostSwap)
+    refused = c_ghost.propose(losing, GhostSettings(min_saving=0.001))
     assert isinstance(refused, Skip) and refused.reason == "would cost more as a ghost (s = 2, d = 3) than it does now"
 
 
@@ -385,7 +385,7 @@ def test_a_layer_with_an_obstacle_cannot_be_swapped_by_hand() -> None:
     assert site is not None
     forced = Plan(
         network="Sequential", inputs=found.inputs, before=found.cost,
-        swaps=(Swap(target="1", geometry=site.geometry, s=2, d=3),),
+        swaps=(CGhostSwap(target="1", geometry=site.geometry, s=2, d=3),),
     )  # fmt: skip
     message = refusal(check, forced, found)
     assert message.startswith("1 cannot be swapped: it is a ConvTranspose2d")
@@ -407,7 +407,8 @@ def test_a_linear_layer_cannot_be_given_a_norm_by_hand() -> None:
         (lambda v: v["swaps"][0].update(s="two"), "swaps.0.s"),
         (lambda v: v["swaps"][0].update(targett="x"), "unknown key 'swaps.0.targett'. Did you mean 'target'?"),
         (lambda v: v["swaps"][0].pop("target"), "key 'swaps.0.target' is missing"),
-        (lambda v: v["swaps"][0].update(rule="g-ghost"), "swaps.0.rule"),
+        (lambda v: v["swaps"][0].update(rule="c-gost"), "swaps.0.rule = 'c-gost'"),
+        (lambda v: v["swaps"][0].update(rule="g-ghost"), "key 'swaps.0.blocks' is missing"),
         (lambda v: v.update(swapps=[]), "unknown key 'swapps'. Did you mean 'swaps'?"),
         (lambda v: v.pop("network"), "key 'network' is missing"),
         (lambda v: v.update(format=99), "format 99"),

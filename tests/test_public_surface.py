@@ -85,11 +85,14 @@ SIGNATURES = {
     "load": [
         "folder: str | Path",
         "model: nn.Module | None = None",
+        "example: Any = None",
         "-> Ghosted",
     ],
     "plan": [
         "scan: Scan",
         "settings: GhostSettings | None = None",
+        "*",
+        "device: torch.device | None = None",
         "**changes: Any",
         "-> Plan",
     ],
@@ -117,6 +120,9 @@ SIGNATURES = {
     "scan": [
         "model: Traced | nn.Module",
         "example: Any = None",
+        "*",
+        "stages: Sequence[Sequence[str]] = ()",
+        "whole: bool = False",
         "-> Scan",
     ],
     "trace": [
@@ -178,7 +184,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 def test_every_public_method_is_documented_or_tells_itself(name: str) -> None:
     """Methods of the class itself; ``table`` and the like, which only return a value of their name, may do without."""
     kind = getattr(ghostify, name)
-    told = {"table", "forward", "extra_repr", "by_layer"}
+    told = {"table", "forward", "extra_repr", "by_layer", "by_stage"}
     for method, value in vars(kind).items():
         if inspect.isfunction(value) and not method.startswith("_") and value.__module__.startswith("ghostify"):
             assert value.__doc__ or method in told, f"{name}.{method}"

@@ -17,7 +17,7 @@ from zoo import ZOO, Net, Residual, SqueezeExcite, basic, bottleneck, conv_bn, h
 from ghostify.costs import Cost, own_params
 from ghostify.networks import resnet20, resnet56
 from ghostify.scanning import scan
-from ghostify.stages import Block, Stage, block_nodes, find_stages
+from ghostify.stages import Block, Stage, find_stages, stage_nodes
 from ghostify.tracing import Traced, trace
 
 Row = tuple[str, int, int, int]
@@ -437,8 +437,7 @@ def test_stages_are_what_they_say(name: str) -> None:
             for a, b in zip(stage.blocks, stage.blocks[1:], strict=False)
         )
         assert stage.cost == sum((block.cost for block in stage.blocks), Cost())
-        for block in stage.blocks:
-            nodes = block_nodes(traced, block)
+        for block, nodes in zip(stage.blocks, stage_nodes(traced, stage), strict=True):
             assert seen.isdisjoint(nodes)
             seen.update(nodes)
             assert_one_way_in_and_out(traced, block, set(nodes))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -217,8 +217,7 @@ class _Follower:
     # -- convolutions and linear layers ------------------------------------------------------------------------
 
     def _is_grouped(self, node: fx.Node, name: str) -> bool:
-        weight, groups, _ = self._filters(node, name)
-        return groups > 1
+        return self._filters(node, name)[1] > 1
 
     def _filters(self, node: fx.Node, name: str) -> tuple[tuple[int, ...], int, bool]:
         """(weight shape, groups, transposed) of a convolution."""
@@ -238,7 +237,7 @@ class _Follower:
         source = node.all_input_nodes[0]
         out_shape = _shape(node)
         weight, bias = self._parameters(node)
-        if shape[:2] == (1, 1) and not _constant_along(self._ids(source, node), -1):
+        if shape[:2] == (1, 1) and not constant_along(self._ids(source, node), -1):
             return self._along_channels(node, source, (weight, bias), shape)
         inputs = self._vector(source, node, 1)
         positions = math.prod(out_shape) // out_shape[1]
@@ -331,7 +330,7 @@ class _Follower:
         return ids
 
     def _layer_norm(self, node: fx.Node, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
-        varying = [dim for dim in range(len(shape)) if not _constant_along(ids, dim)]
+        varying = [dim for dim in range(len(shape)) if not constant_along(ids, dim)]
         normalized = self.traced.leaf(node).normalized_shape if node.op == "call_module" else _argument(node, 1, "")
         dims = 1 if isinstance(normalized, int) else len(normalized)  # type: ignore[arg-type]
         if varying and varying != [len(shape) - 1]:
@@ -383,9 +382,9 @@ class _Follower:
         size = max(a.dim(), b.dim())
         a, b = a.reshape((1,) * (size - a.dim()) + a.shape), b.reshape((1,) * (size - b.dim()) + b.shape)
         for dim in range(size):
-            if a.shape[dim] == 1 < b.shape[dim] and not _constant_along(b, dim):
+            if a.shape[dim] == 1 < b.shape[dim] and not constant_along(b, dim):
                 a = torch.full((1,) * size, NONE)
-            elif b.shape[dim] == 1 < a.shape[dim] and not _constant_along(a, dim):
+            elif b.shape[dim] == 1 < a.shape[dim] and not constant_along(a, dim):
                 b = torch.full((1,) * size, NONE)
         a, b = torch.broadcast_tensors(a, b)
         small = tuple(
@@ -419,7 +418,7 @@ class _Follower:
         """Padding of maps changes no channel; padding of channels adds constant ones, which occupy their own place."""
         source = node.all_input_nodes[0]
         ids, before, after = self._ids(source, node), _shape(source), _shape(node)
-        varying = [dim for dim in range(len(before)) if not _constant_along(ids, dim)]
+        varying = [dim for dim in range(len(before)) if not constant_along(ids, dim)]
         grown = [dim for dim in varying if before[dim] != after[dim]]
         if not grown:
             for dim in range(len(before)):
@@ -433,7 +432,9 @@ class _Follower:
         low = int(pads[2 * (len(before) - 1 - dim)])
         high = after[dim] - before[dim] - low
         inner = self._vector(source, node, dim)
-        return self._spread(np.concatenate([self._fresh(low, chosen=False), inner, self._fresh(high, chosen=False)]), after, dim)
+        return self._spread(
+            np.concatenate([self._fresh(low, chosen=False), inner, self._fresh(high, chosen=False)]), after, dim
+        )
 
     def _reduced(self, node: fx.Node, name: str) -> Tensor:
         source = node.all_input_nodes[0]
@@ -445,9 +446,9 @@ class _Follower:
             raise self._stop(node, "sums over all channels")
         listed = [dims] if isinstance(dims, int) else list(dims)
         reduced = sorted({dim % ids.dim() for dim in listed})
-        others = [dim for dim in range(ids.dim()) if dim not in reduced and not _constant_along(ids, dim)]
+        others = [dim for dim in range(ids.dim()) if dim not in reduced and not constant_along(ids, dim)]
         for dim in reversed(reduced):
-            if not _constant_along(ids, dim):
+            if not constant_along(ids, dim):
                 if not others:
                     return torch.full((1,) * len(_shape(node)), NONE).expand(_shape(node))
                 for index in range(1, ids.shape[dim]):
@@ -459,21 +460,21 @@ class _Follower:
     def _softmax(self, node: fx.Node, name: str) -> Tensor:
         source = node.all_input_nodes[0]
         ids = self._ids(source, node)
-        dim = self.traced.leaf(node).dim if node.op == "call_module" else _argument(node, 1, "dim")
-        if dim is None or (not _constant_along(ids, dim) and self._only_varies(ids, dim)):
+        dim: Any = self.traced.leaf(node).dim if node.op == "call_module" else _argument(node, 1, "dim")
+        if dim is None or (not constant_along(ids, dim) and self._only_varies(ids, dim)):
             raise self._stop(node, "is a softmax over the channels")
-        for index in range(1, ids.shape[dim]) if not _constant_along(ids, dim) else ():
+        for index in range(1, ids.shape[dim]) if not constant_along(ids, dim) else ():
             self._tied(ids.narrow(dim, 0, 1), ids.narrow(dim, index, 1))
         return ids
 
     def _only_varies(self, ids: Tensor, dim: int) -> bool:
-        return all(_constant_along(ids, other) for other in range(ids.dim()) if other != dim % ids.dim())
+        return all(constant_along(ids, other) for other in range(ids.dim()) if other != dim % ids.dim())
 
     # -- moving --------------------------------------------------------------------------------------------------
 
     def _moved(self, node: fx.Node, name: str) -> Any:
-        args = fx.node.map_arg(node.args, lambda source: self._moving(source, node))
-        kwargs = fx.node.map_arg(node.kwargs, lambda source: self._moving(source, node))
+        args: Any = fx.node.map_arg(node.args, lambda source: self._moving(source, node))
+        kwargs: Any = fx.node.map_arg(node.kwargs, lambda source: self._moving(source, node))
         if node.op == "call_module":
             result = self.traced.leaf(node)(*args, **kwargs)
         elif node.op == "call_method":
@@ -482,8 +483,9 @@ class _Follower:
         elif name == "channel_shuffle":
             result = _shuffled(args[0], args[1] if len(args) > 1 else kwargs["groups"])
         else:
-            result = node.target(*args, **kwargs)  # type: ignore[operator]
-        if name in _CUTS or node.target is operator.getitem:
+            function: Any = node.target
+            result = function(*args, **kwargs)
+        if name in CUTS or node.target is operator.getitem:
             self._mark(node, result)
         return [_compact(one) for one in result] if isinstance(result, (tuple, list)) else _compact(result)
 
@@ -548,9 +550,7 @@ class _Follower:
     def _size(self, node: fx.Node, name: str) -> int:
         return self.traced.module.get_parameter(name).numel()
 
-    def _use(
-        self, name: str, dim: int, channels: np.ndarray, lanes: bool = False, entry: bool = False
-    ) -> None:
+    def _use(self, name: str, dim: int, channels: np.ndarray, lanes: bool = False, entry: bool = False) -> None:
         known = self.uses.get((name, dim))
         if known is None:
             self.uses[name, dim] = Use(name, dim, channels, entry, lanes)
@@ -581,14 +581,14 @@ class _Follower:
             raise self._stop(node, "reads a value from outside the part")
         if isinstance(found, list):
             raise self._stop(node, "reads several tensors at once")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _vector(self, source: fx.Node, node: fx.Node, dim: int) -> np.ndarray:
         """The numbers of a tensor along ``dim``; the only dimension they may vary along."""
         ids = self._ids(source, node)
         for other in range(ids.dim()):
             if other != dim:
-                if not _constant_along(ids, other):
+                if not constant_along(ids, other):
                     raise self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
                 ids = ids.narrow(other, 0, 1)
         return ids.reshape(-1).numpy()
@@ -712,7 +712,7 @@ def _connected(count: int, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.nda
             return label
 
 
-def _constant_along(ids: Tensor, dim: int) -> bool:
+def constant_along(ids: Tensor, dim: int) -> bool:
     if ids.shape[dim] == 1 or ids.stride(dim) == 0:
         return True
     small = ids[tuple(slice(0, 1) if ids.stride(d) == 0 else slice(None) for d in range(ids.dim()))]
@@ -723,7 +723,7 @@ def _compact(ids: Tensor) -> Tensor:
     """The same numbers, held once where they do not vary."""
     shape = ids.shape
     for dim in range(ids.dim()):
-        if _constant_along(ids, dim):
+        if constant_along(ids, dim):
             ids = ids.narrow(dim, 0, 1)
     return ids.expand(shape)
 
@@ -756,8 +756,9 @@ def _names_of(*kinds: type[nn.Module]) -> set[str]:
 
 
 _ACTIVATIONS = """
-CELU ELU GELU Sequential Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish ReLU ReLU6 RReLU SELU SiLU
-Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
+CELU ELU GELU Sequential Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish ReLU ReLU6 RReLU
+SELU SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold
+Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
 """
 _POINTWISE_NAMES = """
 abs add addcmul alias bfloat16 celu clamp clamp_max clamp_min clip clone contiguous detach div double dropout dropout2d
@@ -778,13 +779,13 @@ _SPATIAL = frozenset(_SPATIAL_NAMES.split())
 _REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "norm"})
 _SOFTMAX = frozenset({"softmax", "Softmax", "log_softmax"})
 _PADS = frozenset({"pad", "constant_pad_nd"})
-_CUTS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "__getitem__"})
+CUTS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "__getitem__"})
 _MOVES_NAMES = """
 cat concat concatenate expand expand_as flatten movedim moveaxis permute repeat_interleave reshape reshape_as roll flip
 squeeze stack swapaxes swapdims t transpose unflatten unsqueeze view view_as getitem index_select channel_shuffle
 pixel_shuffle pixel_unshuffle ChannelShuffle Flatten PixelShuffle PixelUnshuffle Unflatten
 """
-_MOVES = frozenset(_MOVES_NAMES.split()) | _CUTS
+_MOVES = frozenset(_MOVES_NAMES.split()) | CUTS
 _NORMS = {
     **dict.fromkeys(("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "batch_norm"), "batch"),
     **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "instance_norm"), "batch"),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.channels.following import _CUTS, Channels, _constant_along
+from ghostify.channels.following import CUTS, Channels, constant_along
 from ghostify.channels.thinning import _tensor, sliced, thinned
 from ghostify.costs import is_conv, op_name
 
@@ -108,14 +108,14 @@ class _Rewiring:
                 copy.args = (copy.args[0], index)
 
     def _slice(self, ids: Tensor, dim: int, part: Any) -> Any:
-        if not isinstance(part, slice) or part.step not in (None, 1) or _constant_along(ids, dim):
+        if not isinstance(part, slice) or part.step not in (None, 1) or constant_along(ids, dim):
             return part
         start, stop, _ = part.indices(ids.shape[dim])
         return slice(self._along(ids.narrow(dim, 0, start), dim), self._along(ids.narrow(dim, 0, stop), dim))
 
     def _along(self, ids: Tensor, dim: int) -> int:
         """How much is kept of a tensor along a dimension."""
-        if ids.shape[dim] == 0 or _constant_along(ids, dim):
+        if ids.shape[dim] == 0 or constant_along(ids, dim):
             return int(ids.shape[dim])
         for other in range(ids.dim()):
             if other != dim % ids.dim():
@@ -148,7 +148,7 @@ class _Rewiring:
         read = {n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr"}
         used = [n for n in nodes if any(user not in inside for user in n.users)]
         whole = len(nodes) < len(self.nodes) and len(read) == 1 and used == [nodes[-1]]
-        if not whole or any(op_name(self.channels.traced, n) in _CUTS for n in nodes):
+        if not whole or any(op_name(self.channels.traced, n) in CUTS for n in nodes):
             return False
         readers = [n for n in nodes if self.source in n.all_input_nodes]
         return self.projection is None or len({self._reads_by_weights([n]) for n in readers}) < 2
@@ -165,7 +165,7 @@ class _Rewiring:
         if not is_conv(name):
             return False
         if node.op == "call_module":
-            return self.channels.traced.leaf(node).groups == 1
+            return bool(self.channels.traced.leaf(node).groups == 1)
         weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
         return bool(weight.meta["shapes"][0][1] == node.all_input_nodes[0].meta["shapes"][0][1])  # type: ignore[union-attr]
 
@@ -177,13 +177,14 @@ def reads_its_training_mode(block: nn.Module, graph: nn.Module, shape: tuple[int
     """Whether ``block`` does in training what its ``graph``, recorded in evaluation, does not (dropped paths)."""
     like = next(block.parameters())
     x = torch.rand(2, *shape[1:], device=like.device, dtype=like.dtype)
-    outputs = []
+    outputs: list[Tensor] = []
     for module in (block, graph):
         module.train()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             outputs.append(module(x.clone()))
-    return not torch.allclose(*outputs, rtol=1e-3, atol=1e-4 * float(outputs[0].abs().max()))
+    one, other = outputs
+    return not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
 
 def _common(names: list[str]) -> str:

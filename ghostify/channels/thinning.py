@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ghostify.channels.following import NONE, Channels, _constant_along
+from ghostify.channels.following import Channels, constant_along
 from ghostify.costs import op_name
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -18,9 +18,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.modules.batchnorm._NormBase,)
 
 
-def thinned(
-    channels: Channels, module: nn.Module, kept: np.ndarray, entry: np.ndarray | None = None
-) -> nn.Module:
+def thinned(channels: Channels, module: nn.Module, kept: np.ndarray, entry: np.ndarray | None = None) -> nn.Module:
     """A copy of ``module`` (a part of the network that was followed) with the ``kept`` channels alone.
 
     Weights, biases and statistics are sliced, and the layers' own numbers (``in_channels``, ``groups``) follow.
@@ -74,28 +72,29 @@ def _sliced(tensor: Tensor, dims: dict[int, Tensor]) -> Tensor:
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
     owner, _, last = name.rpartition(".")
-    return getattr(module.get_submodule(owner), last)  # type: ignore[no-any-return]
+    found: Tensor = getattr(module.get_submodule(owner), last)
+    return found
 
 
-def _renumber(old: nn.Module, new: nn.Module) -> None:
+def _renumber(old: Any, new: Any) -> None:
     """Bring the numbers a layer keeps beside its weight in line with the weight."""
-    weight = getattr(new, "weight", None)
+    weight: Any = getattr(new, "weight", None)
     if isinstance(new, _CONVS):
-        out = weight.shape[0]  # type: ignore[union-attr]
-        if old.groups > 1:  # type: ignore[operator]
+        out = weight.shape[0]
+        if old.groups > 1:
             each = _per_group(old, new)
             new.groups = out // each
-        new.out_channels, new.in_channels = out, weight.shape[1] * new.groups  # type: ignore[union-attr]
+        new.out_channels, new.in_channels = out, weight.shape[1] * new.groups
     elif isinstance(new, _TRANSPOSED):
-        new.in_channels, new.out_channels = weight.shape[0], weight.shape[1] * new.groups  # type: ignore[union-attr]
+        new.in_channels, new.out_channels = weight.shape[0], weight.shape[1] * new.groups
     elif isinstance(new, nn.Linear):
-        new.out_features, new.in_features = weight.shape  # type: ignore[union-attr]
+        new.out_features, new.in_features = weight.shape
     elif isinstance(new, _BATCH_NORMS):
         known = next((t for t in (new.weight, new.running_mean) if t is not None), None)
         new.num_features = new.num_features if known is None else len(known)
     elif isinstance(new, nn.GroupNorm) and weight is not None:
-        if old.num_groups > 1:  # type: ignore[operator]
-            new.num_groups = len(weight) * old.num_groups // old.num_channels  # type: ignore[operator]
+        if old.num_groups > 1:
+            new.num_groups = len(weight) * old.num_groups // old.num_channels
         new.num_channels = len(weight)
     elif isinstance(new, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         new.normalized_shape = tuple(weight.shape)
@@ -103,10 +102,10 @@ def _renumber(old: nn.Module, new: nn.Module) -> None:
         new.num_parameters = new.weight.numel()
 
 
-def _per_group(old: nn.Module, new: nn.Module) -> int:
+def _per_group(old: Any, new: Any) -> int:
     """Filters of each group of a thinner grouped convolution, whose groups lose as large a share of either side."""
-    each: int = old.out_channels // old.groups  # type: ignore[operator,assignment]
-    before, after = old.weight.shape[1], new.weight.shape[1]  # type: ignore[union-attr,index]
+    each: int = old.out_channels // old.groups
+    before, after = old.weight.shape[1], new.weight.shape[1]
     return each if before == after else each * after // before
 
 
@@ -150,7 +149,8 @@ def _run(channels: Channels, node: fx.Node, values: dict[fx.Node, Any], kept: np
         return channels.traced.leaf(node)(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    function: Any = node.target
+    return function(*args, **kwargs)
 
 
 def _normalised(channels: Channels, node: fx.Node, args: Any, kwargs: Any, kept: np.ndarray) -> Tensor:
@@ -158,7 +158,7 @@ def _normalised(channels: Channels, node: fx.Node, args: Any, kwargs: Any, kept:
     x: Tensor = args[0]
     layer = "ayer" in op_name(channels.traced, node)
     if node.op == "call_module":
-        module = channels.traced.leaf(node)
+        module: Any = channels.traced.leaf(node)
         weight, bias, eps = module.weight, module.bias, module.eps
         groups = 1 if layer else module.num_groups
     else:
@@ -167,17 +167,20 @@ def _normalised(channels: Channels, node: fx.Node, args: Any, kwargs: Any, kept:
         groups = 1 if layer else args[1] if len(args) > 1 else kwargs["num_groups"]
     ids = channels.ids[node]
     dim = x.dim() - 1 if layer else 1
-    if groups > 1 or _constant_along(ids, dim):
-        return F.group_norm(x, groups, weight, bias, eps) if not layer else F.layer_norm(x, x.shape[-1:], weight, bias, eps)  # type: ignore[arg-type]
+    if groups > 1 or constant_along(ids, dim):
+        return (
+            F.group_norm(x, groups, weight, bias, eps)
+            if not layer
+            else F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        )
     numbers = ids
     for other in range(ids.dim()):
         numbers = numbers if other == dim else numbers.narrow(other, 0, 1)
     index = torch.from_numpy(np.flatnonzero(kept[numbers.reshape(-1).numpy()]))
-    part = x.index_select(dim, index)
     weight, bias = (t if t is None else t[index] for t in (weight, bias))
-    part = F.layer_norm(part, part.shape[-1:], weight, bias, eps) if layer else F.group_norm(part, 1, weight, bias, eps)  # type: ignore[arg-type]
-    result = torch.zeros_like(x)
-    return result.index_copy(dim, index, part)
+    part = _norm(x.index_select(dim, index), layer, 1, weight, bias, eps)
+    return torch.zeros_like(x).index_copy(dim, index, part)
 
 
-assert NONE < 0
+def _norm(x: Tensor, layer: bool, groups: int, weight: Any, bias: Any, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps) if layer else F.group_norm(x, groups, weight, bias, eps)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ghostify",
-    help="Rewrite any CNN's convolutions into C-Ghost modules, keeping its trained weights.",
+    help="Rewrite any CNN with C-Ghost modules and G-Ghost stages, keeping its trained weights.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,6 +49,19 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting: finetune.lr=0.01, or of layers: 'layer4.*.s=4'. Repeatable."),
 ]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="c-ghost: convolutions (the default); g-ghost: stages; both; auto: by device; width: a baseline without "
+        "ghosts.",
+    ),
+]
+GhostShare = Annotated[float | None, typer.Option("--ratio", help="Ghost ratio λ of a stage, between 0 and 1.")]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", help="Form of a G-Ghost stage: default, literal, cifar, imagenet, regnet.")
+]
+Width = Annotated[float | None, typer.Option("--width", help="Share of every layer kept by --method width.")]
 S = Annotated[int | None, typer.Option("--s", help="Ratio s: every s output maps come from one intrinsic map.")]
 D = Annotated[int | None, typer.Option("--d", help="Kernel size d of the cheap operation, odd.")]
 Include = Annotated[list[str] | None, typer.Option(help="Glob of layers to consider. Repeatable.")]
@@ -105,8 +118,12 @@ def plan(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")] = None,
     weights: Weights = None,
     input: Input = None,
+    method: MethodName = None,
     s: S = None,
     d: D = None,
+    ratio: GhostShare = None,
+    preset: PresetName = None,
+    width: Width = None,
     include: Include = None,
     exclude: Exclude = None,
     also: Also = None,
@@ -140,8 +157,12 @@ def compress(
     weights: Weights = None,
     input: Input = None,
     data: DataSource = None,
+    method: MethodName = None,
     s: S = None,
     d: D = None,
+    ratio: GhostShare = None,
+    preset: PresetName = None,
+    width: Width = None,
     include: Include = None,
     exclude: Exclude = None,
     also: Also = None,
@@ -242,7 +263,7 @@ def evaluate(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
-    layers: Annotated[bool, typer.Option("--layers", help="Layer by layer, too.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Stage by stage and layer by layer, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the report of a run again: theory beside counts beside measurements.
@@ -255,7 +276,9 @@ def report(
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return
-    if layers:
+    if layers and found.stages:
+        show.table(found.by_stage())
+    if layers and found.layers:
         show.table(found.by_layer())
     show.table(found.summary())
 
@@ -330,6 +353,10 @@ _KEYS = {
     "input": "model.input",
     "data": "data.source",
     "batch_size": "data.batch_size",
+    "method": "ghost.method",
+    "ratio": "ghost.ratio",
+    "preset": "ghost.preset",
+    "width": "ghost.width",
     "s": "ghost.s",
     "d": "ghost.d",
     "include": "ghost.include",
@@ -344,7 +371,7 @@ _KEYS = {
 }
 
 
-_GHOST_OPTIONS = ("s", "d", "include", "exclude", "also", "min_saving")
+_GHOST_OPTIONS = ("method", "ratio", "preset", "width", "s", "d", "include", "exclude", "also", "min_saving")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

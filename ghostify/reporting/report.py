@@ -1,4 +1,4 @@
-"""The Report noun.  Theory (Eq. 4 and 5), count and clock are three different numbers and always stand side by side."""
+"""The Report noun.  Theory (Eq. 4, 5, 13 and 14), count and clock are three numbers, always side by side."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio
+from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio, stage_model, stage_ratio
 from ghostify.measuring import Accuracy, Comparison
-from ghostify.rewriting import Ghosted
-from ghostify.rules import Swap
+from ghostify.rewriting import Ghosted, counted
+from ghostify.rules import CGhostSwap, GGhostSwap, WidthSwap, g_ghost
 from ghostify.scanning import Scan, Site
+from ghostify.stages import Stage
 from ghostify.tables import Table, quantity, ratio
 
 STAGES = {"original": "original", "converted": "right after conversion", "finetuned": "after fine-tuning"}
@@ -19,7 +20,10 @@ STAGES = {"original": "original", "converted": "right after conversion", "finetu
 
 
 class Ratios(BaseModel):
-    """Theoretical ratios: r_s and r_c by the first forms of Eq. 4 and 5, and their approximations."""
+    """Theoretical ratios: r_s (MACs) and r_c (parameters) by the first forms of Eq. 4 and 5, and their approximations.
+
+    For a whole network with G-Ghost stages, what those promise (Eq. 13 and 14) is in them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,6 +47,33 @@ class LayerReport(BaseModel):
     theory: Ratios
 
 
+class StageRatios(BaseModel):
+    """Theoretical ratios of a stage: r_f and r_p for the form it has, and as Eq. 13 and 14 print them (f_i for f_n)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    r_f: float
+    r_p: float
+    approx_r_f: float
+    approx_r_p: float
+
+
+class StageReport(BaseModel):
+    """One swapped stage, its first block included: what it cost, what it costs, and what theory says of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    geometry: str
+    form: str
+    """Ratio, cheap operation, mix and end, as a table shows them."""
+    ratio: float
+    """λ as it came out: the share of the stage's channels that are ghosts."""
+    before: Cost
+    after: Cost
+    theory: StageRatios
+
+
 class Report(BaseModel):
     """What a rewrite did to a network.  ``theory`` of the whole leaves the untouched layers as they are."""
 
@@ -51,6 +82,9 @@ class Report(BaseModel):
     network: str
     inputs: tuple[tuple[int, ...], ...]
     layers: tuple[LayerReport, ...]
+    stages: tuple[StageReport, ...] = ()
+    width: float | None = None
+    """The share of every layer that was kept, where the network was scaled as a whole."""
     before: Cost
     after: Cost
     theory: Ratios
@@ -73,9 +107,37 @@ class Report(BaseModel):
             for stage, accuracy in self.accuracy.items()
         ]
         inputs = " and ".join("x".join(map(str, shape)) for shape in self.inputs)
-        became = f"{len(self.layers)} layers became C-Ghost modules" if self.layers else "no layer was replaced"
-        title = f"{self.network} on {inputs}: {became}"
+        title = f"{self.network} on {inputs}: {self._became}"
         return Table(title, ["", "original", "ghosted", "ratio", "theory", "approx."], rows, note="\n".join(self.notes))
+
+    @property
+    def _became(self) -> str:
+        layers = f"{len(self.layers)} layers became C-Ghost modules" if self.layers else ""
+        stages = f"{len(self.stages)} stages became G-Ghost stages" if self.stages else ""
+        scaled = f"every layer was scaled to {self.width:g}" if self.width else ""
+        return ", ".join(filter(None, (stages, layers, scaled))) or "no layer was replaced"
+
+    def by_stage(self) -> Table:
+        """Each swapped stage in a row."""
+        rows = [
+            [
+                stage.target,
+                stage.geometry,
+                stage.form,
+                quantity(stage.after.params),
+                ratio(stage.before.params, stage.after.params),
+                f"{stage.theory.r_p:.2f}x",
+                quantity(stage.after.macs),
+                ratio(stage.before.macs, stage.after.macs),
+                f"{stage.theory.r_f:.2f}x",
+                f"{stage.theory.approx_r_f:.2f}x",
+                ratio(stage.before.acts, stage.after.acts),
+            ]
+            for stage in self.stages
+        ]
+        columns = ["stage", "geometry", "form", "params", "r_p", "theory", "MACs", "r_f", "theory", "Eq. 13", "acts"]
+        title = "Stage by stage (after; counted ratio; theory)"
+        return Table(title, columns, rows, left=frozenset({"geometry", "form"}))
 
     def by_layer(self) -> Table:
         """Each swapped layer in a row."""
@@ -97,7 +159,8 @@ class Report(BaseModel):
         return Table("Layer by layer (after; counted ratio; theory)", columns, rows, left=frozenset({"geometry"}))
 
     def __str__(self) -> str:
-        return f"{self.by_layer()}\n\n{self.summary()}"
+        tables = [self.by_stage()] * bool(self.stages) + [self.by_layer()] * bool(self.layers) + [self.summary()]
+        return "\n\n".join(map(str, tables))
 
 
 def compare(
@@ -107,29 +170,49 @@ def compare(
     notes: Sequence[str] = (),
 ) -> Report:
     """The report on a rewrite: its counts beside theory, with whatever was measured (``accuracy`` by stage)."""
-    sites = [_site(ghosted.before, swap) for swap in ghosted.plan.swaps]
-    layers = tuple(
-        LayerReport(
-            target=swap.target,
-            geometry=swap.geometry,
-            s=swap.s,
-            d=swap.d,
-            before=swap.before,
-            after=ghosted.after.within(swap.target),
-            theory=layer_theory(site, swap),
-        )
-        for swap, site in zip(ghosted.plan.swaps, sites, strict=True)
-    )
+    before, after = ghosted.before, ghosted.after
+    layers = tuple(_layer(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, CGhostSwap))
+    stages = tuple(_stage(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, GGhostSwap))
+    width = next((swap.width for swap in ghosted.plan.swaps if isinstance(swap, WidthSwap)), None)
     return Report(
-        network=ghosted.before.network,
-        inputs=ghosted.before.inputs,
+        network=before.network,
+        inputs=before.inputs,
         layers=layers,
-        before=ghosted.before.cost,
-        after=ghosted.after.cost,
-        theory=_whole_theory(ghosted.before.cost, layers, sites),
+        stages=stages,
+        width=width,
+        before=before.cost,
+        after=after.cost,
+        theory=_whole_theory(before, layers, stages, width),
         latency=latency,
         accuracy={stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy},
-        notes=(*_observations(ghosted.before, latency), *notes),
+        notes=(*_observations(before, latency), *notes),
+    )
+
+
+def _layer(swap: CGhostSwap, before: Scan, after: Scan) -> LayerReport:
+    return LayerReport(
+        target=swap.target,
+        geometry=swap.geometry,
+        s=swap.s,
+        d=swap.d,
+        before=swap.before,
+        after=after.within(swap.target),
+        theory=layer_theory(_site(before, swap), swap),
+    )
+
+
+def _stage(swap: GGhostSwap, before: Scan, after: Scan) -> StageReport:
+    stage = before.stage(swap.blocks)
+    assert stage is not None, swap.target
+    raw = g_ghost.thin_width(stage, swap)
+    return StageReport(
+        target=swap.target,
+        geometry=swap.geometry,
+        form=swap.settings,
+        ratio=1 - raw / stage.width,
+        before=swap.before,
+        after=counted(swap, before, after),
+        theory=stage_theory(stage, swap),
     )
 
 
@@ -144,7 +227,20 @@ def _observations(before: Scan, latency: Comparison | None) -> Iterator[str]:
         )
 
 
-def layer_theory(site: Site, swap: Swap) -> Ratios:
+def stage_theory(stage: Stage, swap: GGhostSwap) -> StageRatios:
+    """What Eq. 13 and 14 promise for one stage, as they are printed and for the form it has."""
+    ratio = 1 - g_ghost.thin_width(stage, swap) / stage.width
+    cheap, projection = g_ghost.extras(stage, swap)
+    theory = {}
+    for name, cost in (("f", "macs"), ("p", "params")):
+        blocks = [getattr(block.cost, cost) for block in stage.blocks]
+        extra = getattr(projection, cost) if projection else None
+        theory[f"r_{name}"] = stage_model(blocks, ratio, getattr(cheap, cost), projection=extra, end=swap.end)
+        theory[f"approx_r_{name}"] = stage_ratio(blocks, ratio, getattr(cheap, cost))
+    return StageRatios(**theory)
+
+
+def layer_theory(site: Site, swap: CGhostSwap) -> Ratios:
     """What Eq. 4 and 5 promise for one layer (c is the input channels one filter reads)."""
     c, k = site.in_channels // site.groups, math.sqrt(math.prod(site.kernel))
     return Ratios(
@@ -155,15 +251,25 @@ def layer_theory(site: Site, swap: Swap) -> Ratios:
     )
 
 
-def _whole_theory(whole: Cost, layers: Sequence[LayerReport], sites: Sequence[Site]) -> Ratios:
-    """The ratios of the whole, when each swapped layer shrinks as promised and every other cost stays."""
-    macs = [(layer.before.macs, layer.theory) for layer in layers]
-    weights = [(site.out_channels * site.fan_in, layer.theory) for site, layer in zip(sites, layers, strict=True)]
+def _whole_theory(
+    before: Scan, layers: Sequence[LayerReport], stages: Sequence[StageReport], width: float | None
+) -> Ratios:
+    """The ratios of the whole, when each swap shrinks as promised and every other cost stays."""
+    if width:
+        return Ratios(r_s=width**-2, r_c=width**-2, approx_r_s=width**-2, approx_r_c=width**-2)
+    macs, params = [], []
+    for layer in layers:
+        site = _site(before, layer)
+        macs.append((layer.before.macs, layer.theory.r_s, layer.theory.approx_r_s))
+        params.append((site.out_channels * site.fan_in, layer.theory.r_c, layer.theory.approx_r_c))
+    for stage in stages:
+        macs.append((stage.before.macs, stage.theory.r_f, stage.theory.approx_r_f))
+        params.append((stage.before.params, stage.theory.r_p, stage.theory.approx_r_p))
     return Ratios(
-        r_s=_shrunk(whole.macs, [(part, theory.r_s) for part, theory in macs]),
-        r_c=_shrunk(whole.params, [(part, theory.r_c) for part, theory in weights]),
-        approx_r_s=_shrunk(whole.macs, [(part, theory.approx_r_s) for part, theory in macs]),
-        approx_r_c=_shrunk(whole.params, [(part, theory.approx_r_c) for part, theory in weights]),
+        r_s=_shrunk(before.cost.macs, [(part, by) for part, by, _ in macs]),
+        r_c=_shrunk(before.cost.params, [(part, by) for part, by, _ in params]),
+        approx_r_s=_shrunk(before.cost.macs, [(part, by) for part, _, by in macs]),
+        approx_r_c=_shrunk(before.cost.params, [(part, by) for part, _, by in params]),
     )
 
 
@@ -172,7 +278,7 @@ def _shrunk(whole: float, parts: Sequence[tuple[float, float]]) -> float:
     return whole / left if left else 1.0
 
 
-def _site(before: Scan, swap: Swap) -> Site:
+def _site(before: Scan, swap: CGhostSwap | LayerReport) -> Site:
     site = before.site(swap.target)
     assert site is not None, swap.target
     return site

@@ -101,9 +101,7 @@ def _rule_of(value: Any) -> str:
 
 
 Swap = Annotated[
-    Annotated[CGhostSwap, Tag("c-ghost")]
-    | Annotated[GGhostSwap, Tag("g-ghost")]
-    | Annotated[WidthSwap, Tag("width")],
+    Annotated[CGhostSwap, Tag("c-ghost")] | Annotated[GGhostSwap, Tag("g-ghost")] | Annotated[WidthSwap, Tag("width")],
     Discriminator(_rule_of),
 ]
 

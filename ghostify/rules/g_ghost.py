@@ -2,7 +2,7 @@
 
     blocks 1 … n    (N, c', H', W') → (N, c, H, W)                Y1, Y2, …, Yn
         ⇒ block 1                   as it is                      Y1
-          GGhostStage               in place of block 2           thin copies of blocks 2 … at (1−λ)c, cheap ghosts at λc
+          GGhostStage               in place of block 2           thin copies at (1−λ)c, and ghosts
           (nothing)                 in place of blocks 3 … n
 
 The thin copies keep (1−λ) of the channels of the residual stream and inside the blocks, with the trained weights of
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.channels import Channels, follow, reads_its_training_mode, rewired, silenced, thinned
+from ghostify.channels import follow, reads_its_training_mode, rewired, silenced, thinned
 from ghostify.costs import Cost, op_name
 from ghostify.errors import PlanError, RewriteError
 from ghostify.ghosts import GGhostStage
@@ -39,10 +39,24 @@ PRESETS: dict[str, StageForm] = {
         cheap="1x1", cheap_input="slice", entry="slice", mix=1, mix_y1=True, end=True, group_width=1.0, keep="first"
     ),
     "literal": StageForm(
-        cheap="1x1", cheap_input="full", entry="projection", mix=1, mix_y1=False, end=False, group_width=1.0, keep="first"
+        cheap="1x1",
+        cheap_input="full",
+        entry="projection",
+        mix=1,
+        mix_y1=False,
+        end=False,
+        group_width=1.0,
+        keep="first",
     ),
     "cifar": StageForm(
-        cheap="1x1", cheap_input="full", entry="projection", mix=1, mix_y1=False, end=True, group_width=1.0, keep="first"
+        cheap="1x1",
+        cheap_input="full",
+        entry="projection",
+        mix=1,
+        mix_y1=False,
+        end=True,
+        group_width=1.0,
+        keep="first",
     ),
     "imagenet": StageForm(
         cheap="1x1", cheap_input="slice", entry="slice", mix=1, mix_y1=True, end=True, group_width=1.0, keep="first"
@@ -59,7 +73,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
     "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
+    "leakyrelu": nn.LeakyReLU,
     "elu": nn.ELU,
     "mish": nn.Mish,
 }
@@ -116,6 +130,18 @@ def predict(stage: Stage, swap: GGhostSwap) -> Cost:
 def counted(after: Scan, stage: Stage) -> Cost:
     """What a rewritten stage costs, by count, if nothing else was done to its first block."""
     return stage.blocks[0].cost + after.within(stage.slot)
+
+
+def thin_width(stage: Stage, swap: GGhostSwap) -> int:
+    """(1−λ)c as it comes out: the channels of the thin path."""
+    return _Form(stage, swap).raw
+
+
+def extras(stage: Stage, swap: GGhostSwap) -> tuple[Cost, Cost | None]:
+    """What the cheap operation costs, and the projection of the thin path's entry, where there is one."""
+    form = _Form(stage, swap)
+    projects = swap.entry == "projection"
+    return form.cheap(), form.projection(0, stage.width, form.raw) if projects else None
 
 
 def find(traced: Traced, swap: GGhostSwap) -> Stage:
@@ -371,23 +397,25 @@ class _Surgery:
     def _activation(self) -> nn.Module | None:
         """What the stage's blocks end with."""
         name = op_name(self.traced, self.blocks[-1][-1])
-        kind = next((kind for key, kind in _ACTIVATIONS.items() if key.replace("_", "") == name.lower().replace("_", "")), None)
+        kind = next(
+            (kind for key, kind in _ACTIVATIONS.items() if key.replace("_", "") == name.lower().replace("_", "")), None
+        )
         return kind() if kind else None
 
     def _begin_small(self, stage: GGhostStage, last: int) -> None:
         """The new layers as they begin: ghosts are channels of Y1, and the mix operation adds nothing."""
         with torch.no_grad():
             if isinstance(stage.cheap, nn.Sequential):
-                conv = stage.cheap[0]
+                conv: Any = stage.cheap[0]
                 ghosts = _others(self.stage.width, self.ends[last])
                 read = list(range(self.stage.width))
                 if self.swap.cheap_input == "slice":
                     read = _others(self.stage.width, self.ends[0])
-                middle = conv.kernel_size[0] // 2  # type: ignore[index,operator]
-                conv.weight.zero_()  # type: ignore[operator,union-attr]
+                middle = conv.kernel_size[0] // 2
+                conv.weight.zero_()
                 for row, channel in enumerate(ghosts):
                     if channel in read:
-                        conv.weight[row, read.index(channel), middle, middle] = 1  # type: ignore[index]
+                        conv.weight[row, read.index(channel), middle, middle] = 1
             if stage.mix is not None:
                 final = stage.mix.fc if isinstance(stage.mix.fc, nn.Linear) else list(stage.mix.fc.children())[-1]
                 for parameter in final.parameters():
