@@ -13,6 +13,7 @@ import ghostify
 
 NAMES = [
     "CGhost",
+    "GGhostStage",
     "GhostSettings",
     "Ghosted",
     "GhostifyError",
