@@ -5,7 +5,8 @@ predict what a thinner copy costs; ``thinned`` makes that copy.
 """
 
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
-from ghostify.channels.following import Channels, Unreadable, follow
+from ghostify.channels.following import follow
+from ghostify.channels.resolving import Channels, Unreadable
 from ghostify.channels.rewiring import reads_its_training_mode, rewired
 from ghostify.channels.thinning import silenced, sliced, thinned
 

@@ -11,109 +11,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
+from ghostify.channels.operations import CUTS, MOVES, NORMS, PADS, POINTWISE, REDUCTIONS, SOFTMAX, SPATIAL, WEIGHT_AT
+from ghostify.channels.resolving import NONE, Channels, Read, Resolved, Ties, Unreadable, Use
 from ghostify.costs import is_conv, op_name
 from ghostify.tracing import Traced
-
-NONE = -1
-"""The number of what is no channel: a constant, a map that belongs to all channels."""
-
-
-class Unreadable(Exception):
-    """The channels cannot be followed; the message says where and through what, as the end of a sentence."""
-
-
-@dataclass
-class Use:
-    """A parameter or buffer with the channels along one of its dimensions."""
-
-    name: str
-    """Qualified name."""
-    dim: int
-    channels: np.ndarray
-    """A number per element along ``dim``; of a grouped filter's own inputs, numbers of the first group's."""
-    entry: bool = False
-    """Whether they are the channels of a block's input, read directly."""
-    lanes: bool = False
-    """Whether ``channels`` are the inputs of the first group alone, of which each group keeps as many."""
-
-
-@dataclass
-class _Read:
-    """A weight as it was met, in numbers; becomes a ``Weight``."""
-
-    block: int
-    out: np.ndarray
-    reads: np.ndarray | None = None
-    lanes: int = 1
-    entry: bool = False
-    area: int = 1
-    positions: int = 0
-    acts: bool = False
-    params: bool = True
-
-
-@dataclass
-class Channels:
-    """What was followed: numbers per node, the uses of every parameter, and the ties."""
-
-    traced: Traced
-    nodes: list[fx.Node]
-    entry: fx.Node
-    ids: dict[fx.Node, Any]
-    """For each node a tensor of numbers, or a list of them where it gives several tensors."""
-    uses: list[Use]
-    roots: np.ndarray
-    """By number, the smallest number tied to it one by one; ``NONE`` at its own place (the last)."""
-    components: np.ndarray
-    """By number, the component: what is kept or dropped as one."""
-    lane: np.ndarray
-    """By number, the place within its group of a grouped convolution, or -1."""
-    segment_of: dict[int, int]
-    """By component, its segment."""
-    coupling: Coupling
-    ends: list[np.ndarray]
-    """Numbers of the tensors between the blocks, as ``coupling.ends``."""
-    members: list[np.ndarray]
-    """Components of each segment, in the order of their first channel."""
-
-    def strengths(self) -> Callable[[int], float]:
-        """How strong a component is: the squared weights of all filters that make its channels."""
-        score = np.zeros(len(self.roots))
-        for use in self.uses:
-            owner, _, name = use.name.rpartition(".")
-            tensor = getattr(self.traced.module.get_submodule(owner), name)
-            if use.dim == 0 and tensor.dim() > 1 and not tensor.is_meta:
-                norms = tensor.detach().double().flatten(1).square().sum(1).cpu().numpy()
-                np.add.at(score, self.components[use.channels], norms)
-        return lambda component: float(score[component])
-
-    def kept(self, counts: Sequence[int], lanes: float = 1.0, rank: Callable[[int], float] | None = None) -> np.ndarray:
-        """By number, whether it is kept, with so many components of each segment: the first, or those ranked highest.
-
-        ``rank`` scores a component.  The last entry stands for ``NONE``, which is always kept.
-        """
-        chosen = np.zeros(len(self.roots), dtype=bool)
-        for segment, (count, members) in enumerate(zip(counts, self.members, strict=True)):
-            ordered = members if rank is None else np.array(sorted(members, key=lambda one: -rank(int(one))), dtype=int)
-            picked = np.sort(ordered[:count])
-            mask = np.isin(self.components, picked)
-            width = self.coupling.segments[segment].lanes
-            if width and lanes != 1.0:
-                mask &= self.lane[self.roots] < max(1, int(lanes * width))
-            chosen |= mask
-        fixed = ~np.isin(self.components, np.fromiter(self.segment_of, dtype=int, count=len(self.segment_of)))
-        chosen |= fixed
-        chosen[NONE] = True
-        return chosen
 
 
 def follow(
@@ -139,7 +47,7 @@ class _Follower:
         self.count = 0
         self.ids: dict[fx.Node, Any] = {}
         self.uses: dict[tuple[str, int], Use] = {}
-        self.reads: list[_Read] = []
+        self.reads: list[Read] = []
         self.producers: list[np.ndarray] = []
         self.marks: list[np.ndarray] = []
         self.ties: list[tuple[np.ndarray, np.ndarray]] = []
@@ -164,7 +72,24 @@ class _Follower:
                 self.block_entry = nodes[-1]
                 ends.append(self._vector(nodes[-1], nodes[-1], 1))
         kept = [np.unique(self._ids(node, node).numpy()) for node in fixed]
-        return self._resolved([node for nodes in blocks for node in nodes], ends, kept)
+        resolved = Resolved(
+            Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, fixed=kept)
+        )
+        nodes = [node for nodes in blocks for node in nodes]
+        return Channels(
+            traced=self.traced,
+            nodes=nodes,
+            entry=self.entry if self.entry is not None else nodes[0],
+            ids=self.ids,
+            uses=list(self.uses.values()),
+            roots=resolved.roots,
+            components=resolved.components,
+            lane=resolved.lane,
+            segment_of=resolved.segment_of,
+            coupling=resolved.coupling(self.reads, ends, self.shortcuts),
+            ends=ends,
+            members=resolved.members,
+        )
 
     # -- one node ----------------------------------------------------------------------------------------------
 
@@ -191,19 +116,19 @@ class _Follower:
             return self._conv(node, name)
         if name == "linear":
             return self._linear(node)
-        if name in _NORMS:
+        if name in NORMS:
             return self._norm(node, name)
-        if name in _POINTWISE:
+        if name in POINTWISE:
             return self._pointwise(node, name)
-        if name in _SPATIAL:
+        if name in SPATIAL:
             return self._spatial(node)
-        if name in _REDUCTIONS:
+        if name in REDUCTIONS:
             return self._reduced(node, name)
-        if name in _SOFTMAX:
+        if name in SOFTMAX:
             return self._softmax(node, name)
-        if name in _PADS or name.endswith(("Pad1d", "Pad2d", "Pad3d")):
+        if name in PADS or name.endswith(("Pad1d", "Pad2d", "Pad3d")):
             return self._padded(node)
-        if name in _MOVES:
+        if name in MOVES:
             return self._moved(node, name)
         if name == "prelu" or name == "PReLU":
             return self._prelu(node)
@@ -276,7 +201,7 @@ class _Follower:
             if name and name not in self.counted:
                 self.counted.add(name)
                 area = math.prod(shape[2:]) if positions else 1
-                self.reads.append(_Read(self.block, one, area=area, positions=positions, acts=positions > 0))
+                self.reads.append(Read(self.block, one, area=area, positions=positions, acts=positions > 0))
         return self._ids(source, node)
 
     def _linear(self, node: fx.Node) -> Tensor:
@@ -302,7 +227,7 @@ class _Follower:
         entry = self.block_entry is not None and node.all_input_nodes[0] is self.block_entry
         first = weight not in self.counted
         self.counted.add(weight)
-        self.reads.append(_Read(self.block, out, acts=acts, entry=entry, params=first, **sides))
+        self.reads.append(Read(self.block, out, acts=acts, entry=entry, params=first, **sides))
 
     def _grouped(self, inputs: np.ndarray, out: np.ndarray) -> None:
         """Every group of a grouped convolution is one component; places in it are lanes."""
@@ -315,7 +240,7 @@ class _Follower:
 
     def _norm(self, node: fx.Node, name: str) -> Tensor:
         source = node.all_input_nodes[0]
-        ids, kind = self._ids(source, node), _NORMS[name]
+        ids, kind = self._ids(source, node), NORMS[name]
         shape = _shape(source)
         if kind == "layer":
             return self._layer_norm(node, ids, shape)
@@ -351,7 +276,7 @@ class _Follower:
     # -- channel by channel ------------------------------------------------------------------------------------
 
     def _pointwise(self, node: fx.Node, name: str) -> Any:
-        operands = [self._operand(source, node) for source in _tensors_in(node)]
+        operands = [self._operand(source, node) for source in node.all_input_nodes]
         result = operands[0]
         for other in operands[1:]:
             result = self._tied(result, other)
@@ -369,7 +294,7 @@ class _Follower:
         channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
         if name not in self.counted:
             self.counted.add(name)
-            self.reads.append(_Read(self.block, channels, params=bool(source.meta.get("parameter"))))
+            self.reads.append(Read(self.block, channels, params=bool(source.meta.get("parameter"))))
         if not long:
             return torch.full(shape, NONE)
         return self._spread(channels, shape, long[0])
@@ -515,8 +440,8 @@ class _Follower:
                 raise self._stop(node, "computes its weight from other parameters")
             return tuple(f"{node.target}.{name}" if name in own else "" for name in ("weight", "bias"))  # type: ignore[return-value]
         found = []
-        for place, key in ((_WEIGHT_AT.get(op_name(self.traced, node), 1), "weight"), (None, "bias")):
-            place = place if key == "weight" else _WEIGHT_AT.get(op_name(self.traced, node), 1) + 1
+        for place, key in ((WEIGHT_AT.get(op_name(self.traced, node), 1), "weight"), (None, "bias")):
+            place = place if key == "weight" else WEIGHT_AT.get(op_name(self.traced, node), 1) + 1
             source = _argument(node, place, key)
             if source is not None and not (isinstance(source, fx.Node) and source.op == "get_attr"):
                 raise self._stop(node, f"has a {key} that is computed on the way")
@@ -540,7 +465,7 @@ class _Follower:
             self.counted.add(name)
             is_parameter = name in self._parameter_names()
             if is_parameter:
-                self.reads.append(_Read(self.block, channels))
+                self.reads.append(Read(self.block, channels))
 
     def _parameter_names(self) -> set[str]:
         if not hasattr(self, "_names"):
@@ -597,120 +522,6 @@ class _Follower:
         module = node.meta.get("module") or "(root)"
         return Unreadable(f"{op_name(self.traced, node)} in {module!r} {why}")
 
-    # -- all together ------------------------------------------------------------------------------------------
-
-    def _resolved(self, nodes: list[fx.Node], ends: list[np.ndarray], fixed: list[np.ndarray]) -> Channels:
-        roots = _connected(self.count, self.ties)
-        lane = np.full(self.count + 1, -1)
-        for numbers, places in self.lanes:
-            known = lane[roots[numbers]]
-            if ((known >= 0) & (known != places)).any():
-                places = np.full_like(places, 0)  # a channel with two places: groups stay whole
-                raise Unreadable("two grouped convolutions share channels in different places of their groups")
-            lane[roots[numbers]] = places
-        components = _connected(self.count, [*self.ties, *self.groups])
-        kept = {int(one) for numbers in fixed for one in np.unique(components[numbers[numbers >= 0]])}
-        segment_of, segments, members = self._segments(components, lane[roots], kept)
-
-        def vector(numbers: np.ndarray) -> Vector:
-            return _vector_of(components, segment_of, numbers)
-
-        coupling = Coupling(
-            segments=tuple(segments),
-            producers=tuple(dict.fromkeys(vector(numbers) for numbers in self.producers)),
-            weights=tuple(self._weight(read, vector) for read in self.reads),
-            ends=tuple(vector(numbers) for numbers in ends),
-            shortcuts=tuple(self.shortcuts),
-        )
-        return Channels(
-            self.traced,
-            nodes,
-            self.entry if self.entry is not None else nodes[0],
-            self.ids,
-            list(self.uses.values()),
-            roots,
-            components,
-            lane,
-            segment_of,
-            coupling,
-            ends,
-            members,
-        )
-
-    def _weight(self, read: _Read, vector: Callable[[np.ndarray], Vector]) -> Weight:
-        return Weight(
-            block=read.block,
-            out=vector(read.out),
-            reads=vector(read.reads) if read.reads is not None else None,
-            lanes=read.lanes,
-            entry=read.entry,
-            area=read.area,
-            positions=read.positions,
-            acts=read.acts and read.positions > 0,
-            params=read.params,
-        )
-
-    def _segments(
-        self, components: np.ndarray, lane: np.ndarray, fixed: set[int]
-    ) -> tuple[dict[int, int], list[Segment], list[np.ndarray]]:
-        """Components by where they occur: in the same tensors, as often."""
-        signature = np.zeros(self.count, dtype=np.uint64)
-        random = np.random.default_rng(0)
-        for numbers in [*self.producers, *self.marks]:
-            salt = random.integers(1, 2**63, dtype=np.uint64)
-            inside = components[numbers[numbers >= 0]]
-            signature += np.bincount(inside, minlength=self.count).astype(np.uint64) * salt
-        ones = np.unique(components[: self.count])
-        ones = np.array([one for one in ones if one not in fixed], dtype=int)
-        if not len(ones):
-            return {}, [], []
-        _, first, group = np.unique(signature[ones], return_index=True, return_inverse=True)
-        order = {int(old): new for new, old in enumerate(np.argsort(first))}
-        segment_of = {int(one): order[int(index)] for one, index in zip(ones, group, strict=True)}
-        members: list[list[int]] = [[] for _ in first]
-        for one, segment in segment_of.items():
-            members[segment].append(one)
-        widths = np.zeros(self.count, dtype=int)
-        np.maximum.at(widths, components[: self.count], lane[: self.count] + 1)
-        segments = [Segment(size=len(group), lanes=int(max(widths[one] for one in group))) for group in members]
-        return segment_of, segments, [np.array(group, dtype=int) for group in members]
-
-
-def _vector_of(components: np.ndarray, segment_of: dict[int, int], numbers: np.ndarray) -> Vector:
-    inside = components[numbers[numbers >= 0]]
-    ones, times = np.unique(inside, return_counts=True)
-    each: dict[int, int] = {}
-    fixed = int((numbers < 0).sum())
-    for one, count in zip(ones.tolist(), times.tolist(), strict=True):
-        segment = segment_of.get(one)
-        if segment is None:
-            fixed += count
-        elif each.setdefault(segment, count) != count:
-            raise Unreadable("channels of one kind occur unequally often in a tensor")
-    return Vector(fixed=fixed, parts=tuple(sorted(each.items())))
-
-
-def _connected(count: int, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """By number, the smallest number connected to it; one more entry at the end stands for ``NONE``."""
-    label = np.arange(count + 1)
-    if not pairs:
-        return label
-    left = np.concatenate([a for a, _ in pairs])
-    right = np.concatenate([b for _, b in pairs])
-    known = (left >= 0) & (right >= 0)
-    left, right = left[known], right[known]
-    while True:
-        low = np.minimum(label[left], label[right])
-        before = label.copy()
-        np.minimum.at(label, label[left], low)
-        np.minimum.at(label, label[right], low)
-        np.minimum.at(label, left, low)
-        np.minimum.at(label, right, low)
-        while not np.array_equal(label, label[label]):
-            label = label[label]
-        if np.array_equal(before, label):
-            return label
-
 
 def constant_along(ids: Tensor, dim: int) -> bool:
     if ids.shape[dim] == 1 or ids.stride(dim) == 0:
@@ -745,51 +556,3 @@ def _argument(node: fx.Node, place: int | None, name: str) -> Any:
     if place is not None and len(node.args) > place:
         return node.args[place]
     return node.kwargs.get(name)
-
-
-def _tensors_in(node: fx.Node) -> list[fx.Node]:
-    return list(node.all_input_nodes)
-
-
-def _names_of(*kinds: type[nn.Module]) -> set[str]:
-    return {kind.__name__ for kind in kinds}
-
-
-_ACTIVATIONS = """
-CELU ELU GELU Sequential Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish ReLU ReLU6 RReLU
-SELU SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold
-Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
-"""
-_POINTWISE_NAMES = """
-abs add addcmul alias bfloat16 celu clamp clamp_max clamp_min clip clone contiguous detach div double dropout dropout2d
-elu exp float floor fmod gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu lerp log log1p logsigmoid
-maximum minimum mish mul multiply neg pow reciprocal relu relu6 rrelu rsqrt rsub selu sigmoid sign silu softplus sqrt
-square sub tanh threshold to true_divide type where cpu cuda
-__add__ __iadd__ __radd__ __sub__ __isub__ __rsub__ __mul__ __imul__ __rmul__ __truediv__ __itruediv__ __rtruediv__
-__div__ __neg__ __pow__ __ipow__
-"""
-_POINTWISE = frozenset(_ACTIVATIONS.split()) | frozenset(_POINTWISE_NAMES.split())
-_SPATIAL_NAMES = """
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d
-avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool2d interpolate upsample AdaptiveAvgPool1d
-AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AvgPool1d AvgPool2d AvgPool3d LPPool2d MaxPool1d
-MaxPool2d MaxPool3d Upsample UpsamplingBilinear2d UpsamplingNearest2d
-"""
-_SPATIAL = frozenset(_SPATIAL_NAMES.split())
-_REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "norm"})
-_SOFTMAX = frozenset({"softmax", "Softmax", "log_softmax"})
-_PADS = frozenset({"pad", "constant_pad_nd"})
-CUTS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "__getitem__"})
-_MOVES_NAMES = """
-cat concat concatenate expand expand_as flatten movedim moveaxis permute repeat_interleave reshape reshape_as roll flip
-squeeze stack swapaxes swapdims t transpose unflatten unsqueeze view view_as getitem index_select channel_shuffle
-pixel_shuffle pixel_unshuffle ChannelShuffle Flatten PixelShuffle PixelUnshuffle Unflatten
-"""
-_MOVES = frozenset(_MOVES_NAMES.split()) | CUTS
-_NORMS = {
-    **dict.fromkeys(("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "batch_norm"), "batch"),
-    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "instance_norm"), "batch"),
-    **dict.fromkeys(("GroupNorm", "group_norm"), "group"),
-    **dict.fromkeys(("LayerNorm", "layer_norm", "RMSNorm", "rms_norm"), "layer"),
-}
-_WEIGHT_AT = {"group_norm": 2, "layer_norm": 2, "rms_norm": 2, "batch_norm": 3, "instance_norm": 3}

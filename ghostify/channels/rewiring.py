@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.channels.following import CUTS, Channels, constant_along
+from ghostify.channels.following import constant_along
+from ghostify.channels.operations import CUTS
+from ghostify.channels.resolving import Channels
 from ghostify.channels.thinning import _tensor, sliced, thinned
 from ghostify.costs import is_conv, op_name
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ghostify.channels.following import Channels, constant_along
+from ghostify.channels.following import constant_along
+from ghostify.channels.resolving import Channels
 from ghostify.costs import op_name
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

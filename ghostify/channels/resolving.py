@@ -1,0 +1,227 @@
+"""What was followed, put in order: numbers that are tied, components, segments, and the coupling they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
+from ghostify.tracing import Traced
+
+NONE = -1
+"""The number of what is no channel: a constant, a map that belongs to all channels."""
+
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+
+
+class Unreadable(Exception):
+    """The channels cannot be followed; the message says where and through what, as the end of a sentence."""
+
+
+@dataclass
+class Use:
+    """A parameter or buffer with the channels along one of its dimensions."""
+
+    name: str
+    """Qualified name."""
+    dim: int
+    channels: np.ndarray
+    """A number per element along ``dim``; of a grouped filter's own inputs, numbers of the first group's."""
+    entry: bool = False
+    """Whether they are the channels of a block's input, read directly."""
+    lanes: bool = False
+    """Whether ``channels`` are the inputs of the first group alone, of which each group keeps as many."""
+
+
+@dataclass
+class Read:
+    """One use of a weight, in numbers; ``Weight`` tells the fields."""
+
+    block: int
+    out: np.ndarray
+    reads: np.ndarray | None = None
+    lanes: int = 1
+    entry: bool = False
+    area: int = 1
+    positions: int = 0
+    acts: bool = False
+    params: bool = True
+
+
+@dataclass
+class Channels:
+    """What was followed: numbers per node, the uses of every parameter, and the ties."""
+
+    traced: Traced
+    nodes: list[fx.Node]
+    entry: fx.Node
+    ids: dict[fx.Node, Any]
+    """For each node a tensor of numbers, or a list of them where it gives several tensors."""
+    uses: list[Use]
+    roots: np.ndarray
+    """By number, the smallest number tied to it one by one; ``NONE`` at its own place (the last)."""
+    components: np.ndarray
+    """By number, the component: what is kept or dropped as one."""
+    lane: np.ndarray
+    """By number, the place within its group of a grouped convolution, or -1."""
+    segment_of: dict[int, int]
+    """By component, its segment."""
+    coupling: Coupling
+    ends: list[np.ndarray]
+    """Numbers of the tensors between the blocks, as ``coupling.ends``."""
+    members: list[np.ndarray]
+    """Components of each segment, in the order of their first channel."""
+
+    def strengths(self) -> Callable[[int], float]:
+        """How strong a component is: the squared weights of all filters that make its channels."""
+        score = np.zeros(len(self.roots))
+        for use in self.uses:
+            owner, _, name = use.name.rpartition(".")
+            tensor = getattr(self.traced.module.get_submodule(owner), name)
+            if use.dim == 0 and tensor.dim() > 1 and not tensor.is_meta:
+                norms = tensor.detach().double().flatten(1).square().sum(1).cpu().numpy()
+                np.add.at(score, self.components[use.channels], norms)
+        return lambda component: float(score[component])
+
+    def kept(self, counts: Sequence[int], lanes: float = 1.0, rank: Callable[[int], float] | None = None) -> np.ndarray:
+        """By number, whether it is kept, with so many components of each segment: the first, or those ranked highest.
+
+        ``rank`` scores a component.  The last entry stands for ``NONE``, which is always kept.
+        """
+        chosen = np.zeros(len(self.roots), dtype=bool)
+        for segment, (count, members) in enumerate(zip(counts, self.members, strict=True)):
+            ordered = members if rank is None else np.array(sorted(members, key=lambda one: -rank(int(one))), dtype=int)
+            picked = np.sort(ordered[:count])
+            mask = np.isin(self.components, picked)
+            width = self.coupling.segments[segment].lanes
+            if width and lanes != 1.0:
+                mask &= self.lane[self.roots] < max(1, int(lanes * width))
+            chosen |= mask
+        fixed = ~np.isin(self.components, np.fromiter(self.segment_of, dtype=int, count=len(self.segment_of)))
+        chosen |= fixed
+        chosen[NONE] = True
+        return chosen
+
+
+@dataclass
+class Ties:
+    """What following a part of a graph found out about its numbers."""
+
+    count: int
+    """How many numbers there are."""
+    one_by_one: Pairs
+    """Numbers that are the same channel."""
+    grouped: Pairs
+    """Numbers that are kept or dropped together: of one group of a grouped convolution, or of a norm."""
+    lanes: Pairs
+    """Numbers and their places within a group of a grouped convolution."""
+    producers: list[np.ndarray]
+    """Numbers of the tensors whose width may be chosen."""
+    marks: list[np.ndarray]
+    """Sets of numbers to be told apart: the pieces that code cuts a tensor into."""
+    fixed: list[np.ndarray]
+    """Numbers that stay."""
+
+
+class Resolved:
+    """Components and segments."""
+
+    def __init__(self, ties: Ties) -> None:
+        self.ties = ties
+        self.roots = _connected(ties.count, ties.one_by_one)
+        self.lane = self._lanes()
+        self.components = _connected(ties.count, [*ties.one_by_one, *ties.grouped])
+        self.segment_of: dict[int, int] = {}
+        self.members: list[np.ndarray] = []
+        self._divide()
+
+    def coupling(self, reads: Iterable[Read], ends: Iterable[np.ndarray], shortcuts: Iterable[bool]) -> Coupling:
+        """The same in names and numbers."""
+        lane = self.lane[self.roots]
+        widths = np.zeros(self.ties.count + 1, dtype=int)
+        np.maximum.at(widths, self.components, lane + 1)
+        return Coupling(
+            segments=tuple(Segment(size=len(group), lanes=int(widths[group].max())) for group in self.members),
+            producers=tuple(dict.fromkeys(self._vector(numbers) for numbers in self.ties.producers)),
+            weights=tuple(self._weight(read) for read in reads),
+            ends=tuple(self._vector(numbers) for numbers in ends),
+            shortcuts=tuple(shortcuts),
+        )
+
+    def _lanes(self) -> np.ndarray:
+        lane = np.full(self.ties.count + 1, NONE)
+        for numbers, places in self.ties.lanes:
+            known = lane[self.roots[numbers]]
+            if ((known >= 0) & (known != places)).any():
+                raise Unreadable("two grouped convolutions share channels in different places of their groups")
+            lane[self.roots[numbers]] = places
+        return lane
+
+    def _divide(self) -> None:
+        """Components into segments, by where they occur: in the same tensors, as often."""
+        ties, count = self.ties, self.ties.count
+        fixed = {int(one) for numbers in ties.fixed for one in np.unique(self.components[numbers[numbers >= 0]])}
+        signature = np.zeros(count, dtype=np.uint64)
+        random = np.random.default_rng(0)
+        for numbers in [*ties.producers, *ties.marks]:
+            salt = random.integers(1, 2**63, dtype=np.uint64)
+            inside = self.components[numbers[numbers >= 0]]
+            signature += np.bincount(inside, minlength=count).astype(np.uint64) * salt
+        ones = np.array([one for one in np.unique(self.components[:count]) if one not in fixed], dtype=int)
+        if not len(ones):
+            return
+        _, first, group = np.unique(signature[ones], return_index=True, return_inverse=True)
+        order = np.argsort(np.argsort(first))
+        self.segment_of = {int(one): int(order[index]) for one, index in zip(ones, group, strict=True)}
+        self.members = [ones[order[group] == segment] for segment in range(len(first))]
+
+    def _vector(self, numbers: np.ndarray) -> Vector:
+        ones, times = np.unique(self.components[numbers[numbers >= 0]], return_counts=True)
+        each: dict[int, int] = {}
+        fixed = int((numbers < 0).sum())
+        for one, count in zip(ones.tolist(), times.tolist(), strict=True):
+            segment = self.segment_of.get(one)
+            if segment is None:
+                fixed += count
+            elif each.setdefault(segment, count) != count:
+                raise Unreadable("channels of one kind occur unequally often in a tensor")
+        return Vector(fixed=fixed, parts=tuple(sorted(each.items())))
+
+    def _weight(self, read: Read) -> Weight:
+        return Weight(
+            block=read.block,
+            out=self._vector(read.out),
+            reads=self._vector(read.reads) if read.reads is not None else None,
+            lanes=read.lanes,
+            entry=read.entry,
+            area=read.area,
+            positions=read.positions,
+            acts=read.acts and read.positions > 0,
+            params=read.params,
+        )
+
+
+def _connected(count: int, pairs: Pairs) -> np.ndarray:
+    """By number, the smallest number connected to it; one more entry at the end stands for ``NONE``."""
+    label = np.arange(count + 1)
+    if not pairs:
+        return label
+    left = np.concatenate([a for a, _ in pairs])
+    right = np.concatenate([b for _, b in pairs])
+    known = (left >= 0) & (right >= 0)
+    left, right = left[known], right[known]
+    while True:
+        low = np.minimum(label[left], label[right])
+        before = label.copy()
+        np.minimum.at(label, label[left], low)
+        np.minimum.at(label, label[right], low)
+        np.minimum.at(label, left, low)
+        np.minimum.at(label, right, low)
+        while not np.array_equal(label, label[label]):
+            label = label[label]
+        if np.array_equal(before, label):
+            return label
