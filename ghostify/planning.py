@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
+from ghostify.names import overlap
 from ghostify.recipe import GhostSettings, Method, Recipe, make_settings, read_yaml, validated
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, Site, scan
@@ -188,14 +189,10 @@ def _require_apart(stages: Sequence[Swap | Skip], said: Mapping[str, Swap | Skip
     taken: dict[str, str] = {}
     for swap in [*stages, *said.values()]:
         for module in swap.touches if not isinstance(swap, Skip) else ():
-            clash = next((other for other in taken if _overlap(other, module)), None)
+            clash = next((other for other in taken if overlap(other, module)), None)
             if clash and taken[clash] != swap.target:
                 raise PlanError(f"The plan swaps {module!r} twice: with {taken[clash]!r} and with {swap.target!r}.")
             taken[module] = swap.target
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _checked(entry: Swap | Skip, sites: Mapping[str, Site], stages: Mapping[str, Stage], scan: Scan) -> Swap | Skip:

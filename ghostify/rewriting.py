@@ -16,6 +16,7 @@ from torch import nn
 
 from ghostify.costs import Cost
 from ghostify.errors import RewriteError
+from ghostify.names import overlap
 from ghostify.planning import Plan, check, scan_for
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, scan
@@ -85,7 +86,7 @@ def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
     groups: list[list[Swap]] = []
     touched: list[str] = []
     for swap in swaps:
-        if not groups or any(_overlap(one, other) for one in swap.touches for other in touched):
+        if not groups or any(_meet(one, other) for one in swap.touches for other in touched):
             groups.append([])
             touched = []
         groups[-1].append(swap)
@@ -93,9 +94,8 @@ def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
     return groups
 
 
-def _overlap(one: str, other: str) -> bool:
-    whole = width.WHOLE in (one, other)
-    return whole or one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+def _meet(one: str, other: str) -> bool:
+    return width.WHOLE in (one, other) or overlap(one, other)
 
 
 def _module(module: nn.Module, name: str) -> nn.Module:

@@ -20,6 +20,7 @@ from ghostify.channels.operations import CUTS
 from ghostify.channels.resolving import Channels
 from ghostify.channels.thinning import _tensor, sliced, thinned
 from ghostify.costs import is_conv, op_name
+from ghostify.names import common, parent_of, within
 
 PROJECTION = "projection"
 
@@ -51,7 +52,9 @@ class _Rewiring:
         self.projection = projection
         inside = set(nodes)
         self.source = next(n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr")
-        self.prefix = _common([str(node.meta["module"]) for node in nodes])
+        self.prefix = common(str(node.meta["module"]) for node in nodes)
+        if any(node.op == "call_module" and node.target == self.prefix for node in nodes):
+            self.prefix = parent_of(self.prefix)  # a block that is one layer
         self.units = self._units()
         self.attributes: dict[str, Any] = {}
         self.memo = sliced(channels, kept, entry)
@@ -133,7 +136,7 @@ class _Rewiring:
             if node in units:
                 continue
             for name in self._between(str(node.meta["module"])):
-                nodes = [n for n in self.nodes if _within(str(n.meta["module"]), name)]
+                nodes = [n for n in self.nodes if within(str(n.meta["module"]), name)]
                 if self._is_unit(nodes):
                     units |= dict.fromkeys(nodes, (name, nodes))
                     break
@@ -187,17 +190,3 @@ def reads_its_training_mode(block: nn.Module, graph: nn.Module, shape: tuple[int
             outputs.append(module(x.clone()))
     one, other = outputs
     return not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
-
-
-def _common(names: list[str]) -> str:
-    first, *others = [name.split(".") for name in names]
-    shared = len(first)
-    for parts in others:
-        same = [a == b for a, b in zip(first[:shared], parts, strict=False)]
-        shared = same.index(False) if False in same else len(same)
-    common = ".".join(first[:shared])
-    return common.rpartition(".")[0] if common in names and len(names) == 1 else common
-
-
-def _within(name: str, home: str) -> bool:
-    return name == home or name.startswith(f"{home}.")

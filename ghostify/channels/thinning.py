@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ghostify.channels.following import constant_along
+from ghostify.channels.operations import REDUCTIONS
 from ghostify.channels.resolving import Channels
 from ghostify.costs import op_name
 
@@ -117,7 +118,7 @@ def silenced(channels: Channels, kept: np.ndarray, x: Tensor) -> dict[fx.Node, A
     """Run the followed part on ``x`` (the value of its entry) with every channel that is not kept set to zero
     wherever it appears; the value of each node.
 
-    Statistics over the channels (layer norm) are taken over those kept, for a silent channel is no channel.
+    Statistics over the channels (layer norm, a mean) are taken over those kept, for a silent channel is no channel.
     """
     root = channels.traced.module
     modes = [(part, part.training) for part in root.modules()]
@@ -144,6 +145,8 @@ def _run(channels: Channels, node: fx.Node, values: dict[fx.Node, Any], kept: np
         return values[source] if source in values else _tensor(channels.traced.module, str(source.target))
 
     args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+    if op_name(channels.traced, node) in REDUCTIONS and isinstance(channels.ids[node], Tensor):
+        args = (_without_silent(channels, node, value(node.all_input_nodes[0]), kept), *args[1:])
     if op_name(channels.traced, node) in ("LayerNorm", "layer_norm", "GroupNorm", "group_norm"):
         return _normalised(channels, node, args, kwargs, kept)
     if node.op == "call_module":
@@ -152,6 +155,18 @@ def _run(channels: Channels, node: fx.Node, values: dict[fx.Node, Any], kept: np
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     function: Any = node.target
     return function(*args, **kwargs)
+
+
+def _without_silent(channels: Channels, node: fx.Node, x: Tensor, kept: np.ndarray) -> Tensor:
+    """What a mean (or the like) over the channels is taken of: those kept."""
+    ids, out = channels.ids[node.all_input_nodes[0]], channels.ids[node]
+    varying = [dim for dim in range(ids.dim()) if not constant_along(ids, dim)]
+    if len(varying) != 1 or not all(constant_along(out, dim) for dim in range(out.dim())):
+        return x
+    for dim in range(ids.dim()):
+        ids = ids if dim in varying else ids.narrow(dim, 0, 1)
+    index = torch.from_numpy(np.flatnonzero(kept[ids.reshape(-1).numpy()]))
+    return x.index_select(varying[0], index.to(x.device))
 
 
 def _normalised(channels: Channels, node: fx.Node, args: Any, kwargs: Any, kept: np.ndarray) -> Tensor:

@@ -1,0 +1,143 @@
+"""Integers into names and numbers: what a stage and its blocks are called, cost, and consist of."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from ghostify.channels import Coupling, Unreadable, follow
+from ghostify.costs import Cost, Op, count
+from ghostify.errors import PlanError, did_you_mean
+from ghostify.names import child_of, parent_of, within
+from ghostify.stages.flow import Flow
+from ghostify.stages.pieces import Chain, Span
+from ghostify.stages.stage import Block, Stage
+
+
+class Description:
+    """Turns chains of integers into names and numbers."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.ops: dict[str, Op] = {op.node: op for op in count(flow.traced)[0]}
+        self.seen: set[int] = set()
+
+    def stage(self, chain: Chain, spans: list[Span]) -> Stage:
+        return self.of([(chain.at[span.start], chain.nodes(span.start, span.end)) for span in spans])
+
+    def of(self, parts: list[tuple[int, list[int]]]) -> Stage:
+        """The stage of these blocks, each told by its entry and its nodes."""
+        parent = _shared_parent([self.flow.exact(part) for _, part in parts])
+        blocks = tuple(self._block(entry, part, parent) for entry, part in parts)
+        coupling, obstacle = self._coupling(blocks, parts)
+        name = self._name([i for _, part in parts for i in part], list(blocks))
+        return Stage(name=name, blocks=blocks, parent=parent, coupling=coupling, obstacle=obstacle)
+
+    def _block(self, entry: int, part: list[int], parent: str | None) -> Block:
+        exact = self.flow.exact(part)
+        name = next((name for name in exact if parent_of(name) == parent), exact[0] if exact else self._ends(part))
+        return Block(
+            name=name,
+            entry=self.flow.nodes[entry].name,
+            exit=self.flow.nodes[part[-1]].name,
+            in_shape=self.flow.shape(entry),
+            out_shape=self.flow.shape(part[-1]),
+            cost=self._cost(part),
+            modules=(name,) if exact else tuple(self._chained(entry, part)),
+        )
+
+    def _chained(self, entry: int, part: list[int]) -> list[str]:
+        """The children of one module that compute this block and nothing else, each from what the one before gives."""
+        flow, home = self.flow, self.flow.home(part)
+        children: dict[str, list[int]] = {}
+        for index in part:
+            child = child_of(flow.modules[index], home)
+            if child is None:
+                return []
+            children.setdefault(child, []).append(index)
+        source = entry
+        for name, nodes in children.items():
+            read = {before for index in nodes for before in flow.before[index]} - set(nodes)
+            if flow.sizes[name] != len(nodes) or read != {source}:
+                return []
+            source = nodes[-1]
+        return list(children)
+
+    def _coupling(
+        self, blocks: tuple[Block, ...], parts: list[tuple[int, list[int]]]
+    ) -> tuple[Coupling | None, str | None]:
+        """The channels of the blocks after the first, and what stands in the way of rewriting them."""
+        traced, later = self.flow.traced, parts[1:]
+        try:
+            nodes = [[self.flow.nodes[index] for index in part] for _, part in later]
+            coupling = follow(traced, nodes, self.flow.nodes[later[0][0]]).coupling
+        except Unreadable as problem:
+            return None, f"cannot be thinned: {problem}"
+        apart = next((block for block in blocks[1:] if not block.modules), None)
+        if apart:
+            return coupling, f"has a block, {apart.name}, that computes outside the modules it calls"
+        return coupling, next(filter(None, (self._bound(block) for block in blocks[1:])), None)
+
+    def _bound(self, block: Block) -> str | None:
+        """Why the modules of a block cannot be exchanged."""
+        for name in block.modules:
+            module = self.flow.traced.module.get_submodule(name)
+            if len(self.flow.traced.names[module]) > 1:
+                return f"has a block, {name}, that the network uses in several places"
+            if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
+                return f"has a block, {name}, that carries hooks, which a new module would drop"
+        return None
+
+    def _name(self, part: list[int], blocks: list[Block]) -> str:
+        home = self.flow.home(part)
+        inside = sum(self.flow.nodes[index].name in self.ops for index in part)
+        if home and inside == sum(within(op.module, home) for op in self.ops.values()):
+            return home
+        return f"{blocks[0].name.split('..')[0]}..{blocks[-1].name.split('..')[-1]}"
+
+    def _ends(self, part: list[int]) -> str:
+        """The first and the last module called; where none is, the nodes' own names."""
+        nodes = [self.flow.nodes[index] for index in part]
+        names = [str(n.target) for n in nodes if n.op == "call_module"] or [n.name for n in nodes]
+        return names[0] if names[0] == names[-1] else f"{names[0]}..{names[-1]}"
+
+    def _cost(self, part: list[int]) -> Cost:
+        ops = [op for index in part if (op := self.ops.get(self.flow.nodes[index].name))]
+        return Cost(params=self._params(part), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
+
+    def _params(self, part: list[int]) -> int:
+        """Parameters these nodes use, through what is computed from parameters alone too, each where first met."""
+        total, waiting, seen = 0, [self.flow.nodes[index] for index in part], set[fx.Node]()
+        while waiting:
+            node = waiting.pop()
+            for parameter in self._own(node):
+                total += 0 if id(parameter) in self.seen else parameter.numel()
+                self.seen.add(id(parameter))
+            aside = [source for source in node.all_input_nodes if source not in self.flow.index and source not in seen]
+            seen.update(aside)
+            waiting.extend(aside)
+        return total
+
+    def _own(self, node: fx.Node) -> list[nn.Parameter]:
+        if node.op == "call_module":
+            return list(self.flow.traced.leaf(node).parameters())
+        parameter = node.meta.get("parameter")
+        return [self.flow.traced.module.get_parameter(parameter)] if parameter else []
+
+
+def _shared_parent(blocks: list[list[str]]) -> str | None:
+    """The innermost module of which every block is a child under one of its names."""
+    common = set.intersection(*({parent_of(name) for name in names} for names in blocks))
+    return max(common, key=len, default=None)
+
+
+def named_part(flow: Flow, name: str) -> list[int]:
+    """The node a module reads and, behind it, its own nodes."""
+    part = [index for index, module in enumerate(flow.modules) if within(module, name)]
+    sources = {source for index in part for source in flow.before[index]} - set(part)
+    leaves = [i for i in part if not set(part).issuperset(flow.after[i])]
+    if not name or not part:
+        hint = did_you_mean(name, [n for names in flow.traced.names.values() for n in names])
+        raise PlanError(f"The plan names a block {name!r}, which did not run or is not there.{hint}")
+    if len(sources) != 1 or leaves != [part[-1]]:
+        raise PlanError(f"{name!r} cannot be a block of a stage: it has more than one input or output.")
+    return [*sources, *part]
