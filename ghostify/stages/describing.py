@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import fx, nn
 
 from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.names import child_of, parent_of, within
-from ghostify.stages.flow import Flow
+from ghostify.stages.flow import Flow, writes
 from ghostify.stages.pieces import Chain, Span
 from ghostify.stages.stage import Block, Stage
 
@@ -20,6 +22,15 @@ class Description:
         self.flow = flow
         self.ops: dict[str, Op] = {op.node: op for op in count(flow.traced)[0]}
         self.seen: set[int] = set()
+
+    @cached_property
+    def owners(self) -> dict[int, list[str]]:
+        """By the ``id`` of each parameter, the modules that have it as their own."""
+        owners: dict[int, list[str]] = {}
+        for module, names in self.flow.traced.names.items():
+            for parameter in module.parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(names[0])
+        return owners
 
     def stage(self, chain: Chain, spans: list[Span]) -> Stage:
         return self.of([(chain.at[span.start], chain.nodes(span.start, span.end)) for span in spans])
@@ -75,7 +86,11 @@ class Description:
         apart = next((block for block in blocks[1:] if not block.modules), None)
         if apart:
             return coupling, f"has a block, {apart.name}, that computes outside the modules it calls"
-        return coupling, next(filter(None, (self._bound(block) for block in blocks[1:])), None)
+        reasons = (
+            self._bound(block) or self._overwrites(block, part[1])
+            for block, part in zip(blocks[1:], later, strict=True)
+        )
+        return coupling, next(filter(None, reasons), None)
 
     def _bound(self, block: Block) -> str | None:
         """Why the modules of a block cannot be exchanged."""
@@ -85,6 +100,17 @@ class Description:
                 return f"has a block, {name}, that the network uses in several places"
             if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
                 return f"has a block, {name}, that carries hooks, which a new module would drop"
+            for parameter in module.parameters():
+                apart = (owner for owner in self.owners[id(parameter)] if not within(owner, name))
+                if other := next(apart, None):
+                    return f"has a block, {name}, that shares a weight with {other}, a tie a thinner copy would break"
+        return None
+
+    def _overwrites(self, block: Block, part: list[int]) -> str | None:
+        """Whether a block writes into its input, which the ghosts read, too."""
+        for node in (self.flow.nodes[index] for index in part):
+            if node.all_input_nodes and node.all_input_nodes[0].name == block.entry and writes(self.flow.traced, node):
+                return f"has a block, {block.name}, that overwrites its input in place"
         return None
 
     def _name(self, part: list[int], blocks: list[Block]) -> str:
@@ -131,8 +157,12 @@ def _shared_parent(blocks: list[list[str]]) -> str | None:
 
 
 def named_part(flow: Flow, name: str) -> list[int]:
-    """The node a module reads and, behind it, its own nodes."""
-    part = [index for index, module in enumerate(flow.modules) if within(module, name)]
+    """The node a module (or several in a row, ``a..b``) reads and, behind it, its own nodes."""
+    first, _, last = name.partition("..")
+    part = [
+        index for index, module in enumerate(flow.modules) if within(module, first) or within(module, last or first)
+    ]
+    part = list(range(part[0], part[-1] + 1)) if part and first and last else part
     sources = {source for index in part for source in flow.before[index]} - set(part)
     leaves = [i for i in part if not set(part).issuperset(flow.after[i])]
     if not name or not part:

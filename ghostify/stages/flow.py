@@ -54,7 +54,7 @@ class Flow:
         """Nodes that a call whose value nobody reads writes to (``x[:, :4] *= 2``), which no edge of the graph says."""
         writing: set[fx.Node] = set()
         for node in reversed(self.traced.graph.nodes):
-            if node not in self.index and (_writes(node) or not writing.isdisjoint(node.users)):
+            if node not in self.index and (writes(self.traced, node) or not writing.isdisjoint(node.users)):
                 writing.add(node)
         return {index for index, node in enumerate(self.nodes) if not writing.isdisjoint(node.users)}
 
@@ -84,7 +84,12 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in needed]
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(traced: Traced, node: fx.Node) -> bool:
+    """Whether a call writes into what it is given first."""
+    if node.op == "call_module":
+        return bool(getattr(traced.leaf(node), "inplace", False))
+    if node.kwargs.get("inplace") is True:
+        return True
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith(("__setitem", "__i"))
     return node.op in ("call_method", "call_function") and in_place
