@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import math
 import statistics
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from engines import runnable
+from torch import nn
 from torchvision import models
 
 from ghostify.errors import PlanError
@@ -75,32 +73,6 @@ class Measured:
         )
 
 
-class Session(nn.Module):
-    """A module as ONNX Runtime runs it, on one thread."""
-
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
-        super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(exported(module, example), options, ["CPUExecutionProvider"])
-        self.input = self.session.get_inputs()[0].name
-
-    def forward(self, x: Tensor) -> Any:
-        return self.session.run(None, {self.input: x.numpy()})
-
-
-def exported(module: nn.Module, example: Tensor) -> bytes:
-    """``module`` as an ONNX file."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module.eval(), (example,), file, dynamo=False)
-    return file.getvalue()
-
-
 def layers(s: int, d: int, networks: Iterable[str] = NETWORKS) -> Iterator[Layer]:
     """The distinct convolutions (geometry and map) of the networks that a ghost could replace."""
     seen = set()
@@ -134,10 +106,6 @@ def measured(layer: Layer, engine: str, norm_act: bool, seconds: float) -> Measu
     before, after = (runnable(part.eval(), example, engine) for part in pair)
     found = compare(before, after, example, seconds=seconds)
     return Measured(layer, found.speedup, found.low, found.high, found.before.median_ms)
-
-
-def runnable(module: nn.Module, example: Tensor, engine: str) -> nn.Module:
-    return Session(module, example) if engine == "onnxruntime" else module
 
 
 def threshold(rows: list[Measured]) -> tuple[float, int]:
