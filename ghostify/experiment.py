@@ -16,10 +16,10 @@ from ghostify.errors import DataError, RecipeError
 from ghostify.finetuning import Progress, finetune
 from ghostify.measuring import Accuracy, Comparison, evaluate
 from ghostify.measuring.borrowing import place_for
-from ghostify.planning import Plan, check, plan, scan_for
+from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
-from ghostify.rewriting import Ghosted, rewrite
+from ghostify.rewriting import Ghosted, rehearse, rewrite
 from ghostify.saving import clear_checkpoints, is_run, load, load_original, read_run, save
 from ghostify.scanning import scan
 from ghostify.sources import Data, build_model, input_shape, load_data
@@ -189,8 +189,10 @@ def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) ->
 
 def _planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced, Plan]:
     traced = trace(subject.model, subject.example)
-    seen = scan_for(traced, given or recipe.ghost)
-    agreed = check(given, seen) if given else plan(seen, recipe.ghost, device=pick_device(recipe.device))
+    if given:
+        agreed = check(given, scan_for(traced, given))
+    else:
+        agreed = rehearse(traced, recipe.ghost, pick_device(recipe.device))
     return traced, agreed.require_changes()
 
 

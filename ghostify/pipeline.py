@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings, make_settings
-from ghostify.rewriting import Ghosted, rewrite
+from ghostify.rewriting import Ghosted, rehearse, rewrite
 from ghostify.tracing import trace
 
 
@@ -28,4 +27,4 @@ def convert(
     base = ghost if isinstance(ghost, GhostSettings) else None
     settings = make_settings(GhostSettings, base, {**(given or {}), **changes})
     traced = trace(model, example)
-    return rewrite(traced, plan(scan_for(traced, settings), settings))
+    return rewrite(traced, rehearse(traced, settings))

@@ -60,7 +60,8 @@ class Plan(BaseModel):
             return self
         if not self.skips:
             raise PlanError("The plan names no layer, so there is nothing to ghost.")
-        reason, times = Counter(skip.reason for skip in self.skips).most_common(1)[0]
+        telling = [skip.reason for skip in self.skips if skip.reason != _OUTSIDE] or [_OUTSIDE]
+        reason, times = Counter(telling).most_common(1)[0]
         example = next(skip.target for skip in self.skips if skip.reason == reason)
         others = f" (and {times - 1} more)" if times > 1 else ""
         raise PlanError(
@@ -111,6 +112,11 @@ def plan(
     if method == "width":
         return _assembled(scan, [width.propose(scan, settings)])
     _require_matches(scan, settings)
+    if method == "g-ghost" and not scan.stages:
+        raise PlanError(
+            f"{scan.network} has no stage (three or more blocks of one width and resolution) to become a G-Ghost "
+            "stage; method c-ghost takes its convolutions."
+        )
     stages = [] if method == "c-ghost" else [g_ghost.propose(stage, settings) for stage in scan.stages]
     try:
         sites = [

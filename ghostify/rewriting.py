@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ghostify.costs import Cost
 from ghostify.errors import RewriteError
 from ghostify.names import overlap
-from ghostify.planning import Plan, check, scan_for
+from ghostify.planning import Plan, check, plan, scan_for
+from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, trace
@@ -48,6 +50,24 @@ def rewrite(traced: Traced, plan: Plan) -> Ghosted:
     after = scan(_traced_again(module, traced))
     _verify(plan, before, after)
     return Ghosted(module, plan, before, after)
+
+
+def rehearse(traced: Traced, settings: GhostSettings, device: torch.device | None = None) -> Plan:
+    """The plan that settings propose for a network, after its stages were built once.
+
+    Some code shows only when it runs that it cannot work with fewer channels; such stages are left alone with the
+    reason.  Raises ``PlanError``.
+    """
+    seen = scan_for(traced, settings)
+    proposed = plan(seen, settings, device=device)
+    obstacles: dict[str, str] = {}
+    for swap in proposed.swaps:
+        if isinstance(swap, GGhostSwap):
+            try:
+                g_ghost.replacements(traced, swap)
+            except RewriteError as problem:
+                obstacles[swap.target] = str(problem).removeprefix(f"{swap.target} ").removesuffix(".")
+    return plan(seen.hindered(obstacles), settings, device=device) if obstacles else proposed
 
 
 def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> nn.Module:

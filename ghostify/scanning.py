@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -93,6 +93,13 @@ class Scan(BaseModel):
         """The stage of these blocks."""
         return next((s for s in self.stages if tuple(block.name for block in s.blocks) == tuple(blocks)), None)
 
+    def hindered(self, obstacles: Mapping[str, str]) -> Scan:
+        """Itself, with what stands in the way of some stages, by name."""
+        stages = tuple(
+            stage.model_copy(update={"obstacle": obstacles.get(stage.name, stage.obstacle)}) for stage in self.stages
+        )
+        return self.model_copy(update={"stages": stages})
+
     def within(self, name: str) -> Cost:
         """Counted cost of the module of that qualified name with everything below it."""
         below = name + "."
@@ -146,7 +153,8 @@ class Scan(BaseModel):
             for stage in self.stages
         ]
         title = "Stages: three or more blocks of one width and resolution"
-        return Table(title, ["stage", "blocks", "width", "map", "params", "MACs", "share"], rows)
+        note = "\n".join(f"{stage.name} {stage.obstacle}." for stage in self.stages if stage.obstacle)
+        return Table(title, ["stage", "blocks", "width", "map", "params", "MACs", "share"], rows, note=note)
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.stage_table()}" if self.stages else str(self.table())

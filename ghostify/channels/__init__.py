@@ -7,7 +7,7 @@ predict what a thinner copy costs; ``thinned`` makes that copy.
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
 from ghostify.channels.following import follow
 from ghostify.channels.resolving import Channels, Unreadable
-from ghostify.channels.rewiring import reads_its_training_mode, rewired
+from ghostify.channels.rewiring import rewired, stands_in
 from ghostify.channels.thinning import silenced, sliced, thinned
 
 __all__ = [
@@ -18,9 +18,9 @@ __all__ = [
     "Vector",
     "Weight",
     "follow",
-    "reads_its_training_mode",
     "rewired",
     "silenced",
     "sliced",
+    "stands_in",
     "thinned",
 ]

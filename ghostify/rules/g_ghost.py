@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.channels import follow, reads_its_training_mode, rewired, silenced, thinned
+from ghostify.channels import follow, rewired, silenced, stands_in, thinned
 from ghostify.costs import Cost, op_name
 from ghostify.errors import PlanError, RewriteError
 from ghostify.ghosts import GGhostStage
@@ -312,12 +312,12 @@ class _Surgery:
         problem = self._disagreement(thin, block, values)
         if problem is None:
             return thin
-        again = self._rewired(block, self.kept)
+        try:
+            again = self._rewired(block, self.kept)
+        except RewriteError:
+            raise self._refusal(block, f"with fewer channels {problem}") from None
         if self._disagreement(again, block, values) is not None:
-            raise RewriteError(
-                f"Stage {self.stage.name!r} cannot be thinned: its block {self.stage.blocks[block + 1].name!r}, with "
-                f"fewer channels, {problem}. Leave it out: --exclude {self.stage.name}"
-            )
+            raise self._refusal(block, f"with fewer channels {problem}")
         return again
 
     def _resized(
@@ -335,13 +335,15 @@ class _Surgery:
     ) -> nn.Module:
         plain = rewired(self.channels, self.blocks[block], self.everything)
         original = self._joined([copy.deepcopy(module) for module in self._modules(block)])
-        if not self._is_meta() and reads_its_training_mode(original, plain, self.stage.blocks[block + 1].in_shape):
-            raise RewriteError(
-                f"Stage {self.stage.name!r} cannot be thinned: its block {self.stage.blocks[block + 1].name!r} does "
-                f"something else in training, which a new wiring of it would lose. Leave it out: --exclude "
-                f"{self.stage.name}, or choose another entry and cheap operation."
-            )
+        if not self._is_meta() and not stands_in(original, plain, self.stage.blocks[block + 1].in_shape):
+            why = "does something else in training or at another size, which a new wiring of it would lose"
+            raise self._refusal(block, f"{why} (entry slice and a cheap operation need none)")
         return rewired(self.channels, self.blocks[block], kept, entry, projection)
+
+    def _refusal(self, block: int, why: str) -> RewriteError:
+        return RewriteError(
+            f"{self.stage.name} cannot be thinned: its block {self.stage.blocks[block + 1].name} {why}."
+        )
 
     def _modules(self, block: int) -> list[nn.Module]:
         return [self.traced.module.get_submodule(name) for name in self.stage.blocks[block + 1].modules]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from ghostify.channels import Coupling
 from ghostify.costs import Cost
@@ -36,7 +36,7 @@ class Block(BaseModel):
 class Stage(BaseModel):
     """Blocks in a row of equal width and resolution; each reads what the one before gives, and nothing else does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # its JSON also tells what follows from the blocks
 
     name: str
     """The module that holds these blocks and no other weights, else the first and last name (``a..b``)."""
@@ -48,6 +48,7 @@ class Stage(BaseModel):
     obstacle: str | None = None
     """Why this stage cannot be rewritten, as the end of a sentence that begins with its name; None if it can."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def n(self) -> int:
         return len(self.blocks)
@@ -57,16 +58,19 @@ class Stage(BaseModel):
         """The first block, the only one that may change width and resolution."""
         return self.blocks[0]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def width(self) -> int:
         """Channels out."""
         return self.blocks[-1].out_shape[1]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def resolution(self) -> Shape:
         """Size of the maps out, (H, W)."""
         return self.blocks[-1].out_shape[2:]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def cost(self) -> Cost:
         return sum((block.cost for block in self.blocks), Cost())
