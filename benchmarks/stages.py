@@ -15,6 +15,7 @@ import argparse
 import copy
 import inspect
 import re
+import signal
 import sys
 import time
 import warnings
@@ -43,8 +44,20 @@ from ghostify.tracing import Traced, trace
 COMMAND = "python benchmarks/stages.py --thin --output docs/stages.md"
 LARGEST = 80_000_000
 """Networks of more parameters are not thinned: they would take most of the time."""
+PATIENCE = 30
+"""Seconds of CPU time to thin a stage in."""
 SETTINGS = GhostSettings(method="g-ghost", ratio=0.5)
 WHO = ("ghostify", "Torch-Pruning")
+HOW = f"""
+Thinned means: at the default settings, with a ghost ratio of 0.5 and random weights, the G-Ghost stage is built; each
+thin block does on real numbers what the block does with the dropped channels silenced; every convolution and linear
+layer in the thin blocks has fewer filters than before (unless it had one); the stage runs forward and backward in
+training mode on a batch of two, gives maps of the same shape, and every parameter gets a finite gradient; and it has
+exactly the parameters that were predicted. Torch-Pruning's `BasePruner` gets the modules of blocks 2 … n behind a 1x1
+convolution, which makes the stream (an input has no filters to prune), with `pruning_ratio=0.5` and nothing ignored;
+the same step must run, and the stream and the same layers must have become narrower. What its blocks compute is
+compared with nothing. A stage that takes more than {PATIENCE} seconds of CPU time is given up.
+"""
 TIMM = """
 bat_resnext26ts botnet26t_256 coat_lite_mini coatnet_0_rw_224 convformer_s18 convmixer_768_32 convnext_tiny
 convnextv2_nano cs3darknet_m cspdarknet53 cspresnet50 cspresnext50 darknet53 densenet121 dla60 dpn92 eca_nfnet_l0
@@ -183,13 +196,21 @@ class Failure(Exception):
 
 def _problem(thin: Callable[[Traced, Stage], None], traced: Traced, stage: Stage) -> str:
     """What went wrong, if anything did."""
+    signal.signal(signal.SIGPROF, _give_up)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
     try:
         thin(traced, stage)
     except (Failure, GhostifyError) as problem:
         return str(problem)
     except Exception as problem:  # whatever it is, it is counted
         return f"{type(problem).__name__}: {problem}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return ""
+
+
+def _give_up(*_: object) -> None:
+    raise Failure(f"took more than {PATIENCE} seconds")
 
 
 def _thin_by_ghostify(traced: Traced, stage: Stage) -> None:
@@ -213,7 +234,8 @@ def _halve_by_torch_pruning(traced: Traced, stage: Stage) -> None:
         raise Failure("has a block that is no module, so it was not tried")
     blocks = [copy.deepcopy(traced.module.get_submodule(name)) for b in stage.blocks[1:] for name in b.modules]
     before = copy.deepcopy(blocks)
-    model = nn.Sequential(nn.Conv2d(stage.width, stage.width, 1), *blocks).eval()
+    conv = nn.Conv3d if len(stage.resolution) == 3 else nn.Conv2d
+    model = nn.Sequential(conv(stage.width, stage.width, 1), *blocks).eval()
     importance = tp.importance.MagnitudeImportance(p=2)
     tp.pruner.BasePruner(model, torch.randn(stage.blocks[1].in_shape), importance, pruning_ratio=0.5).step()
     if _step(model, stage).shape[1] >= stage.width:
@@ -255,10 +277,12 @@ def _unsettle(model: nn.Module) -> None:
     """Norms, biases and the scales of branches as in a trained network; new ones hide what they are multiplied by."""
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if tensor.is_floating_point() and tensor.numel() == max(tensor.shape, default=1):
-                (nn.init.normal_ if name in ("bias", "running_mean") else partial(nn.init.uniform_, a=0.5, b=1.5))(
-                    tensor.data
-                )
+            if not tensor.is_floating_point() or tensor.numel() > max(tensor.shape, default=1):
+                continue
+            if name in ("bias", "running_mean"):
+                nn.init.normal_(tensor)
+            else:
+                nn.init.uniform_(tensor, 0.5, 1.5)
 
 
 # -- the page --------------------------------------------------------------------------------------------------
@@ -312,18 +336,9 @@ def _thinning(rows: list[Row]) -> Iterator[str]:
     left = [row for row in rows if row.stages and not row.attempts]
     ours, theirs = (_succeeded(attempts, who) for who in WHO)
     yield f"**Thinned {ours} of {len(attempts)} stages ({100 * ours / len(attempts):.1f} %); Torch-Pruning {theirs} of"
-    yield f"{len(attempts)}.** Not tried: the {sum(len(row.stages) for row in left)} stages of {len(left)} networks of more"
+    yield f"{len(attempts)}.** Not tried: {sum(len(row.stages) for row in left)} stages of {len(left)} networks of more"
     yield f"than {LARGEST / 1e6:.0f} million parameters, which would take most of the time."
-    yield ""
-    yield "Thinned means: at the default settings, with a ghost ratio of 0.5 and weights at random, the G-Ghost stage is"
-    yield "built; each thin block does on real numbers what the block does with the dropped channels silenced; every"
-    yield "convolution and linear layer in it of more than one filter has fewer than before; the stage runs forward and"
-    yield "backward in training mode on a batch of two, and every parameter gets a finite gradient; and it has exactly the"
-    yield "parameters that were predicted. Torch-Pruning's `BasePruner` is given the modules of blocks 2 … n behind a 1x1"
-    yield "convolution, which makes the stream (an input has no filters to prune), and `pruning_ratio=0.5`, nothing"
-    yield "ignored; the same step must run, and the stream and the same layers must have become narrower. Its values are"
-    yield "not compared with anything."
-    yield ""
+    yield HOW
     for who in WHO:
         yield from _failures(attempts, who)
 
@@ -337,7 +352,7 @@ def _failures(attempts: list[Attempt], who: str) -> Iterator[str]:
     kinds: dict[str, list[Attempt]] = {}
     for attempt in attempts:
         if problem := attempt.problems[who]:
-            kinds.setdefault(_kind(problem), []).append(attempt)
+            kinds.setdefault(_kind(problem.replace(attempt.stage, "…")), []).append(attempt)
     if kinds:
         yield f"What kept {who} from it:"
         yield ""
@@ -349,9 +364,10 @@ def _failures(attempts: list[Attempt], who: str) -> Iterator[str]:
 
 
 def _kind(problem: str) -> str:
-    """A problem without the names and numbers in it; its first line alone."""
-    line = re.sub(r"'[^' ]*'", "…", problem.partition("\n")[0])
+    """A problem without names, numbers and advice; its first line alone."""
+    line = re.sub(r"'[^' ]*'", "…", problem.partition("\n")[0].partition(" Leave it out:")[0])
     line = re.sub(r"has a block, [^ ]+,", "has a block, …,", line)
+    line = re.sub(r"[…\w]+(\.\w+)+", "…", line)
     return re.sub(r"\d+", "N", line)[:160]
 
 
