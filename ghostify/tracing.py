@@ -269,8 +269,14 @@ class _Recorder(TorchFunctionMode):
             if getattr(module, "inplace", False):
                 self._guard(args, kwargs)
             arguments = self._argument(args), self._argument(kwargs)
+            given = args[0] if args and isinstance(args[0], Tensor) else None
+            version = _version(given)
             result = call(module, *args, **kwargs)
-            self._bind(self.graph.call_module(self.stack[-1], *arguments), result)
+            node = self.graph.call_module(self.stack[-1], *arguments)
+            passed = result is given and version == _version(given)  # an Identity: its input stays the input's node
+            self._bind(node, None if passed else result)
+            if passed:
+                node.meta["shapes"] = [tuple(result.shape)]
         finally:
             self.paused = False
         return result
@@ -516,6 +522,11 @@ def _holds_tensor(value: Any) -> bool:
 def _cloned(value: Any) -> Any:
     leaves, spec = tree_flatten(value)
     return tree_unflatten([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def _version(tensor: Tensor | None) -> int:
+    """How often a tensor was written to."""
+    return -1 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _storage(tensor: Tensor) -> int:

@@ -18,7 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ghostify.channels.operations import CUTS, MOVES, NORMS, PADS, POINTWISE, REDUCTIONS, SOFTMAX, SPATIAL, WEIGHT_AT
+from ghostify.channels.operations import (
+    CUTS,
+    MOVES,
+    NORMS,
+    PADS,
+    POINTWISE,
+    PRODUCTS,
+    REDUCTIONS,
+    SOFTMAX,
+    SPATIAL,
+    WEIGHT_AT,
+)
 from ghostify.channels.resolving import NONE, Channels, Read, Resolved, Ties, Unreadable, Use
 from ghostify.costs import is_conv, op_name
 from ghostify.tracing import Traced
@@ -130,8 +141,10 @@ class _Follower:
             return self._padded(node)
         if name in MOVES:
             return self._moved(node, name)
-        if name == "prelu" or name == "PReLU":
+        if name in ("prelu", "PReLU"):
             return self._prelu(node)
+        if name in PRODUCTS:
+            return self._product(node)
         raise self._stop(node, "ties channels in a way that cannot be followed")
 
     def _note_shortcut(self, node: fx.Node, name: str) -> None:
@@ -325,6 +338,20 @@ class _Follower:
             return merged.expand(a.shape)
         return a
 
+    def _product(self, node: fx.Node) -> Tensor:
+        """A matrix product over positions (attention over the map): rows of one, columns of the other."""
+        a, b = (self._ids(source, node) for source in node.all_input_nodes)
+        if min(a.dim(), b.dim()) < 2 or not (constant_along(a, -1) and constant_along(b, -2)):
+            raise self._stop(node, "sums over the channels")
+        out = self._tied(a.narrow(-1, 0, 1), b.narrow(-2, 0, 1)).expand(_shape(node))
+        varying = [dim for dim in range(out.dim()) if not constant_along(out, dim)]
+        if len(varying) > 1:
+            raise self._stop(node, "has channels along several dimensions")
+        channels = _along(out, varying[0]) if varying else np.array([NONE])
+        positions = math.prod(_shape(node)) * a.shape[-1] // len(channels)
+        self.reads.append(Read(self.block, channels, positions=positions, params=False))
+        return out
+
     def _prelu(self, node: fx.Node) -> Tensor:
         source = node.all_input_nodes[0]
         weight = self._parameters(node)[0]
@@ -502,6 +529,9 @@ class _Follower:
         found = self.ids.get(source)
         if found is None and source.op == "get_attr":
             return self._operand(source, node)
+        if found is None and from_parameters(source):
+            self._step(source)
+            found = self.ids[source]
         if found is None:
             raise self._stop(node, "reads a value from outside the part")
         if isinstance(found, list):
@@ -511,12 +541,9 @@ class _Follower:
     def _vector(self, source: fx.Node, node: fx.Node, dim: int) -> np.ndarray:
         """The numbers of a tensor along ``dim``; the only dimension they may vary along."""
         ids = self._ids(source, node)
-        for other in range(ids.dim()):
-            if other != dim:
-                if not constant_along(ids, other):
-                    raise self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
-                ids = ids.narrow(other, 0, 1)
-        return ids.reshape(-1).numpy()
+        if not all(constant_along(ids, other) for other in range(ids.dim()) if other != dim):
+            raise self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
+        return _along(ids, dim)
 
     def _stop(self, node: fx.Node, why: str) -> Unreadable:
         module = node.meta.get("module") or "(root)"
@@ -528,6 +555,19 @@ def constant_along(ids: Tensor, dim: int) -> bool:
         return True
     small = ids[tuple(slice(0, 1) if ids.stride(d) == 0 else slice(None) for d in range(ids.dim()))]
     return bool((small == small.narrow(dim, 0, 1)).all())
+
+
+def from_parameters(node: fx.Node) -> bool:
+    """Whether a value is a parameter, or computed from parameters and constants alone."""
+    computed = node.op in ("call_module", "call_function", "call_method")
+    return node.op == "get_attr" or (computed and all(map(from_parameters, node.all_input_nodes)))
+
+
+def _along(ids: Tensor, dim: int) -> np.ndarray:
+    """The numbers of a tensor along a dimension, at the first place of every other."""
+    for other in range(ids.dim()):
+        ids = ids if other == dim else ids.narrow(other, 0, 1)
+    return ids.reshape(-1).numpy()
 
 
 def _compact(ids: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ MaxPool2d MaxPool3d Upsample UpsamplingBilinear2d UpsamplingNearest2d
 SPATIAL = frozenset(_SPATIAL_NAMES.split())
 REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "norm"})
 SOFTMAX = frozenset({"softmax", "Softmax", "log_softmax"})
+PRODUCTS = frozenset({"matmul", "bmm", "__matmul__"})
 PADS = frozenset({"pad", "constant_pad_nd"})
 CUTS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "__getitem__"})
 _MOVES_NAMES = """

@@ -137,6 +137,8 @@ class Resolved:
         self.components = _connected(ties.count, [*ties.one_by_one, *ties.grouped])
         self.segment_of: dict[int, int] = {}
         self.members: list[np.ndarray] = []
+        self._segment = np.full(ties.count + 1, NONE)
+        self._vectors: dict[int, Vector] = {}
         self._divide()
 
     def coupling(self, reads: Iterable[Read], ends: Iterable[np.ndarray], shortcuts: Iterable[bool]) -> Coupling:
@@ -177,19 +179,25 @@ class Resolved:
         _, first, group = np.unique(signature[ones], return_index=True, return_inverse=True)
         order = np.argsort(np.argsort(first))
         self.segment_of = {int(one): int(order[index]) for one, index in zip(ones, group, strict=True)}
+        self._segment[ones] = order[group]
         self.members = [ones[order[group] == segment] for segment in range(len(first))]
 
     def _vector(self, numbers: np.ndarray) -> Vector:
+        known = self._vectors.get(id(numbers))
+        if known is None:
+            known = self._vectors[id(numbers)] = self._made_vector(numbers)
+        return known
+
+    def _made_vector(self, numbers: np.ndarray) -> Vector:
         ones, times = np.unique(self.components[numbers[numbers >= 0]], return_counts=True)
-        each: dict[int, int] = {}
-        fixed = int((numbers < 0).sum())
-        for one, count in zip(ones.tolist(), times.tolist(), strict=True):
-            segment = self.segment_of.get(one)
-            if segment is None:
-                fixed += count
-            elif each.setdefault(segment, count) != count:
+        segments = self._segment[ones]
+        parts = []
+        for segment in np.unique(segments[segments >= 0]):
+            each = times[segments == segment]
+            if each.min() != each.max():
                 raise Unreadable("channels of one kind occur unequally often in a tensor")
-        return Vector(fixed=fixed, parts=tuple(sorted(each.items())))
+            parts.append((int(segment), int(each[0])))
+        return Vector(fixed=int((numbers < 0).sum() + times[segments < 0].sum()), parts=tuple(parts))
 
     def _weight(self, read: Read) -> Weight:
         return Weight(

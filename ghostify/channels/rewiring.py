@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.channels.following import constant_along
-from ghostify.channels.operations import CUTS
+from ghostify.channels.following import constant_along, from_parameters
+from ghostify.channels.operations import CUTS, MOVES
 from ghostify.channels.resolving import Channels
 from ghostify.channels.thinning import _tensor, sliced, thinned
 from ghostify.costs import is_conv, op_name
@@ -51,7 +51,9 @@ class _Rewiring:
         self.channels, self.nodes, self.kept, self.entry = channels, nodes, kept, entry
         self.projection = projection
         inside = set(nodes)
-        self.source = next(n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr")
+        self.source = next(
+            n for node in nodes for n in node.all_input_nodes if n not in inside and not from_parameters(n)
+        )
         self.prefix = common(str(node.meta["module"]) for node in nodes)
         if any(node.op == "call_module" and node.target == self.prefix for node in nodes):
             self.prefix = parent_of(self.prefix)  # a block that is one layer
@@ -76,11 +78,13 @@ class _Rewiring:
             value[self.source] = direct if self._reads_by_weights(reading) else projected
             value[node] = self._unit(graph, value, *unit) if unit else self._single(graph, value, node)
         graph.output(value[self.nodes[-1]])
+        for node in reversed(list(graph.nodes)):
+            if not node.users and node.op not in ("output", "placeholder"):
+                graph.erase_node(node)
         return fx.GraphModule(self.attributes, graph, class_name="RewiredBlock")
 
     def _unit(self, graph: fx.Graph, value: dict[fx.Node, fx.Node], name: str, nodes: list[fx.Node]) -> fx.Node:
-        inside = set(nodes)
-        read = next(n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr")
+        (read,) = self._read_by(nodes)
         relative = self._relative(name)
         module = self.channels.traced.module.get_submodule(name)
         self.attributes.setdefault(relative, thinned(self.channels, module, self.kept, self.entry))
@@ -88,16 +92,58 @@ class _Rewiring:
 
     def _single(self, graph: fx.Graph, value: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
         for source in node.all_input_nodes:
-            if source.op == "get_attr" and source not in value:
+            if source not in value and source.op != "get_attr":  # computed from parameters alone
+                value[source] = self._single(graph, value, source)
+            elif source not in value:
                 tensor = _tensor(self.channels.traced.module, str(source.target))
                 relative = self._relative(str(source.target))
                 small = self.memo.get(id(tensor), tensor)
                 copied = nn.Parameter(small.detach().clone()) if isinstance(small, nn.Parameter) else small.clone()
                 self.attributes.setdefault(relative, copied)
                 value[source] = graph.get_attr(relative)
+        gathered = self._gathered(graph, value, node)
+        if gathered is not None:
+            return gathered
         copy = graph.node_copy(node, lambda n: value[n])
+        if node.op == "call_module":
+            copy.target = self._relative(str(node.target))
+            leaf = self.channels.traced.leaf(node)
+            self.attributes.setdefault(copy.target, thinned(self.channels, leaf, self.kept, self.entry))
         self._resize(node, copy)
         return copy
+
+    # -- sizes -------------------------------------------------------------------------------------------------
+
+    def _gathered(self, graph: fx.Graph, value: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node | None:
+        """A row of moves (view, transpose, view: a shuffle) that only changes which channel stands where, as one
+        selection of channels; whatever sizes the moves wrote out are gone with them."""
+        origin = node
+        while self._only_moves(origin) and origin is not self.source:
+            origin = origin.all_input_nodes[0]
+        if origin is node or origin not in value or not (self._lies_along_channels(node, origin)):
+            return None
+        before, after = (self._numbers(n) for n in (origin, node))
+        place = {number: index for index, number in enumerate(n for n in before if self.kept[n])}
+        name = f"{node.name}_channels"
+        self.attributes[name] = torch.tensor([place[n] for n in after if self.kept[n]])
+        return graph.call_function(torch.index_select, (value[origin], 1, graph.get_attr(name)))
+
+    def _only_moves(self, node: fx.Node) -> bool:
+        name = op_name(self.channels.traced, node)
+        moves = name in MOVES or name == "contiguous"
+        return node.op in ("call_function", "call_method") and moves and len(node.all_input_nodes) == 1
+
+    def _lies_along_channels(self, *nodes: fx.Node) -> bool:
+        """Whether the values are maps of one size with their channels along dimension 1 alone, each its own."""
+        ids = [found for node in nodes if isinstance(found := self.channels.ids.get(node), Tensor) and found.dim() > 2]
+        if len(ids) < len(nodes) or len({one.shape[2:] for one in ids}) > 1:
+            return False
+        return all((dim == 1) != constant_along(one, dim) for one in ids for dim in range(one.dim()))
+
+    def _numbers(self, node: fx.Node) -> list[int]:
+        ids: Tensor = self.channels.ids[node]
+        numbers: list[int] = ids[0].flatten(1)[:, 0].tolist()
+        return numbers
 
     def _resize(self, node: fx.Node, copy: fx.Node) -> None:
         """Sizes of pieces as they are with the kept channels."""
@@ -106,6 +152,9 @@ class _Rewiring:
             dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
             sizes = [self._along(piece, int(dim)) for piece in self.channels.ids[node]]  # type: ignore[arg-type]
             copy.args, copy.kwargs = (copy.args[0], sizes, dim), {}
+        elif name in ("view", "reshape") and from_parameters(node):
+            ids = self.channels.ids[node]
+            copy.args = (copy.args[0], *(self._along(ids, dim) for dim in range(ids.dim())))
         elif name in ("__getitem__", "getitem") and isinstance(node.args[1], tuple):
             whole = self.channels.ids[node.all_input_nodes[0]]
             if isinstance(whole, Tensor):
@@ -148,9 +197,15 @@ class _Rewiring:
         start = self.prefix.count(".") + 2 if self.prefix else 1
         return [".".join(parts[:end]) for end in range(start, len(parts) + 1)]
 
+    def _read_by(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """What nodes read from outside, parameters apart."""
+        inside = set(nodes)
+        read = (n for node in nodes for n in node.all_input_nodes if n not in inside and not from_parameters(n))
+        return list(dict.fromkeys(read))
+
     def _is_unit(self, nodes: list[fx.Node]) -> bool:
         inside = set(nodes)
-        read = {n for node in nodes for n in node.all_input_nodes if n not in inside and n.op != "get_attr"}
+        read = self._read_by(nodes)
         used = [n for n in nodes if any(user not in inside for user in n.users)]
         whole = len(nodes) < len(self.nodes) and len(read) == 1 and used == [nodes[-1]]
         if not whole or any(op_name(self.channels.traced, n) in CUTS for n in nodes):

@@ -142,6 +142,8 @@ def _masked(value: Any, ids: Any, kept: np.ndarray) -> Any:
 
 def _run(channels: Channels, node: fx.Node, values: dict[fx.Node, Any], kept: np.ndarray) -> Any:
     def value(source: fx.Node) -> Any:
+        if source not in values and source.op != "get_attr":  # computed from parameters alone
+            values[source] = _run(channels, source, values, kept)
         return values[source] if source in values else _tensor(channels.traced.module, str(source.target))
 
     args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)

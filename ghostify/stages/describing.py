@@ -78,6 +78,8 @@ class Description:
     ) -> tuple[Coupling | None, str | None]:
         """The channels of the blocks after the first, and what stands in the way of rewriting them."""
         traced, later = self.flow.traced, parts[1:]
+        if len(self.flow.shape(parts[-1][1][-1])) != 4:
+            return None, "works on other than two-dimensional maps, and G-Ghost stages are two-dimensional"
         try:
             nodes = [[self.flow.nodes[index] for index in part] for _, part in later]
             coupling = follow(traced, nodes, self.flow.nodes[later[0][0]]).coupling
