@@ -29,7 +29,7 @@ _HEADER = """\
 # anew.  To ghost a skipped layer, write it under swaps (target, geometry, s, d); to keep a layer, delete its swap.
 # To name a stage by hand, list its blocks, the first first, in a swap of rule g-ghost.
 """
-_OUTSIDE = "lies outside the stages that become G-Ghost stages (method both takes it)"
+_OUTSIDE = "is kept: G-Ghost stages replace what follows the first block of a stage (method both takes it)"
 
 
 class Plan(BaseModel):

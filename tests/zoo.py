@@ -27,6 +27,8 @@ class Net:
     example: Callable[[], Any]
     swaps: int
     """How many of its layers can become ghosts when every role may."""
+    stages: int = 0
+    """How many of its stages can become G-Ghost stages."""
     pickles: bool = True
 
     def build(self) -> nn.Module:
@@ -453,6 +455,120 @@ class Upscaler(nn.Module):
         return self.upscale(self.features(x)) + F.interpolate(x, scale_factor=2)
 
 
+# -- nets with a stage: three or more blocks of one width and resolution --------------------------------------
+
+
+def residual_stage() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 8), nn.Sequential(basic(8, 16, 2), basic(16, 16), basic(16, 16)), head(16))
+
+
+def grouped_stage() -> nn.Module:
+    blocks = (bottleneck(32, 32, groups=4) for _ in range(3))
+    return nn.Sequential(conv_bn(3, 8), bottleneck(8, 32, 2, groups=4), *blocks, head(32))
+
+
+def gated_stage() -> nn.Module:
+    blocks = (InvertedResidual(16, 32) for _ in range(4))
+    return nn.Sequential(conv_bn(3, 16, stride=2), nn.Sequential(*blocks), head(16))
+
+
+def stacked() -> nn.Module:
+    """Convolutions in a row, as in VGG."""
+    return nn.Sequential(
+        conv_bn(3, 8), nn.MaxPool2d(2), conv_bn(8, 16), conv_bn(16, 16), conv_bn(16, 16), conv_bn(16, 16), head(16)
+    )
+
+
+class NextBlock(nn.Module):
+    """Depthwise convolution, layer norm and two linear layers with the channels last, and a layer scale."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(c, c, 3, padding=1, groups=c)
+        self.norm = nn.LayerNorm(c)
+        self.mlp = nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c))
+        self.gamma = nn.Parameter(torch.full((c,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mlp(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))
+        return x + (self.gamma * y).permute(0, 3, 1, 2)
+
+
+def next_stage() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 2, 2), NextBlock(16), NextBlock(16), NextBlock(16), head(16))
+
+
+class PreActivation(nn.Module):
+    """Norm and activation before each convolution; nothing follows the addition."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(c), nn.Conv2d(c, c, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(c), nn.Conv2d(c, c, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.norm1(x)))
+        return x + self.conv2(F.relu(self.norm2(y)))
+
+
+def preactivated() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), *(PreActivation(16) for _ in range(3)), nn.ReLU(), head(16))
+
+
+def shuffle_stage() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 64, stride=2), *(Shuffle(64) for _ in range(5)), head(64))
+
+
+class CrossStage(nn.Module):
+    """A bypass beside a branch with a stage of its own, as in CSPNet."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.bypass, self.enter, self.leave = conv_bn(c, c, 1), conv_bn(c, c, 1), conv_bn(2 * c, c, 1)
+        self.blocks = nn.Sequential(*(basic(c, c) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(torch.cat([self.bypass(x), self.blocks(self.enter(x))], 1))
+
+
+def cross_stage() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 16, stride=2), CrossStage(16), head(16))
+
+
+class GroupNormed(nn.Module):
+    """A residual block with group norm, and a group of channels per four."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(c, c, 3, padding=1, bias=False), nn.GroupNorm(c // 4, c)
+        self.conv2, self.norm2 = nn.Conv2d(c, c, 3, padding=1, bias=False), nn.GroupNorm(c // 4, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+def group_normed() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 16, stride=2), *(GroupNormed(16) for _ in range(3)), head(16))
+
+
+class Scaled(nn.Module):
+    """A residual block of branches that are split off by a width written out, as in Res2Net."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.width = c // 2
+        self.enter, self.leave = conv_bn(c, c, 1), nn.Conv2d(c, c, 1, bias=False)
+        self.branch = conv_bn(self.width, self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(self.enter(x), self.width, 1)
+        return F.relu(x + self.leave(torch.cat([left, self.branch(right)], 1)))
+
+
+def scaled_stage() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 16, stride=2), *(Scaled(16) for _ in range(3)), head(16))
+
+
 def image(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
     """A fixed random input of two samples."""
 
@@ -489,7 +605,7 @@ ZOO: tuple[Net, ...] = (
     Net("dense", Dense, image(4, 8, 8), swaps=4),
     Net("unet", UNet, rgb, swaps=4),
     Net("dilated", dilated, image(3, 12, 12), swaps=5),
-    Net("padded", padded, rgb, swaps=4),
+    Net("padded", padded, rgb, swaps=4, stages=1),
     Net("odd", odd, rgb, swaps=4),
     Net("shared-head", SharedHead, rgb, swaps=4),
     Net("aliased", Aliased, rgb, swaps=3),
@@ -514,5 +630,15 @@ ZOO: tuple[Net, ...] = (
     Net("double", partial(made, residual, torch.float64), image(3, 8, 8, dtype=torch.float64), swaps=7),
     Net("bfloat16", partial(made, mobile, torch.bfloat16), image(3, 8, 8, dtype=torch.bfloat16), swaps=10),
     Net("resnet8", resnet8, image(3, 16, 16), swaps=8),
-    Net("resnet20", partial(resnet20, width=8), image(3, 16, 16), swaps=20),
+    Net("resnet20", partial(resnet20, width=8), image(3, 16, 16), swaps=20, stages=3),
+    Net("residual-stage", residual_stage, rgb, swaps=9, stages=1),
+    Net("grouped-stage", grouped_stage, rgb, swaps=15, stages=1),
+    Net("gated-stage", gated_stage, rgb, swaps=18, stages=1),
+    Net("stacked", stacked, rgb, swaps=6, stages=1),
+    Net("next-stage", next_stage, rgb, swaps=2, stages=1),
+    Net("preactivated", preactivated, rgb, swaps=8, stages=1),
+    Net("shuffle-stage", shuffle_stage, rgb, swaps=7, stages=1),
+    Net("cross-stage", cross_stage, rgb, swaps=11, stages=1),
+    Net("group-normed", group_normed, rgb, swaps=8, stages=1),
+    Net("scaled-stage", scaled_stage, rgb, swaps=11, stages=1),
 )

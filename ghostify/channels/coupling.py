@@ -72,6 +72,8 @@ class Coupling(BaseModel):
     """The tensors between the blocks: the input of the first, then the output of each."""
     shortcuts: tuple[bool, ...] = ()
     """For each block, whether anything but convolutions and linear layers reads its input."""
+    ordered: bool = False
+    """Whether a filter slides over the channels, which works with the first of them only."""
 
     def width(self, vector: Vector, kept: Sequence[int] | None = None, lanes: float = 1.0) -> int:
         """Channels of ``vector`` with so many components of each segment kept, and of a group so large a share."""

@@ -68,6 +68,7 @@ class _Follower:
         self.block_entry: fx.Node | None = entry
         self.counted: set[str] = set()
         self.shortcuts: list[bool] = []
+        self.ordered = False
 
     def followed(self, blocks: Sequence[Sequence[fx.Node]], fixed: Iterable[fx.Node]) -> Channels:
         ends = []
@@ -97,7 +98,7 @@ class _Follower:
             components=resolved.components,
             lane=resolved.lane,
             segment_of=resolved.segment_of,
-            coupling=resolved.coupling(self.reads, ends, self.shortcuts),
+            coupling=resolved.coupling(self.reads, ends, self.shortcuts, self.ordered),
             ends=ends,
             members=resolved.members,
         )
@@ -209,6 +210,7 @@ class _Follower:
         """
         if _shape(node) != _shape(source):
             raise self._stop(node, "slides over the channels and makes fewer")
+        self.ordered = True
         one = np.array([NONE])
         for name, positions in zip(parameters, (math.prod(_shape(node)), 0), strict=True):
             if name and name not in self.counted:

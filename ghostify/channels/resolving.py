@@ -141,7 +141,9 @@ class Resolved:
         self._vectors: dict[int, Vector] = {}
         self._divide()
 
-    def coupling(self, reads: Iterable[Read], ends: Iterable[np.ndarray], shortcuts: Iterable[bool]) -> Coupling:
+    def coupling(
+        self, reads: Iterable[Read], ends: Iterable[np.ndarray], shortcuts: Iterable[bool], ordered: bool
+    ) -> Coupling:
         """The same in names and numbers."""
         lane = self.lane[self.roots]
         widths = np.zeros(self.ties.count + 1, dtype=int)
@@ -152,6 +154,7 @@ class Resolved:
             weights=tuple(self._weight(read) for read in reads),
             ends=tuple(self._vector(numbers) for numbers in ends),
             shortcuts=tuple(shortcuts),
+            ordered=ordered,
         )
 
     def _lanes(self) -> np.ndarray:

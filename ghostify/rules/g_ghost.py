@@ -36,7 +36,7 @@ from ghostify.tracing import Traced
 
 PRESETS: dict[str, StageForm] = {
     "default": StageForm(
-        cheap="1x1", cheap_input="slice", entry="slice", mix=1, mix_y1=True, end=True, group_width=1.0, keep="first"
+        cheap="1x1", cheap_input="slice", entry="slice", mix=1, mix_y1=True, end=True, group_width=1.0, keep="strongest"
     ),
     "literal": StageForm(
         cheap="1x1",
@@ -87,8 +87,11 @@ def propose(stage: Stage, settings: GhostSettings) -> GGhostSwap | Skip:
         return Skip(target=stage.name, reason="is matched by no include pattern")
     if glob := next((glob for glob in settings.exclude if fnmatchcase(stage.name, glob)), None):
         return Skip(target=stage.name, reason=f"is excluded by {glob!r}")
-    if stage.obstacle:
-        return Skip(target=stage.name, reason=stage.obstacle)
+    if stage.obstacle or stage.coupling is None:
+        return Skip(target=stage.name, reason=stage.obstacle or "was not followed")
+    form = _form(stage.name, settings)
+    if stage.coupling.ordered:
+        form["keep"] = "first"
     swap = GGhostSwap(
         target=stage.name,
         geometry=stage.geometry,
@@ -96,7 +99,7 @@ def propose(stage: Stage, settings: GhostSettings) -> GGhostSwap | Skip:
         before=stage.cost,
         round_to=settings.round_to,
         rounding=settings.rounding,
-        **_form(stage.name, settings),
+        **form,
     )
     try:
         swap = swap.model_copy(update={"after": predict(stage, swap)})
