@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from operator import mul
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -119,18 +120,27 @@ def stage_ratio(blocks: Sequence[float], ratio: float, cheap: float) -> float:
 
 
 def stage_model(
-    blocks: Sequence[float], ratio: float, cheap: float, *, projection: float | None = None, end: bool = True
+    blocks: Sequence[float],
+    ratio: float,
+    new: float,
+    *,
+    projection: float | None = None,
+    end: bool = True,
+    ghosts: bool = True,
 ) -> float:
     """Eq. 13 and 14 for the stages that the papers' tables really count.
 
-    The last block keeps its full width (``end``), and the second costs (1−λ)² where it reads a slice of Y1; where it
-    reads all of it, with a ``projection`` of that cost, the first half of it is (1−λ).
+    ``new`` is what the cheap and the mix operation cost.  The last block keeps its full width (``end``).  The first
+    thin block costs (1−λ)² where it reads a slice of Y1; where it reads all of it, with a ``projection`` of that cost,
+    the first half of it is (1−λ); and without ``ghosts`` the last thin block is thin in its first half's input alone.
     """
     thin = 1 - ratio
-    first, second, *others = blocks
-    entry = thin**2 * second if projection is None else (thin + thin**2) / 2 * second + projection
-    last = others[-1] * (1 if end else thin**2)
-    return sum(blocks) / (first + entry + thin**2 * sum(others[:-1]) + last + cheap)
+    first, *later = blocks
+    full = later.pop() if end else 0.0
+    shares = [thin**2] * len(later)
+    shares[0] = thin**2 if projection is None else (thin + thin**2) / 2
+    shares[-1] = shares[-1] if ghosts else (thin + 1) / 2
+    return sum(blocks) / (first + sum(map(mul, shares, later)) + full + (projection or 0.0) + new)
 
 
 # -- counting rules --------------------------------------------------------------------------------------------

@@ -166,9 +166,11 @@ def check(plan: Plan, scan: Scan) -> Plan:
 def scan_for(traced: Traced, wanted: GhostSettings | Plan) -> Scan:
     """The scan that settings need, or a plan with stages named by hand.  Raises ``PlanError`` for no such stage."""
     if isinstance(wanted, GhostSettings):
-        return scan(traced, whole=wanted.method == "width")
+        whole = wanted.method == "width"
+        return scan(traced, whole=whole, steady=wanted.exclude if whole else ())
+    scaled = next((swap for swap in wanted.swaps if isinstance(swap, WidthSwap)), None)
     named = [swap.blocks for swap in wanted.swaps if isinstance(swap, GGhostSwap)]
-    return scan(traced, stages=named, whole=any(isinstance(swap, WidthSwap) for swap in wanted.swaps))
+    return scan(traced, stages=named, whole=scaled is not None, steady=scaled.exclude if scaled else ())
 
 
 def read_plan(path: str | Path) -> Plan:

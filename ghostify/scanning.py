@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, is_conv, op_name, own_params
+from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts import CGhost
 from ghostify.recipe import Role
 from ghostify.stages import Stage, find_stages, name_stage
@@ -84,6 +86,8 @@ class Scan(BaseModel):
     """The channels of the whole network, where the scan was asked for them."""
     uncoupled: str = ""
     """Why there are none, as a sentence without its end."""
+    steady: tuple[str, ...] = ()
+    """Globs of the layers whose outputs were to keep all their channels."""
 
     def site(self, name: str) -> Site | None:
         """The site of that name (an alias finds it too)."""
@@ -161,12 +165,18 @@ class Scan(BaseModel):
 
 
 def scan(
-    model: Traced | nn.Module, example: Any = None, *, stages: Sequence[Sequence[str]] = (), whole: bool = False
+    model: Traced | nn.Module,
+    example: Any = None,
+    *,
+    stages: Sequence[Sequence[str]] = (),
+    whole: bool = False,
+    steady: Sequence[str] = (),
 ) -> Scan:
     """Scan a recorded run, or a module on an example (then recorded first).
 
     ``stages`` names stages by hand, each by the modules of its blocks; ``whole`` asks for the channels of the whole
-    network (for rule width).  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
+    network (for rule width), of which the outputs of layers that match ``steady`` stay.  Raises ``TraceError``, and
+    ``PlanError`` for a named stage that is none.
     """
     traced = model if isinstance(model, Traced) else trace(model, example)
     ops, unknown = count(traced)
@@ -174,7 +184,7 @@ def scan(
     found = find_stages(traced)
     known = {tuple(block.name for block in stage.blocks) for stage in found}
     named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
-    coupling, uncoupled = _coupled(traced) if whole else (None, "")
+    coupling, uncoupled = _coupled(traced, steady) if whole else (None, "")
     return Scan(
         network=type(traced.module).__name__,
         inputs=tuple(traced.input_shapes),
@@ -187,19 +197,28 @@ def scan(
         doubts=tuple(traced.doubts),
         coupling=coupling,
         uncoupled=uncoupled,
+        steady=tuple(steady),
     )
 
 
-def network_nodes(traced: Traced) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
-    """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and the outputs as fixed."""
+def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
+    """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and what stays: the outputs
+    of the network and of the layers that match a glob of ``steady``.  Raises ``PlanError`` for one that matches none.
+    """
     nodes = [node for node in traced.graph.nodes if node.op != "output"]
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
-    return [nodes], None, list(output.all_input_nodes)
+    layers = [node for node in nodes if node.op == "call_module" and _is_weighted(op_name(traced, node))]
+    for glob in steady:
+        if not any(fnmatchcase(str(node.target), glob) for node in layers):
+            hint = did_you_mean(glob, [str(node.target) for node in layers])
+            raise PlanError(f"exclude {glob!r} matches no layer.{hint}")
+    kept = [node for node in layers if any(fnmatchcase(str(node.target), glob) for glob in steady)]
+    return [nodes], None, [*output.all_input_nodes, *kept]
 
 
-def _coupled(traced: Traced) -> tuple[Coupling | None, str]:
+def _coupled(traced: Traced, steady: Sequence[str]) -> tuple[Coupling | None, str]:
     try:
-        return follow(traced, *network_nodes(traced)).coupling, ""
+        return follow(traced, *network_nodes(traced, steady)).coupling, ""
     except Unreadable as problem:
         return None, str(problem)
 

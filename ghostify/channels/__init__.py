@@ -8,7 +8,7 @@ from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
 from ghostify.channels.following import follow
 from ghostify.channels.resolving import Channels, Unreadable
 from ghostify.channels.rewiring import rewired, stands_in
-from ghostify.channels.thinning import silenced, sliced, thinned
+from ghostify.channels.thinning import renumbered, silenced, sliced, thinned
 
 __all__ = [
     "Channels",
@@ -18,6 +18,7 @@ __all__ = [
     "Vector",
     "Weight",
     "follow",
+    "renumbered",
     "rewired",
     "silenced",
     "sliced",

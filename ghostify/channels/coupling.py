@@ -53,8 +53,8 @@ class Weight(BaseModel):
     """Size of the kernel, k·k'."""
     positions: int = 0
     """Output positions each weight is multiplied at; 0 where nothing is multiplied and accumulated."""
-    acts: bool = False
-    """Whether its outputs are activations in the papers' sense (a convolution's)."""
+    outputs: int = 0
+    """Output positions that are activations in the papers' sense (a convolution's); 0 for what is none."""
     params: bool = True
     """Whether its parameters count here; not where another use has counted them."""
 
@@ -125,7 +125,7 @@ class Coupling(BaseModel):
             size = out * each * weight.area
             params += size * weight.params
             macs += size * weight.positions
-            acts += out * weight.positions * weight.acts
+            acts += out * weight.outputs
         return Cost(params=params, macs=macs, acts=acts)
 
     def _channels(self, segment: int, each: int, lanes: float) -> int:

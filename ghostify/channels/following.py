@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -177,47 +178,48 @@ class _Follower:
         out_shape = _shape(node)
         weight, bias = self._parameters(node)
         if shape[:2] == (1, 1) and not constant_along(self._ids(source, node), -1):
-            return self._along_channels(node, source, (weight, bias), shape)
+            return self._along_channels(node, source, weight, bias, shape)
         inputs = self._vector(source, node, 1)
-        positions = math.prod(out_shape) // out_shape[1]
-        area = math.prod(shape[2:])
+        maps = math.prod(out_shape) // out_shape[1]
+        sides = {"area": math.prod(shape[2:]), "positions": maps, "outputs": maps}
         if transposed and groups > 1:
             raise self._stop(node, "is a grouped transposed convolution")
         if groups == 1:
             out = self._made(weight, 1 if transposed else 0, out_shape[1])
             self._use(weight, 0 if transposed else 1, inputs, entry=source is self.block_entry)
-            positions = math.prod(_shape(source)) // _shape(source)[1] if transposed else positions
-            self._read(node, weight, out, reads=inputs, area=area, positions=positions)
+            if transposed:
+                sides["positions"] = math.prod(_shape(source)) // _shape(source)[1]
+            self._read(node, weight, out, reads=inputs, **sides)
         elif shape[1] == 1 and groups == len(inputs):
             out = np.repeat(inputs, out_shape[1] // groups)
             self._use(weight, 0, out)
-            self._read(node, weight, out, area=area, positions=positions)
+            self._read(node, weight, out, **sides)
         else:
             out = self._made(weight, 0, out_shape[1])
             self._grouped(inputs.reshape(groups, -1), out.reshape(groups, -1))
             self._use(weight, 1, inputs.reshape(groups, -1)[0], lanes=True)
             self._use(weight, 0, out)
-            self._read(node, weight, out, lanes=shape[1], area=area, positions=positions)
+            self._read(node, weight, out, lanes=shape[1], **sides)
         self._vector_parameter(node, bias, out)
         return self._spread(out, out_shape, 1)
 
-    def _along_channels(
-        self, node: fx.Node, source: fx.Node, parameters: tuple[str, str], shape: tuple[int, ...]
-    ) -> Tensor:
+    def _along_channels(self, node: fx.Node, source: fx.Node, weight: str, bias: str, shape: tuple[int, ...]) -> Tensor:
         """A filter that slides over the channels (efficient channel attention): each stays itself.
 
         With some dropped, the others have other neighbours; where the first are kept, what is past the end was zero.
         """
-        if _shape(node) != _shape(source):
+        ids = self._ids(source, node)
+        if _shape(node) != _shape(source) or not self._only_varies(ids, -1):
             raise self._stop(node, "slides over the channels and makes fewer")
         self.ordered = True
-        one = np.array([NONE])
-        for name, positions in zip(parameters, (math.prod(_shape(node)), 0), strict=True):
+        channels, one, area = _along(ids, ids.dim() - 1), np.array([NONE]), math.prod(shape[2:])
+        maps = math.prod(_shape(node)) // len(channels)
+        self.reads.append(Read(self.block, channels, area=area, positions=maps, outputs=maps, params=False))
+        for name, size in ((weight, area), (bias, 1)):
             if name and name not in self.counted:
                 self.counted.add(name)
-                area = math.prod(shape[2:]) if positions else 1
-                self.reads.append(Read(self.block, one, area=area, positions=positions, acts=positions > 0))
-        return self._ids(source, node)
+                self.reads.append(Read(self.block, one, area=size))
+        return ids
 
     def _linear(self, node: fx.Node) -> Tensor:
         source = node.all_input_nodes[0]
@@ -226,7 +228,7 @@ class _Follower:
         weight, bias = self._parameters(node)
         out = self._made(weight, 0, out_shape[-1])
         self._use(weight, 1, inputs, entry=source is self.block_entry)
-        self._read(node, weight, out, reads=inputs, positions=math.prod(out_shape[:-1]), acts=False)
+        self._read(node, weight, out, reads=inputs, positions=math.prod(out_shape[:-1]))
         self._vector_parameter(node, bias, out)
         return self._spread(out, out_shape, len(out_shape) - 1)
 
@@ -238,17 +240,18 @@ class _Follower:
         self._use(weight, dim, out)
         return out
 
-    def _read(self, node: fx.Node, weight: str, out: np.ndarray, acts: bool = True, **sides: Any) -> None:
+    def _read(self, node: fx.Node, weight: str, out: np.ndarray, **sides: Any) -> None:
         entry = self.block_entry is not None and node.all_input_nodes[0] is self.block_entry
         first = weight not in self.counted
         self.counted.add(weight)
-        self.reads.append(Read(self.block, out, acts=acts, entry=entry, params=first, **sides))
+        self.reads.append(Read(self.block, out, entry=entry, params=first, **sides))
 
     def _grouped(self, inputs: np.ndarray, out: np.ndarray) -> None:
-        """Every group of a grouped convolution is one component; places in it are lanes."""
+        """Every group of a grouped convolution is one component; where both sides are alike, places in it are lanes."""
         for side in (inputs, out):
             self.groups.append((np.repeat(side[:, 0], side.shape[1]), side.ravel()))
-            self.lanes.append((side.ravel(), np.tile(np.arange(side.shape[1]), side.shape[0])))
+            if inputs.shape == out.shape:
+                self.lanes.append((side.ravel(), np.tile(np.arange(side.shape[1]), side.shape[0])))
         self.groups.append((inputs[:, 0], out[:, 0]))
 
     # -- norms -------------------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ class _Follower:
         long = [dim for dim, size in enumerate(shape) if size > 1]
         if len(long) > 1:
             raise self._stop(node, f"uses {source.target!r}, which has several long dimensions")
-        name = str(source.target)
+        name = self._first_name(str(source.target))
         channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
         if name not in self.counted:
             self.counted.add(name)
@@ -467,14 +470,17 @@ class _Follower:
             own = dict(self.traced.leaf(node).named_parameters(recurse=False))
             if own.keys() - {"weight", "bias"}:
                 raise self._stop(node, "computes its weight from other parameters")
-            return tuple(f"{node.target}.{name}" if name in own else "" for name in ("weight", "bias"))  # type: ignore[return-value]
+            weight, bias = (
+                self._first_name(f"{node.target}.{name}") if name in own else "" for name in ("weight", "bias")
+            )
+            return weight, bias
         found = []
         for place, key in ((WEIGHT_AT.get(op_name(self.traced, node), 1), "weight"), (None, "bias")):
             place = place if key == "weight" else WEIGHT_AT.get(op_name(self.traced, node), 1) + 1
             source = _argument(node, place, key)
             if source is not None and not (isinstance(source, fx.Node) and source.op == "get_attr"):
                 raise self._stop(node, f"has a {key} that is computed on the way")
-            found.append(str(source.target) if source is not None else "")
+            found.append(self._first_name(str(source.target)) if source is not None else "")
         return found[0], found[1]
 
     def _parameters_and_buffers(self, node: fx.Node, n: int) -> list[str]:
@@ -482,8 +488,9 @@ class _Follower:
         if node.op == "call_module":
             module = self.traced.leaf(node)
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            return [f"{node.target}.{name}" for name, tensor in own if tensor.dim() == 1 and len(tensor) == n]
-        return [str(source.target) for source in node.all_input_nodes[1:] if source.op == "get_attr"]
+            named = (f"{node.target}.{name}" for name, tensor in own if tensor.dim() == 1 and len(tensor) == n)
+            return [self._first_name(name) for name in named]
+        return [self._first_name(str(source.target)) for source in node.all_input_nodes[1:] if source.op == "get_attr"]
 
     def _vector_parameter(self, node: fx.Node, name: str, channels: np.ndarray) -> None:
         """A parameter (or buffer) with one element per channel."""
@@ -492,14 +499,23 @@ class _Follower:
         self._use(name, 0, channels)
         if name not in self.counted:
             self.counted.add(name)
-            is_parameter = name in self._parameter_names()
-            if is_parameter:
+            if name in self._known:
                 self.reads.append(Read(self.block, channels))
 
-    def _parameter_names(self) -> set[str]:
-        if not hasattr(self, "_names"):
-            self._names = {name for name, _ in self.traced.module.named_parameters(remove_duplicate=False)}
-        return self._names
+    @cached_property
+    def _first_names(self) -> dict[int, str]:
+        """By the ``id`` of each parameter, the first of its names: a tied one has several."""
+        names = self.traced.module.named_parameters(remove_duplicate=False)
+        return {id(parameter): name for name, parameter in reversed(list(names))}
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self._first_names.values())
+
+    def _first_name(self, name: str) -> str:
+        owner, _, last = name.rpartition(".")
+        tensor = getattr(self.traced.module.get_submodule(owner), last, None)
+        return self._first_names.get(id(tensor), name)
 
     def _size(self, node: fx.Node, name: str) -> int:
         return self.traced.module.get_parameter(name).numel()

@@ -48,7 +48,7 @@ class Read:
     entry: bool = False
     area: int = 1
     positions: int = 0
-    acts: bool = False
+    outputs: int = 0
     params: bool = True
 
 
@@ -211,7 +211,7 @@ class Resolved:
             entry=read.entry,
             area=read.area,
             positions=read.positions,
-            acts=read.acts and read.positions > 0,
+            outputs=read.outputs,
             params=read.params,
         )
 

@@ -234,20 +234,32 @@ class _Rewiring:
 
 
 def stands_in(block: nn.Module, graph: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a ``graph`` recorded in evaluation does what its ``block`` does, in training and for another batch size.
+    """Whether a ``graph`` recorded in evaluation does what its ``block`` does, in training and at other sizes, too.
 
     It does not where paths are dropped in training, or where sizes of the example are written into the graph.
     """
     like = next(block.parameters())
-    x = torch.rand(2, *shape[1:], device=like.device, dtype=like.dtype)
-    outputs: list[Tensor] = []
-    for module in (block, graph):
-        module.train()
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                outputs.append(module.forward(x.clone()))  # a GraphModule's call would print its trouble
-        except (RuntimeError, ValueError):
+    batch, width, *maps = shape
+    for sides in (maps, [side + 8 for side in maps]):
+        x = torch.rand(batch + 1, width, *sides, device=like.device, dtype=like.dtype)
+        wanted = _in_training(block, x)
+        if wanted is None and sides != maps:
+            continue  # the block itself takes maps of one size
+        given = _in_training(graph, x)
+        if wanted is None or given is None or wanted.shape != given.shape:
             return False
-    one, other = outputs
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+        if not torch.allclose(wanted, given, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
+            return False
+    return True
+
+
+def _in_training(module: nn.Module, x: Tensor) -> Tensor | None:
+    """The module's output in training mode, if it has one."""
+    module.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            output: Tensor = module.forward(x.clone())  # a GraphModule's call would print its trouble
+            return output
+    except (RuntimeError, ValueError):
+        return None

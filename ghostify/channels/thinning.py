@@ -28,9 +28,14 @@ def thinned(channels: Channels, module: nn.Module, kept: np.ndarray, entry: np.n
     """
     memo = sliced(channels, kept, entry)
     result = copy.deepcopy(module, memo)
-    for old, new in zip(module.modules(), result.modules(), strict=True):
+    return renumbered(module, result)
+
+
+def renumbered(original: nn.Module, copied: nn.Module) -> nn.Module:
+    """A copy with fewer channels, the numbers its layers keep beside their weights brought in line."""
+    for old, new in zip(original.modules(), copied.modules(), strict=True):
         _renumber(old, new)
-    return result
+    return copied
 
 
 def sliced(channels: Channels, kept: np.ndarray, entry: np.ndarray | None = None) -> dict[int, Any]:
@@ -114,9 +119,9 @@ def _per_group(old: Any, new: Any) -> int:
 # -- the check -------------------------------------------------------------------------------------------------
 
 
-def silenced(channels: Channels, kept: np.ndarray, x: Tensor) -> dict[fx.Node, Any]:
-    """Run the followed part on ``x`` (the value of its entry) with every channel that is not kept set to zero
-    wherever it appears; the value of each node.
+def silenced(channels: Channels, kept: np.ndarray, *inputs: Tensor) -> dict[fx.Node, Any]:
+    """Run the followed part on the value of its entry (of a whole network: on its inputs), with every channel that is
+    not kept set to zero wherever it appears; the value of each node.
 
     Statistics over the channels (layer norm, a mean) are taken over those kept, for a silent channel is no channel.
     """
@@ -125,8 +130,13 @@ def silenced(channels: Channels, kept: np.ndarray, x: Tensor) -> dict[fx.Node, A
     root.eval()
     try:
         with torch.no_grad():
-            values: dict[fx.Node, Any] = {channels.entry: _masked(x.clone(), channels.ids[channels.entry], kept)}
+            entries = [node for node in channels.nodes if node.op == "placeholder"] or [channels.entry]
+            values: dict[fx.Node, Any] = {
+                node: _masked(x.clone(), channels.ids[node], kept) for node, x in zip(entries, inputs, strict=True)
+            }
             for node in channels.nodes:
+                if node in values or node.op == "get_attr":
+                    continue
                 values[node] = _masked(_run(channels, node, values, kept), channels.ids[node], kept)
             return values
     finally:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ghostify.errors import PlanError
 
@@ -27,9 +27,28 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.running_mean is None or (self.training and input.numel() > self.num_features):
-            return super().forward(input)
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        statistics = (self.running_mean, self.running_var, self.num_batches_tracked)
+        return _pooled_norm(input, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+@fx.wrap  # to symbolic tracing one call, for it asks how large its input is
+def _pooled_norm(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    batches: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    """``F.batch_norm`` with ``nn.BatchNorm2d``'s bookkeeping, if there is more than one value per channel."""
+    learns = mean is None or (training and x.numel() > x.shape[1])
+    if learns and batches is not None:
+        batches.add_(1)
+        momentum = 1.0 / float(batches) if momentum is None else momentum
+    return F.batch_norm(x, mean, var, weight, bias, learns, momentum or 0.0, eps)
 
 
 class Mix(nn.Module):

@@ -230,12 +230,14 @@ def _observations(before: Scan, latency: Comparison | None) -> Iterator[str]:
 def stage_theory(stage: Stage, swap: GGhostSwap) -> StageRatios:
     """What Eq. 13 and 14 promise for one stage, as they are printed and for the form it has."""
     ratio = 1 - g_ghost.thin_width(stage, swap) / stage.width
-    cheap, projection = g_ghost.extras(stage, swap)
+    cheap, mix, projection = g_ghost.extras(stage, swap)
     theory = {}
     for name, cost in (("f", "macs"), ("p", "params")):
         blocks = [getattr(block.cost, cost) for block in stage.blocks]
-        extra = getattr(projection, cost) if projection else None
-        theory[f"r_{name}"] = stage_model(blocks, ratio, getattr(cheap, cost), projection=extra, end=swap.end)
+        new, extra = getattr(cheap + mix, cost), getattr(projection, cost) if projection else None
+        theory[f"r_{name}"] = stage_model(
+            blocks, ratio, new, projection=extra, end=swap.end, ghosts=swap.cheap != "none"
+        )
         theory[f"approx_r_{name}"] = stage_ratio(blocks, ratio, getattr(cheap, cost))
     return StageRatios(**theory)
 

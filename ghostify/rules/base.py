@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from ghostify.costs import Cost
 from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding
 
+TOLERANCE = 1e-3
+"""What is thinned must agree with the original, silenced, to this, relative to the output's largest magnitude."""
+
 
 class _Swap(BaseModel):
     """Something to be replaced: by which rule, with which settings, at what predicted cost."""
@@ -85,6 +88,8 @@ class WidthSwap(_Swap):
     width: Annotated[float, Field(gt=0, lt=1)]
     group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
+    exclude: tuple[str, ...] = ()
+    """Globs of layers that keep their outputs."""
     keep: Keep = "first"
     round_to: Annotated[int, Field(ge=1)] = 8
     rounding: Rounding = "nearest"

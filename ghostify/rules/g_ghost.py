@@ -29,7 +29,7 @@ from ghostify.costs import Cost, op_name
 from ghostify.errors import PlanError, RewriteError
 from ghostify.ghosts import GGhostStage
 from ghostify.recipe import GhostSettings, StageForm
-from ghostify.rules.base import GGhostSwap, Skip, thinner
+from ghostify.rules.base import TOLERANCE, GGhostSwap, Skip, thinner
 from ghostify.scanning import Scan
 from ghostify.stages import Stage, find_stages, name_stage, stage_nodes
 from ghostify.tracing import Traced
@@ -77,8 +77,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "mish": nn.Mish,
 }
-TOLERANCE = 1e-3
-"""A thinned block must agree with the original, silenced, to this, relative to the output's largest magnitude."""
 
 
 def propose(stage: Stage, settings: GhostSettings) -> GGhostSwap | Skip:
@@ -140,11 +138,11 @@ def thin_width(stage: Stage, swap: GGhostSwap) -> int:
     return _Form(stage, swap).raw
 
 
-def extras(stage: Stage, swap: GGhostSwap) -> tuple[Cost, Cost | None]:
-    """What the cheap operation costs, and the projection of the thin path's entry, where there is one."""
+def extras(stage: Stage, swap: GGhostSwap) -> tuple[Cost, Cost, Cost | None]:
+    """What is new: the cheap operation, the mix operation, and the projection at the thin path's entry, if any."""
     form = _Form(stage, swap)
     projects = swap.entry == "projection"
-    return form.cheap(), form.projection(0, stage.width, form.raw) if projects else None
+    return form.cheap(), form.mix(), form.projection(0, stage.width, form.raw) if projects else None
 
 
 def find(traced: Traced, swap: GGhostSwap) -> Stage:
@@ -162,10 +160,13 @@ def replacements(traced: Traced, swap: GGhostSwap) -> dict[int, nn.Module]:
     Raises ``RewriteError`` when a thinned block does not do what the block does with the dropped channels silenced.
     """
     stage = find(traced, swap)
-    tail = _Surgery(traced, stage, swap).tail()
-    names = [name for block in stage.blocks[1:] for name in block.modules]
-    modules = [traced.module.get_submodule(name) for name in names]
-    return {id(old): tail if index == 0 else nn.Identity() for index, old in enumerate(modules)}
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # whatever the new layers draw, the caller's state stays, and they are equal
+        torch.default_generator.manual_seed(0)
+        tail = _Surgery(traced, stage, swap).tail()
+    slot, *others = [traced.module.get_submodule(name) for block in stage.blocks[1:] for name in block.modules]
+    return {id(slot): tail} | {id(old): nn.Identity().train(old.training) for old in others}
 
 
 def _form(name: str, settings: GhostSettings) -> dict[str, Any]:
@@ -377,7 +378,7 @@ class _Surgery:
         modes = [(part, part.training) for part in thin.modules()]
         try:
             with torch.no_grad():
-                given = thin.eval()(source.clone())
+                given = thin.eval().forward(source.clone())  # a GraphModule's call would print its trouble
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as problem:
             return f"fails ({' '.join(str(problem).split())[:150]})"
         finally:

@@ -7,16 +7,20 @@ It is what the papers compare with (ResNet56-0.7x, ResNet34-0.8x), and it keeps 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from ghostify.channels import Unreadable, follow, sliced, thinned
+from ghostify.channels import Channels, Unreadable, follow, renumbered, silenced, sliced
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
 from ghostify.recipe import GhostSettings
-from ghostify.rules.base import WidthSwap, thinner
+from ghostify.rules.base import TOLERANCE, WidthSwap, thinner
 from ghostify.scanning import Scan, network_nodes
 from ghostify.tracing import Traced, is_leaf
 
@@ -25,17 +29,23 @@ WHOLE = "*"
 
 
 def propose(scan: Scan, settings: GhostSettings) -> WidthSwap:
-    """The swap of a whole network.  Raises ``PlanError`` when its channels cannot be followed."""
+    """The swap of a whole network.  Raises ``PlanError`` when its channels cannot be followed or nothing changes."""
+    if settings.include != ("*",) or settings.set:
+        raise PlanError("Method width takes the whole network, so include and set say nothing to it; exclude does.")
     swap = WidthSwap(
         target=WHOLE,
         geometry=geometry(scan),
         width=settings.width,
         group_width=settings.group_width or settings.width,
+        exclude=settings.exclude,
         keep=settings.keep or "first",
         round_to=settings.round_to,
         rounding=settings.rounding,
     )
-    return swap.model_copy(update={"before": scan.cost, "after": predict(scan, swap)})
+    swap = swap.model_copy(update={"before": scan.cost, "after": predict(scan, swap)})
+    if swap.after == swap.before:
+        raise PlanError(f"{scan.network} has no width that may change: all its channels are outputs.")
+    return swap
 
 
 def geometry(scan: Scan) -> str:
@@ -45,8 +55,11 @@ def geometry(scan: Scan) -> str:
 
 def predict(scan: Scan, swap: WidthSwap) -> Cost:
     """The exact cost of the narrower network.  Raises ``PlanError`` when it cannot be made."""
+    if (scan.coupling is None and not scan.uncoupled) or scan.steady != swap.exclude:
+        asked = f"whole=True, steady={swap.exclude!r}" if swap.exclude else "whole=True"
+        raise PlanError(f"The scan of {scan.network} has no channels of the whole network in it: scan(..., {asked}).")
     if scan.coupling is None:
-        raise PlanError(f"{scan.network} cannot be scaled as a whole: {scan.uncoupled or 'it was not scanned for it'}.")
+        raise PlanError(f"{scan.network} cannot be scaled as a whole: {scan.uncoupled}.")
     coupling = scan.coupling
     counts = coupling.keep(thinner(swap.width, swap.round_to, swap.rounding), swap.group_width)
     everything = [segment.size for segment in coupling.segments]
@@ -54,19 +67,52 @@ def predict(scan: Scan, swap: WidthSwap) -> Cost:
 
 
 def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
-    """By the ``id`` of each layer (and parameter outside of layers) that becomes narrower, what takes its place."""
+    """By the ``id`` of each layer (and parameter outside of layers) that becomes narrower, what takes its place.
+
+    Raises ``RewriteError`` when the narrower network does not do what the network does with those channels silenced.
+    """
     try:
-        channels = follow(traced, *network_nodes(traced))
+        channels = follow(traced, *network_nodes(traced, swap.exclude))
     except Unreadable as problem:
         raise RewriteError(f"{type(traced.module).__name__} cannot be scaled as a whole: {problem}.") from None
     counts = channels.coupling.keep(thinner(swap.width, swap.round_to, swap.rounding), swap.group_width)
     rank = channels.strengths() if swap.keep == "strongest" else None
     kept = channels.kept(counts, swap.group_width, rank)
-    memo = sliced(channels, kept)
+    tensors = sliced(channels, kept)
+    memo: dict[int, Any] = dict(tensors)
     for module in _layers(traced.module):
-        if any(id(tensor) in memo for tensor in [*module.parameters(), *module.buffers()]):
-            memo[id(module)] = thinned(channels, module, kept)
+        if any(id(tensor) in tensors for tensor in [*module.parameters(), *module.buffers()]):
+            memo[id(module)] = renumbered(module, copy.deepcopy(module, dict(tensors)))  # a memo used is a memo spoilt
+    _check(traced, channels, memo, kept)
     return memo
+
+
+def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.ndarray) -> None:
+    """Refuse a narrower network that fails, or does something else than the network with channels silenced."""
+    inputs = [leaf for leaf in tree_leaves((traced.args, traced.kwargs)) if isinstance(leaf, Tensor)]
+    if any(leaf.is_meta for leaf in inputs) or any(parameter.is_meta for parameter in traced.module.parameters()):
+        return
+    name = type(traced.module).__name__
+    narrower = copy.deepcopy(traced.module, dict(memo)).eval()
+    try:
+        with torch.no_grad():
+            given = narrower(*copy.deepcopy(traced.args), **copy.deepcopy(traced.kwargs))
+    except Exception as problem:
+        reason = " ".join(str(problem).split())[:200]
+        raise RewriteError(f"{name} cannot be scaled as a whole: its code does not run narrower ({reason}).") from None
+    values = silenced(channels, kept, *inputs)
+    wanted = [values[node] for node in network_nodes(traced)[2]]
+    found = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    if len(wanted) == len(found) and not all(map(_agree, wanted, found)):
+        raise RewriteError(
+            f"{name} cannot be scaled as a whole: narrower, it does not do what it does with the other channels "
+            "silenced (a shuffle or the like needs keep: first, or other widths)."
+        )
+
+
+def _agree(wanted: Tensor, found: Tensor) -> bool:
+    tolerance = TOLERANCE if wanted.dtype in (torch.float32, torch.float64) else 0.1
+    return wanted.shape == found.shape and bool((wanted - found).abs().max() <= tolerance * wanted.abs().max())
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -9,6 +9,7 @@ from torch import fx, nn
 from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count
 from ghostify.errors import PlanError, did_you_mean
+from ghostify.ghosts import GGhostStage
 from ghostify.names import child_of, parent_of, within
 from ghostify.stages.flow import Flow, writes
 from ghostify.stages.pieces import Chain, Span
@@ -31,6 +32,11 @@ class Description:
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(names[0])
         return owners
+
+    @cached_property
+    def g_ghosts(self) -> list[str]:
+        """The G-Ghost stages there are."""
+        return [names[0] for module, names in self.flow.traced.names.items() if isinstance(module, GGhostStage)]
 
     def stage(self, chain: Chain, spans: list[Span]) -> Stage:
         return self.of([(chain.at[span.start], chain.nodes(span.start, span.end)) for span in spans])
@@ -96,6 +102,8 @@ class Description:
 
     def _bound(self, block: Block) -> str | None:
         """Why the modules of a block cannot be exchanged."""
+        if home := next((name for name in self.g_ghosts if within(block.name, name)), None):
+            return f"is part of the G-Ghost stage {home!r} already"
         for name in block.modules:
             module = self.flow.traced.module.get_submodule(name)
             if len(self.flow.traced.names[module]) > 1:
