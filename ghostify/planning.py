@@ -240,14 +240,19 @@ def _checked_stage(swap: GGhostSwap, scan: Scan) -> GGhostSwap:
     if stage is None:
         hint = did_you_mean(swap.target, [stage.name for stage in scan.stages])
         raise PlanError(f"The plan names the stage {swap.target!r}, which {scan.network} does not have.{hint}")
-    if swap.geometry != stage.geometry:
+    if swap.geometry not in ("", stage.geometry):
         raise PlanError(
             f"The plan was made for another network: {swap.target!r} is {stage.geometry} in {scan.network}, "
             f"and {swap.geometry} in the plan."
         )
     if stage.obstacle:
         raise PlanError(f"{swap.target} cannot be swapped: it {stage.obstacle}.")
-    update = {"target": stage.name, "before": stage.cost, "after": g_ghost.predict(stage, swap)}
+    update = {
+        "target": stage.name,
+        "geometry": stage.geometry,
+        "before": stage.cost,
+        "after": g_ghost.predict(stage, swap),
+    }
     return swap.model_copy(update=update)
 
 

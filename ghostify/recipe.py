@@ -5,6 +5,7 @@ An unknown key is an error, never ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -219,7 +220,11 @@ def validated(model: type[_Model], values: Any, where: str, error: type[Ghostify
             raise error(f"{where}: unknown key {key!r}.{hint}") from None
         if first["type"] == "missing":
             raise error(f"{where}: key {key!r} is missing.") from None
-        raise error(f"{where}: {key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from None
+        hint = ""
+        if first["type"] == "literal_error":
+            hint = did_you_mean(str(first["input"]), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise error(f"{where}: {key} = {first['input']!r}: {message}.{hint}") from None
 
 
 def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:

@@ -55,18 +55,20 @@ class CGhostSwap(_Swap):
 class GGhostSwap(_Swap):
     """A stage that becomes a G-Ghost stage; its cost is that of all its blocks, the first included."""
 
+    target: str = ""
+    geometry: str = ""
     rule: Literal["g-ghost"] = "g-ghost"
     blocks: Annotated[tuple[str, ...], Field(min_length=3)]
-    """The modules of the stage, the first block first; write your own to name a stage by hand."""
-    ratio: GhostRatio
-    cheap: Cheap
-    cheap_input: CheapInput
-    entry: Entry
-    mix: Literal[0, 1, 2]
-    mix_y1: bool
-    end: bool
+    """The modules of the stage, the first block first; write your own to name a stage by hand, which needs no more."""
+    ratio: GhostRatio = 0.5
+    cheap: Cheap = "1x1"
+    cheap_input: CheapInput = "slice"
+    entry: Entry = "slice"
+    mix: Literal[0, 1, 2] = 1
+    mix_y1: bool = True
+    end: bool = True
     group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
-    keep: Keep = "first"
+    keep: Keep = "strongest"
     round_to: Annotated[int, Field(ge=1)] = 8
     rounding: Rounding = "nearest"
 

@@ -35,9 +35,7 @@ from ghostify.stages import Stage, find_stages, name_stage, stage_nodes
 from ghostify.tracing import Traced
 
 PRESETS: dict[str, StageForm] = {
-    "default": StageForm(
-        cheap="1x1", cheap_input="slice", entry="slice", mix=1, mix_y1=True, end=True, group_width=1.0, keep="strongest"
-    ),
+    "default": StageForm(**{name: GGhostSwap.model_fields[name].default for name in StageForm.model_fields}),
     "literal": StageForm(
         cheap="1x1",
         cheap_input="full",
