@@ -183,8 +183,11 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def _require_same_network(plan: Plan, scan: Scan, unnamed: int) -> None:
-    """Refuse a plan that fits by chance: it leaves layers unnamed, and not because lines were taken out of it."""
-    if unnamed and plan.before.params != scan.cost.params:
+    """Refuse a plan that fits by chance: it leaves layers unnamed, and not because lines were taken out of it.
+
+    A plan written by hand need not tell the cost of its network.
+    """
+    if unnamed and plan.before.params not in (0, scan.cost.params):
         raise PlanError(
             f"The plan was made for another network: it leaves {unnamed} of the {len(scan.sites)} layers of "
             f"{scan.network} unnamed, for a network of {plan.before.params:,} parameters, and this has "
