@@ -38,7 +38,7 @@ class Settings(BaseModel):
 
 
 class StageForm(Settings):
-    """The form of a G-Ghost stage; what is None comes from the preset (``rules/g_ghost.py`` tells what each has)."""
+    """The form of a G-Ghost stage; what is None comes from the preset (``rules/g_ghost`` tells what each has)."""
 
     cheap: Annotated[Cheap | None, Field(description="cheap operation")] = None
     cheap_input: Annotated[

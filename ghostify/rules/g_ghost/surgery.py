@@ -1,0 +1,211 @@
+"""Building what follows the first block of a G-Ghost stage, and checking its thin blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ghostify.channels import follow, rewired, silenced, stands_in, thinned
+from ghostify.costs import op_name
+from ghostify.errors import RewriteError
+from ghostify.ghosts import GGhostStage
+from ghostify.rules.base import TOLERANCE, GGhostSwap
+from ghostify.rules.g_ghost.form import Form
+from ghostify.stages import Stage, stage_nodes
+from ghostify.tracing import Traced
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "leakyrelu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "mish": nn.Mish,
+}
+
+
+class Surgery:
+    """Builds what follows the first block of one stage."""
+
+    def __init__(self, traced: Traced, stage: Stage, swap: GGhostSwap) -> None:
+        self.traced, self.stage, self.swap = traced, stage, swap
+        self.form = Form(stage, swap)
+        self.blocks = stage_nodes(traced, stage)[1:]
+        entry = next(node for node in traced.graph.nodes if node.name == stage.blocks[1].entry)
+        self.channels = follow(traced, self.blocks, entry)
+        rank = self.channels.strengths() if swap.keep == "strongest" else None
+        self.kept = self.channels.kept(self.form.counts, self.form.lanes, rank)
+        self.everything = np.ones_like(self.kept)
+        self.ends = [np.flatnonzero(self.kept[end]) for end in self.channels.ends]
+
+    def tail(self) -> GGhostStage:
+        swap, form = self.swap, self.form
+        thin = self._thin()
+        last = form.thin[-1] + 1
+        stage = GGhostStage(
+            thin,
+            self.stage.width,
+            self.ends[0].tolist(),
+            kept_out=None if swap.cheap == "none" else self.ends[last].tolist(),
+            thin_widths=form.outs,
+            entry=swap.entry,
+            cheap=swap.cheap,
+            cheap_input=swap.cheap_input,
+            mix=swap.mix,
+            mix_y1=swap.mix_y1,
+            act=self._activation(),
+            end=self._joined([copy.deepcopy(m) for m in self._modules(len(self.blocks) - 1)]) if swap.end else None,
+        )
+        self._begin_small(stage, last)
+        return stage.train(self.traced.module.get_submodule(self.stage.slot).training)
+
+    # -- thin blocks -------------------------------------------------------------------------------------------
+
+    def _thin(self) -> list[nn.Module]:
+        values = self._silenced()
+        return [self._thin_block(block, values) for block in self.form.thin]
+
+    def _thin_block(self, block: int, values: dict[fx.Node, Any] | None) -> nn.Module:
+        reads_all, gives_all = self.form.reads_all(block), self.form.gives_all(block)
+        if reads_all and gives_all:
+            return self._joined([copy.deepcopy(module) for module in self._modules(block)])
+        if reads_all:
+            return self._resized(block, self.kept, self.everything, self.stage.width, self.ends[0])
+        if gives_all:
+            return self._resized(block, self.everything, self.kept, len(self.ends[block]), None)
+        thin = self._joined([thinned(self.channels, module, self.kept) for module in self._modules(block)])
+        problem = self._disagreement(thin, block, values)
+        if problem is None:
+            return thin
+        try:
+            again = self._rewired(block, self.kept)
+        except RewriteError:
+            raise self._refusal(block, f"with fewer channels {problem}") from None
+        if self._disagreement(again, block, values) is not None:
+            raise self._refusal(block, f"with fewer channels {problem}")
+        return again
+
+    def _resized(
+        self, block: int, kept: np.ndarray, entry: np.ndarray, read: int, picked: np.ndarray | None
+    ) -> nn.Module:
+        """A block that reads another width than it works at, with a projection on its shortcut."""
+        if not self.form.coupling.shortcuts[block]:
+            return self._joined([thinned(self.channels, module, kept, entry) for module in self._modules(block)])
+        places = self.ends[block] if picked is None else picked
+        projection = _projection(self.stage.width, places, read, self._like())
+        return self._rewired(block, kept, entry, projection)
+
+    def _rewired(
+        self, block: int, kept: np.ndarray, entry: np.ndarray | None = None, projection: nn.Module | None = None
+    ) -> nn.Module:
+        plain = rewired(self.channels, self.blocks[block], self.everything)
+        original = self._joined([copy.deepcopy(module) for module in self._modules(block)])
+        if not self._is_meta() and not stands_in(original, plain, self.stage.blocks[block + 1].in_shape):
+            why = "does something else in training or at another size, which a new wiring of it would lose"
+            raise self._refusal(block, f"{why} (entry slice and a cheap operation need none)")
+        return rewired(self.channels, self.blocks[block], kept, entry, projection)
+
+    def _refusal(self, block: int, why: str) -> RewriteError:
+        return RewriteError(
+            f"{self.stage.name} cannot be thinned: its block {self.stage.blocks[block + 1].name} {why}."
+        )
+
+    def _modules(self, block: int) -> list[nn.Module]:
+        return [self.traced.module.get_submodule(name) for name in self.stage.blocks[block + 1].modules]
+
+    def _joined(self, modules: list[nn.Module]) -> nn.Module:
+        return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+    # -- the check ---------------------------------------------------------------------------------------------
+
+    def _silenced(self) -> dict[fx.Node, Any] | None:
+        """The original blocks' values with the dropped channels silenced, for an input of noise."""
+        if self._is_meta():
+            return None
+        noise = torch.randn(self.stage.blocks[1].in_shape, generator=torch.Generator().manual_seed(0))
+        return silenced(self.channels, self.kept, noise.to(self._like()))
+
+    def _disagreement(self, thin: nn.Module, block: int, values: dict[fx.Node, Any] | None) -> str | None:
+        """What a thin block does wrong, or None."""
+        if values is None:
+            return None
+        entry = self.channels.entry if block == 0 else self.blocks[block - 1][-1]
+        source, expected = (
+            _picked(values[node], self.ends[end]) for node, end in ((entry, block), (self.blocks[block][-1], block + 1))
+        )
+        modes = [(part, part.training) for part in thin.modules()]
+        try:
+            with torch.no_grad():
+                given = thin.eval().forward(source.clone())  # a GraphModule's call would print its trouble
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as problem:
+            return f"fails ({' '.join(str(problem).split())[:150]})"
+        finally:
+            for part, training in modes:
+                part.training = training
+        error = (given - expected).abs().max() if given.shape == expected.shape else None
+        if error is None or not error <= self._tolerance() * expected.abs().max():
+            return "does not do what it does with the other channels silenced"
+        return None
+
+    def _tolerance(self) -> float:
+        return TOLERANCE if self._like().dtype in (torch.float32, torch.float64) else 0.1
+
+    def _is_meta(self) -> bool:
+        return self._like().is_meta
+
+    def _like(self) -> Tensor:
+        return next(parameter for module in self._modules(0) for parameter in module.parameters())
+
+    # -- new layers --------------------------------------------------------------------------------------------
+
+    def _activation(self) -> nn.Module | None:
+        """What the stage's blocks end with."""
+        kind = _ACTIVATIONS.get(op_name(self.traced, self.blocks[-1][-1]).lower().replace("_", ""))
+        return kind() if kind else None
+
+    def _begin_small(self, stage: GGhostStage, last: int) -> None:
+        """The new layers as they begin: ghosts are channels of Y1, and the mix operation adds nothing."""
+        with torch.no_grad():
+            if isinstance(stage.cheap, nn.Sequential):
+                conv: Any = stage.cheap[0]
+                ghosts = _others(self.stage.width, self.ends[last])
+                read = list(range(self.stage.width))
+                if self.swap.cheap_input == "slice":
+                    read = _others(self.stage.width, self.ends[0])
+                middle = conv.kernel_size[0] // 2
+                conv.weight.zero_()
+                for row, channel in enumerate(ghosts):
+                    if channel in read:
+                        conv.weight[row, read.index(channel), middle, middle] = 1
+            if stage.mix is not None:
+                final = stage.mix.fc if isinstance(stage.mix.fc, nn.Linear) else list(stage.mix.fc.children())[-1]
+                for parameter in final.parameters():
+                    parameter.zero_()
+
+
+def _projection(width: int, places: np.ndarray, read: int, like: Tensor) -> nn.Sequential:
+    """From all channels to those at ``places``, or back; it begins by picking them."""
+    n = len(places) if read == width else width
+    conv = nn.Conv2d(read, n, 1, bias=False, device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        conv.weight.zero_()
+        for index, place in enumerate(places.tolist()):
+            row, column = (index, place) if read == width else (place, index)
+            conv.weight[row, column] = 1
+    return nn.Sequential(conv, nn.BatchNorm2d(n, device=like.device, dtype=like.dtype))
+
+
+def _picked(value: Tensor, places: np.ndarray) -> Tensor:
+    return value.index_select(1, torch.from_numpy(places).to(value.device))
+
+
+def _others(width: int, places: np.ndarray) -> list[int]:
+    taken = set(places.tolist())
+    return [channel for channel in range(width) if channel not in taken]
