@@ -27,7 +27,7 @@ Entry = Literal["slice", "projection"]
 Cheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
 CheapInput = Literal["slice", "full"]
 Channels = int | Tensor | Sequence[int]
-"""The first so many channels, or the indices of some."""
+"""The first so many channels (which are sliced), or the indices of some (which are selected)."""
 
 
 class GGhostStage(nn.Module):
@@ -96,10 +96,11 @@ class GGhostStage(nn.Module):
         self.act = (nn.ReLU() if act == "relu" else act) if ghosts else None
         self.end = end
         self._copies = cheap == "identity" and not mix and act is not None
-        by_index = not _are_first(taken)
+        by_index = not _is_number(kept)
         self._remember("kept_index", taken if by_index and entry == "slice" else None, place)
         self._remember("ghost_index", left if by_index and ghosts and cheap_input == "slice" else None, place)
-        self._remember("order", None if _are_first(made) else _inverse(made + ghosts), place)
+        reordered = cheap != "none" and not _is_number(kept if kept_out is None else kept_out)
+        self._remember("order", _inverse(made + ghosts) if reordered else None, place)
 
     def forward(self, y1: Tensor) -> Tensor:
         x = y1 if self.entry == "projection" else self._part(y1, self.kept_index, slice(None, self.kept))
@@ -161,8 +162,9 @@ def _indices(what: str, channels: Channels, width: int, ghosts: bool) -> list[in
     return list(chosen)
 
 
-def _are_first(indices: list[int]) -> bool:
-    return indices == list(range(len(indices)))
+def _is_number(channels: Channels) -> bool:
+    """Whether channels are told by how many: then they are slices, however many, and else selections, whichever."""
+    return isinstance(channels, int) or (isinstance(channels, Tensor) and channels.dim() == 0)
 
 
 def _others(indices: list[int], width: int) -> list[int]:

@@ -52,8 +52,8 @@ class Surgery:
         stage = GGhostStage(
             thin,
             self.stage.width,
-            self.ends[0].tolist(),
-            kept_out=None if swap.cheap == "none" else self.ends[last].tolist(),
+            self._told(0),
+            kept_out=None if swap.cheap == "none" else self._told(last),
             thin_widths=form.outs,
             entry=swap.entry,
             cheap=swap.cheap,
@@ -65,6 +65,14 @@ class Surgery:
         )
         self._begin_small(stage, last)
         return stage.train(self.traced.module.get_submodule(self.stage.slot).training)
+
+    def _told(self, end: int) -> int | list[int]:
+        """The channels kept at an end: how many, where the rule itself takes the first, else which.
+
+        By the rule and not by what it came to, so that a network has the same buffers whatever its weights.
+        """
+        kept: list[int] = self.ends[end].tolist()
+        return len(kept) if self.swap.keep == "first" and kept == list(range(len(kept))) else kept
 
     # -- thin blocks -------------------------------------------------------------------------------------------
 
