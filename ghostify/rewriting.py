@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ghostify.costs import Cost
-from ghostify.errors import RewriteError
+from ghostify.errors import RewriteError, TraceError
 from ghostify.names import overlap
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
@@ -127,7 +127,10 @@ def _module(module: nn.Module, name: str) -> nn.Module:
 
 def _traced_again(module: nn.Module, original: Traced) -> Traced:
     example = {**original.kwargs} if original.kwargs and not original.args else original.args
-    again = trace(module, example, verify=False)
+    try:
+        again = trace(module, example, verify=False)
+    except TraceError as problem:
+        raise RewriteError(f"The rewritten network does not run: {problem}") from problem
     if again.output_shapes != original.output_shapes:
         raise RewriteError(
             f"The rewritten {type(module).__name__} gives outputs of {again.output_shapes}, "

@@ -51,6 +51,8 @@ class Traced:
     """Tensors the run took from outside torch, by the name the graph has for them."""
     doubts: list[str] = field(default_factory=list)
     """What the recording cannot vouch for, a sentence each."""
+    involved: set[str] = field(default_factory=set)
+    """Modules that were called with anything but one tensor, or gave anything else."""
 
     @property
     def output_shapes(self) -> list[tuple[int, ...]]:
@@ -131,7 +133,8 @@ def _traced(
         recorder = _record(private, args, kwargs, may_write)
         if verify:
             _verify(recorder, args, kwargs)
-    return Traced(kept, recorder.graph, args, kwargs, qualified_names(kept), recorder.constants, recorder.doubts)
+    names = qualified_names(kept)
+    return Traced(kept, recorder.graph, args, kwargs, names, recorder.constants, recorder.doubts, recorder.involved)
 
 
 def _record(private: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_write: bool) -> _Recorder:
@@ -213,6 +216,7 @@ class _Recorder(TorchFunctionMode):
         self.where = ""
         self.paused = False
         self.doubts: list[str] = []
+        self.involved: set[str] = set()
         self.outputs: list[Tensor] = []
         self.prints: dict[str, Tensor] = {}
         self._fingerprints = fingerprints
@@ -256,7 +260,11 @@ class _Recorder(TorchFunctionMode):
             return call(module, *args, **kwargs)
         self.stack.append(names[0])
         try:
-            return self._call_leaf(call, module, args, kwargs) if is_leaf(module) else call(module, *args, **kwargs)
+            how = self._call_leaf if is_leaf(module) else _call
+            result = how(call, module, args, kwargs)
+            if kwargs or len(args) != 1 or not (isinstance(args[0], Tensor) and isinstance(result, Tensor)):
+                self.involved.add(names[0])
+            return result
         except Exception:
             self.where = self.where or names[0]  # the innermost module is the first to see the error
             raise
@@ -381,6 +389,10 @@ class _Recorder(TorchFunctionMode):
         sentence = f"{(self.stack and self.stack[-1]) or type(self.root).__name__} {what}."
         if sentence not in self.doubts:
             self.doubts.append(sentence)
+
+
+def _call(call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return call(module, *args, **kwargs)
 
 
 class _Replay(fx.Interpreter):

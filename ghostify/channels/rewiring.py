@@ -261,5 +261,5 @@ def _in_training(module: nn.Module, x: Tensor) -> Tensor | None:
             torch.default_generator.manual_seed(0)
             output: Tensor = module.forward(x.clone())  # a GraphModule's call would print its trouble
             return output
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return None

@@ -105,6 +105,8 @@ class Description:
         if home := next((name for name in self.g_ghosts if within(block.name, name)), None):
             return f"is part of the G-Ghost stage {home!r} already"
         for name in block.modules:
+            if name in self.flow.traced.involved:
+                return f"has a block, {name}, that takes or gives more than one tensor"
             module = self.flow.traced.module.get_submodule(name)
             if len(self.flow.traced.names[module]) > 1:
                 return f"has a block, {name}, that the network uses in several places"
