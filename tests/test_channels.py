@@ -388,7 +388,6 @@ def test_groups_of_unequal_sides_have_no_lanes(lanes: float, strongest: bool) ->
     assert (thin[0][0].groups, *thin[0][0].weight.shape[:2]) == (2, 12, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="predicted filters of groups without lanes read fewer channels all the same")
 @pytest.mark.parametrize("lanes", [0.75, 0.5])
 def test_the_cost_of_groups_of_unequal_sides_knows_no_lanes(lanes: float) -> None:
     the = followed("grouped unevenly")

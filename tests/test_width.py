@@ -41,9 +41,6 @@ UNFIT = {
 STEADY = "nested"
 """A net all of whose channels are outputs."""
 FOLLOWED = [net for net in ZOO if net.name not in (*REFUSED, *UNFIT, STEADY)]
-COUNTED = pytest.mark.xfail(
-    strict=True, reason="the network is run to check the narrower one, and what it counts stays"
-)
 each_followed = pytest.mark.parametrize("net", FOLLOWED, ids=lambda net: net.name)
 
 
@@ -81,9 +78,7 @@ def test_outputs_keep_their_shape_and_dtype(net: Net) -> None:
     assert all(out.isfinite().all() for out in new)
 
 
-@pytest.mark.parametrize(
-    "net", [pytest.param(net, id=net.name, marks=COUNTED if net.name == "counting" else ()) for net in FOLLOWED]
-)
+@each_followed
 def test_names_stay_and_weights_are_parts_of_the_weights(net: Net) -> None:
     """Every tensor has its name, and the first elements along every dimension that was cut in one piece."""
     model, _, ghosted = narrowed(net.name)
@@ -208,7 +203,6 @@ def test_groups_are_thinned_inside_or_dropped_whole(group_width: float | None, g
     assert new.groups * each == new.in_channels
 
 
-@pytest.mark.xfail(strict=True, raises=RewriteError, reason="the cost of groups without lanes is predicted with them")
 @pytest.mark.parametrize("given", [{}, {"group_width": 0.5}])
 def test_groups_of_unequal_sides_are_dropped_whole(given: dict[str, Any]) -> None:
     body = nn.Sequential(conv_bn(8, 8, 1), conv_bn(8, 16, groups=4), nn.Conv2d(16, 8, 1))
@@ -301,7 +295,6 @@ def test_a_net_without_anything_to_narrow_is_refused() -> None:
         convert(plain(), X, **W, exclude=["*"])
 
 
-@pytest.mark.xfail(strict=True, reason="it is said that all channels are outputs, which they are not")
 def test_widths_that_round_to_what_they_are_are_told_so() -> None:
     """Three quarters of sixteen channels are twelve, and to the nearest multiple of eight sixteen."""
     with pytest.raises(PlanError, match=r"no width that may change") as refused:

@@ -121,12 +121,17 @@ class Coupling(BaseModel):
                 continue
             out = of(weight.out)
             read = (of_entry or of) if weight.entry else of
-            each = read(weight.reads) if weight.reads else max(1, int(lanes * weight.lanes))
+            each = read(weight.reads) if weight.reads else self._lanes(weight, lanes)
             size = out * each * weight.area
             params += size * weight.params
             macs += size * weight.positions
             acts += out * weight.outputs
         return Cost(params=params, macs=macs, acts=acts)
+
+    def _lanes(self, weight: Weight, lanes: float) -> int:
+        """Channels a filter of a grouped convolution reads with such a share of each group kept."""
+        thinned = any(self.segments[segment].lanes for segment, _ in weight.out.parts)
+        return max(1, int(lanes * weight.lanes)) if thinned else weight.lanes
 
     def _channels(self, segment: int, each: int, lanes: float) -> int:
         return max(1, int(lanes * each)) if self.segments[segment].lanes else each

@@ -154,7 +154,10 @@ def _run(channels: Channels, node: fx.Node, values: dict[fx.Node, Any], kept: np
     def value(source: fx.Node) -> Any:
         if source not in values and source.op != "get_attr":  # computed from parameters alone
             values[source] = _run(channels, source, values, kept)
-        return values[source] if source in values else _tensor(channels.traced.module, str(source.target))
+        if source in values:
+            return values[source]
+        found = _tensor(channels.traced.module, str(source.target))
+        return found if isinstance(found, nn.Parameter) else found.clone()  # a buffer may be counted up
 
     args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
     if op_name(channels.traced, node) in REDUCTIONS and isinstance(channels.ids[node], Tensor):

@@ -44,7 +44,10 @@ def propose(scan: Scan, settings: GhostSettings) -> WidthSwap:
     )
     swap = swap.model_copy(update={"before": scan.cost, "after": predict(scan, swap)})
     if swap.after == swap.before:
-        raise PlanError(f"{scan.network} has no width that may change: all its channels are outputs.")
+        fixed = not any(vector.parts for vector in scan.coupling.producers) if scan.coupling else True
+        rounds = f"at {settings.width:g} they round to what they are (round_to is {settings.round_to})"
+        why = "all its channels are outputs" if fixed else rounds
+        raise PlanError(f"{scan.network} has no width that may change: {why}.")
     return swap
 
 

@@ -148,15 +148,12 @@ class Surgery:
         source, expected = (
             _picked(values[node], self.ends[end]) for node, end in ((entry, block), (self.blocks[block][-1], block + 1))
         )
-        modes = [(part, part.training) for part in thin.modules()]
+        tried = copy.deepcopy(thin).eval()  # what a block remembers of a run is not to be in the result
         try:
             with torch.no_grad():
-                given = thin.eval().forward(source.clone())  # a GraphModule's call would print its trouble
+                given = tried.forward(source.clone())  # a GraphModule's call would print its trouble
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as problem:
             return f"fails ({' '.join(str(problem).split())[:150]})"
-        finally:
-            for part, training in modes:
-                part.training = training
         error = (given - expected).abs().max() if given.shape == expected.shape else None
         if error is None or not error <= self._tolerance() * expected.abs().max():
             return "does not do what it does with the other channels silenced"
@@ -189,9 +186,8 @@ class Surgery:
                     read = _others(self.stage.width, self.ends[0])
                 middle = conv.kernel_size[0] // 2
                 conv.weight.zero_()
-                for row, channel in enumerate(ghosts):
-                    if channel in read:
-                        conv.weight[row, read.index(channel), middle, middle] = 1
+                for row, column in enumerate(_matched(ghosts, read)):
+                    conv.weight[row, column, middle, middle] = 1
             if stage.mix is not None:
                 final = stage.mix.fc if isinstance(stage.mix.fc, nn.Linear) else list(stage.mix.fc.children())[-1]
                 for parameter in final.parameters():
@@ -208,6 +204,17 @@ def _projection(width: int, places: np.ndarray, read: int, like: Tensor) -> nn.S
             row, column = (index, place) if read == width else (place, index)
             conv.weight[row, column] = 1
     return nn.Sequential(conv, nn.BatchNorm2d(n, device=like.device, dtype=like.dtype))
+
+
+def _matched(ghosts: list[int], read: list[int]) -> list[int]:
+    """For each ghost the place of a channel to begin as: its own where that is read, else one that no other begins as.
+
+    A ghost of no channel would be zero, and behind a ReLU stay so.
+    """
+    place = {channel: index for index, channel in enumerate(read)}
+    free = [place[channel] for channel in read if channel not in set(ghosts)] or list(range(len(read)))
+    others = iter(free * len(ghosts))
+    return [place[ghost] if ghost in place else next(others) for ghost in ghosts]
 
 
 def _picked(value: Tensor, places: np.ndarray) -> Tensor:
