@@ -1,10 +1,11 @@
 """Does ghostify keep its promises on every network of torchvision?
 
     python benchmarks/conformance.py [--only GLOB] [--jobs N] [--output docs/conformance.md] [--json FILE]
+    python benchmarks/conformance.py --method g-ghost [...] [--output docs/conformance-g-ghost.md]
 
-Each network is built with random weights and its natural input size, scanned, planned with the default settings and
-rewritten, all on the meta device (shapes and counts, no numbers), and every property below is checked.  The smaller
-ones then run on real numbers as well.  A network that breaks a promise is a row with its reason.
+Each network is built with random weights and its natural input size, scanned, planned with the method's default
+settings and rewritten, all on the meta device (shapes and counts, no numbers), and every property below is checked.
+The smaller ones then run on real numbers as well.  A network that breaks a promise is a row with its reason.
 
 ``--json`` keeps one line per network; a later run takes from it what the same sources and torch have found already.
 """
@@ -27,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -36,16 +37,22 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from ghostify.costs import own_params
+from ghostify.costs import Cost, own_params
 from ghostify.errors import PlanError
-from ghostify.planning import Plan, check, plan, read_plan
-from ghostify.rewriting import Ghosted, rewrite
+from ghostify.planning import Plan, check, plan, read_plan, scan_for
+from ghostify.recipe import GhostSettings
+from ghostify.rewriting import Ghosted, counted, rehearse, rewrite
+from ghostify.rules import GGhostSwap, Swap
 from ghostify.scanning import Scan, scan
+from ghostify.stages import Stage
 from ghostify.tracing import Traced, trace
+
+Method = Literal["c-ghost", "g-ghost"]
+GHOSTS: dict[Method, str] = {"c-ghost": "C-Ghost modules", "g-ghost": "G-Ghost stages"}
 
 OUT_OF_SCOPE = {
     models.detection: "their outputs are lists of boxes whose number depends on the pixels, so no one shape is kept",
-    models.video: "they read clips by three-dimensional convolutions, and C-Ghost modules are two-dimensional",
+    models.video: "they read clips by three-dimensional convolutions, and {ghosts} are two-dimensional",
     models.optical_flow: "they read pairs of frames and refine one flow in a loop, with its own input protocol",
 }
 NUMERIC_PARAMS, NUMERIC_SIZE, NUMERIC_MACS = 60e6, 299, 16e9
@@ -57,10 +64,11 @@ NUMERIC_PARAMS, NUMERIC_SIZE, NUMERIC_MACS = 60e6, 299, 16e9
 
 @dataclass(frozen=True)
 class Network:
-    """One network of torchvision by name."""
+    """One network of torchvision by name, and the method it is asked with."""
 
     name: str
     kind: str
+    method: Method = "c-ghost"
 
     def build(self, device: str) -> nn.Module:
         """With random weights on ``device``; a constructor that needs real numbers runs on the CPU and moves."""
@@ -82,11 +90,11 @@ class Network:
         return getattr(model, "image_size", None) or preset.get("crop_size") or preset["resize_size"]
 
 
-def networks(only: str = "*") -> list[Network]:
+def networks(only: str = "*", method: Method = "c-ghost") -> list[Network]:
     """Classification (with the quantizable ones, in their floating-point form) and segmentation networks."""
     kinds = {"classification": models, "quantizable": models.quantization, "segmentation": models.segmentation}
     return [
-        Network(name, kind)
+        Network(name, kind, method)
         for kind, module in kinds.items()
         for name in models.list_models(module=module)
         if fnmatchcase(name, only)
@@ -102,6 +110,7 @@ class Case:
 
     model: nn.Module
     example: Tensor
+    method: Method = "c-ghost"
     snapshot: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,13 +120,18 @@ class Case:
     def traced(self) -> Traced:
         return trace(self.model, self.example)
 
+    @property
+    def settings(self) -> GhostSettings:
+        return GhostSettings(method=self.method)
+
     @cached_property
     def scan(self) -> Scan:
-        return scan(self.traced)
+        return scan_for(self.traced, self.settings)
 
     @cached_property
     def plan(self) -> Plan:
-        return plan(self.scan)
+        """On real numbers after a rehearsal, which leaves alone what turns out not to work with fewer channels."""
+        return plan(self.scan, self.settings) if self.example.is_meta else rehearse(self.traced, self.settings)
 
     @cached_property
     def ghosted(self) -> Ghosted:
@@ -133,8 +147,26 @@ class Case:
         return flops_by_module(self.ghosted.module, self.example)
 
     @property
+    def stages(self) -> list[Stage]:
+        """What a plan for G-Ghost stages can swap."""
+        return list(self.scan.stages) if self.method == "g-ghost" else []
+
+    @property
+    def swapped(self) -> list[Stage]:
+        """The stages that the plan swaps."""
+        named = [swap.blocks for swap in self.plan.swaps if isinstance(swap, GGhostSwap)]
+        return [stage for blocks in named if (stage := self.scan.stage(blocks))]
+
+    @property
+    def stageless(self) -> bool:
+        """Whether there can be no plan, for want of stages."""
+        return self.method == "g-ghost" and not self.stages
+
+    @property
     def nothing(self) -> str:
         """Why there is nothing to ghost; empty when there is something."""
+        if self.stageless:
+            return "no stage"
         try:
             self.plan.require_changes()
         except PlanError as reason:
@@ -146,7 +178,7 @@ def meta_case(network: Network) -> Case:
     """The network and one image of its natural size, on the meta device."""
     model = network.build("meta")
     size = network.size(model)
-    return Case(model, torch.empty(1, 3, size, size, device="meta"))
+    return Case(model, torch.empty(1, 3, size, size, device="meta"), network.method)
 
 
 def snapshot(model: nn.Module) -> list[Any]:
@@ -200,21 +232,27 @@ def predicted_is_counted(case: Case) -> str | None:
     """The plan's costs beside a fresh scan, torch's flop counter and the parameters that are there."""
     after = scan(case.ghosted.module, case.example)
     for swap in case.ghosted.plan.swaps:
-        module = case.ghosted.module.get_submodule(swap.target)
-        counted = {
-            "cost": (swap.after, after.within(swap.target)),
-            "params": (swap.after.params, own_params(module)),
-            "FLOPs": (2 * swap.after.macs, case.ghost_flops.get(swap.target)),
+        name, kept = _slot(case.ghosted, swap)
+        made = swap.after - kept
+        found = {
+            "cost": (swap.after, counted(swap, case.ghosted.before, after)),
+            "params": (made.params, own_params(case.ghosted.module.get_submodule(name))),
+            "FLOPs": (2 * made.macs, case.ghost_flops.get(name)),
         }
-        for what, (predicted, found) in counted.items():
-            if predicted != found:
-                return f"{swap.target}: {what} predicted {predicted}, counted {found}"
+        for what, (predicted, count) in found.items():
+            if predicted != count:
+                return f"{swap.target}: {what} predicted {predicted}, counted {count}"
     whole = case.ghosted.plan.after
+    if 2 * whole.macs != case.ghost_flops[""]:
+        return f"whole: FLOPs predicted {2 * whole.macs}, counted {case.ghost_flops['']}"
     return None if whole == after.cost else f"whole: predicted {whole}, counted {after.cost}"
 
 
 def planning_again_proposes_nothing(case: Case) -> str | None:
-    again = plan(scan(case.ghosted.module, case.example)).swaps
+    seen = scan(case.ghosted.module, case.example)
+    if case.method == "g-ghost" and not seen.stages:
+        return None
+    again = plan(seen, case.settings).swaps
     return f"planning again proposes {again[0].target} and {len(again) - 1} more" if again else None
 
 
@@ -229,10 +267,16 @@ def plan_survives_its_file(case: Case) -> str | None:
 
 
 def every_convolution_has_its_line(case: Case) -> str | None:
-    """A swap or a skip with a reason for each convolution module, once, and the same of every site."""
+    """A swap or a skip with a reason for each convolution module, once, and the same of every site.
+
+    A convolution in a swapped stage has that stage's line.
+    """
     convs = {name for name, part in case.model.named_modules() if isinstance(part, nn.modules.conv._ConvNd)}
     said = Counter([entry.target for entry in (*case.plan.swaps, *case.plan.skips)])
-    if missing := (convs | {site.name for site in case.scan.sites}) - said.keys():
+    missing = (convs | {site.name for site in case.scan.sites}) - said.keys()
+    missing -= {name for name in missing if any(stage.holds(name) for stage in case.swapped)}
+    missing |= {stage.name for stage in case.stages} - said.keys()
+    if missing:
         return f"{min(missing)} is neither a swap nor a skip"
     if twice := [name for name, times in said.items() if times > 1]:
         return f"{twice[0]} is planned twice"
@@ -248,7 +292,16 @@ def macs_equal_torchs(case: Case) -> str | None:
     return None
 
 
+def refused_without_a_stage(case: Case) -> str | None:
+    try:
+        made = case.plan
+    except PlanError as reason:
+        return None if "has no stage" in str(reason) else f"refused for another reason: {one_line(reason)}"
+    return f"a network without a stage has a plan of {len(made.swaps)} swaps"
+
+
 PROPERTIES: dict[str, Callable[[Case], str | None]] = {
+    "refused": refused_without_a_stage,
     "lines": every_convolution_has_its_line,
     "file": plan_survives_its_file,
     "MACs": macs_equal_torchs,
@@ -257,14 +310,19 @@ PROPERTIES: dict[str, Callable[[Case], str | None]] = {
     "again": planning_again_proposes_nothing,
     "untouched": input_model_untouched,  # last: everything has been done by then
 }
+OF_A_PLAN = frozenset({"lines", "file"})
 OF_A_REWRITE = frozenset({"shapes", "costs", "again"})
 
 
 def broken(case: Case) -> list[str]:
-    """The properties that do not hold, each with its reason; those of a rewrite are asked only where there is one."""
-    names = [name for name in PROPERTIES if not (case.nothing and name in OF_A_REWRITE)]
-    found = ((name, _reason(PROPERTIES[name], case)) for name in names)
-    return [f"{name}: {reason}" for name, reason in found if reason]
+    """The properties that do not hold, by their reason; those of a rewrite are asked only where there is one."""
+    spared = (OF_A_REWRITE if case.nothing else frozenset()) | (OF_A_PLAN if case.stageless else {"refused"})
+    names = [name for name in PROPERTIES if name not in spared]
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if reason := _reason(PROPERTIES[name], case):
+            found.setdefault(reason, []).append(name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def _reason(of: Callable[[Case], str | None], case: Case) -> str | None:
@@ -272,6 +330,12 @@ def _reason(of: Callable[[Case], str | None], case: Case) -> str | None:
         return of(case)
     except Exception as problem:  # whatever goes wrong inside is the reason
         return f"{type(problem).__name__}: {one_line(problem)}"
+
+
+def _slot(ghosted: Ghosted, swap: Swap) -> tuple[str, Cost]:
+    """The module that a swap put in, and what its cost includes besides: the first block of a stage, which stays."""
+    stage = ghosted.before.stage(swap.blocks) if isinstance(swap, GGhostSwap) else None
+    return (stage.slot, stage.entry.cost) if stage else (swap.target, Cost())
 
 
 def _output_shapes(model: nn.Module, example: Tensor) -> list[tuple[int, ...]]:
@@ -322,11 +386,15 @@ def _numeric_macs(network: Network, case: Case) -> float:
     return case.scan.cost.macs * (numeric_size(network, case) / case.example.shape[-1]) ** 2
 
 
-def numeric_problem(network: Network, size: int) -> str | None:
-    """Trace (verified by replay), rewrite, run and train one step on real numbers; what goes wrong, or None."""
+def numeric_case(network: Network, size: int) -> Case:
+    """The network and one image of that size, on the CPU."""
     torch.manual_seed(0)
-    model = network.build("cpu")
-    case = Case(model, torch.randn(1, 3, size, size))
+    return Case(network.build("cpu"), torch.randn(1, 3, size, size), network.method)
+
+
+def numeric_problem(case: Case) -> str | None:
+    """Trace (verified by replay), rewrite, run and train one step on real numbers; what goes wrong, or None."""
+    model, size = case.model, case.example.shape[-1]
     values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ghosted = case.ghosted
     with torch.no_grad():
@@ -342,22 +410,28 @@ def _gradient_problem(ghosted: Ghosted, size: int) -> str | None:
     outputs = _tensors(ghosted.module.train()(torch.randn(2, 3, size, size)))
     sum(leaf.square().mean() for leaf in outputs).backward()
     for swap in ghosted.plan.swaps:
-        for name, parameter in ghosted.module.get_submodule(swap.target).named_parameters():
+        slot, _ = _slot(ghosted, swap)
+        for name, parameter in ghosted.module.get_submodule(slot).named_parameters():
             if not parameter.requires_grad:
-                return f"{swap.target}.{name} does not train"
+                return f"{slot}.{name} does not train"
             if parameter.grad is None or not parameter.grad.isfinite().all():
-                return f"{swap.target}.{name} got no finite gradient"
+                return f"{slot}.{name} got no finite gradient"
     return None
 
 
-def _numeric(network: Network, case: Case) -> str:
+def _numeric(row: Row, network: Network, case: Case) -> str:
     if case.nothing:
         return "not run: nothing to ghost"
     if reason := too_large(network, case):
         return reason
     size = numeric_size(network, case)
     try:
-        problem = numeric_problem(network, size)
+        real = numeric_case(network, size)
+        skips = {skip.target: skip.reason for skip in real.plan.skips}
+        row.hindered = {stage.name: skips[stage.name] for stage in case.swapped if stage.name in skips}
+        if real.nothing:
+            return "not run: no stage works with fewer channels on real numbers"
+        problem = numeric_problem(real)
     except Exception as error:  # a failure is a row
         problem = f"{type(error).__name__}: {one_line(error)}"
     return problem or ("✓" if size == case.example.shape[-1] else f"✓ at {size}x{size}")
@@ -373,7 +447,13 @@ class Row:
     name: str
     kind: str
     key: str
+    method: Method = "c-ghost"
     size: int = 0
+    stages: int = 0
+    left: dict[str, str] = field(default_factory=dict)
+    """The stages left alone, and why."""
+    hindered: dict[str, str] = field(default_factory=dict)
+    """The stages left alone only on real numbers, and why."""
     convolutions: int = 0
     swaps: int = 0
     skips: int = 0
@@ -403,7 +483,7 @@ class Row:
 def examine(network: Network) -> Row:
     """The row of one network; never raises."""
     torch.set_num_threads(1)
-    row, start = Row(network.name, network.kind, source_key()), time.perf_counter()
+    row, start = Row(network.name, network.kind, source_key(network.method), network.method), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -419,11 +499,22 @@ def _fill(row: Row, network: Network) -> None:
     row.size = case.example.shape[-1]
     convs = {site.name for site in case.scan.sites if site.kind != "linear"}
     row.convolutions, row.unknown = len(convs), case.scan.uncounted
-    row.swaps = sum(swap.target in convs for swap in case.plan.swaps)
-    row.skips = sum(skip.target in convs for skip in case.plan.skips)
-    row.before, row.after = case.plan.before.model_dump(), case.plan.after.model_dump()
     row.nothing, row.broken = case.nothing, broken(case)
-    row.numeric = _numeric(network, case)
+    row.before = row.after = case.scan.cost.model_dump()
+    row.skips = len(convs)
+    if not case.stageless:
+        _fill_from_plan(row, case, convs)
+    row.numeric = _numeric(row, network, case)
+
+
+def _fill_from_plan(row: Row, case: Case, convs: set[str]) -> None:
+    stages = {stage.name for stage in case.stages}
+    row.stages = len(stages)
+    row.left = {skip.target: skip.reason for skip in case.plan.skips if skip.target in stages}
+    taken = {name for name in convs if any(stage.holds(name) for stage in case.swapped)}
+    row.swaps = len(taken | {swap.target for swap in case.plan.swaps if swap.target in convs})
+    row.skips = sum(skip.target in convs for skip in case.plan.skips)
+    row.after = case.plan.after.model_dump()
 
 
 def one_line(problem: BaseException) -> str:
@@ -431,28 +522,28 @@ def one_line(problem: BaseException) -> str:
 
 
 @cache
-def source_key() -> str:
-    """What a cached row depends on: the sources imported here and the versions."""
-    digest = hashlib.sha256(f"{torch.__version__} {torchvision.__version__}".encode())
+def source_key(method: Method = "c-ghost") -> str:
+    """What a cached row depends on: the method, the sources imported here and the versions."""
+    digest = hashlib.sha256(f"{method} {torch.__version__} {torchvision.__version__}".encode())
     loaded = [str(module.__file__) for name, module in sys.modules.items() if name.startswith("ghostify")]
     for path in [__file__, *sorted(loaded)]:
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()[:16]
 
 
-def cached_rows(path: Path | None) -> dict[str, Row]:
-    """Rows of an earlier run that still hold, by name."""
+def cached_rows(path: Path | None, method: Method = "c-ghost") -> dict[str, Row]:
+    """Rows of an earlier run with that method that still hold, by name."""
     if path is None or not path.exists():
         return {}
     lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    return {line["name"]: Row(**line) for line in lines if line["key"] == source_key()}
+    return {line["name"]: Row(**line) for line in lines if line["key"] == source_key(method)}
 
 
 def rows_of(wanted: list[Network], jobs: int, kept: Path | None) -> Iterator[Row]:
     """A row per network, as they come; each is appended to ``kept``."""
-    known = cached_rows(kept)
-    yield from (known[network.name] for network in wanted if network.name in known)
-    todo = [network for network in wanted if network.name not in known]
+    known = {method: cached_rows(kept, method) for method in {network.method for network in wanted}}
+    yield from (known[network.method][network.name] for network in wanted if network.name in known[network.method])
+    todo = [network for network in wanted if network.name not in known[network.method]]
     for row in _examined(todo, jobs):
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -472,68 +563,103 @@ def _examined(todo: list[Network], jobs: int) -> Iterator[Row]:
                 yield future.result()
             except Exception as problem:  # a worker that died takes its row with it, not the run
                 network = futures[future]
-                yield Row(network.name, network.kind, source_key(), broken=[f"the worker died: {one_line(problem)}"])
+                row = Row(network.name, network.kind, source_key(network.method), network.method)
+                row.broken.append(f"the worker died: {one_line(problem)}")
+                yield row
 
 
 # -- the document ----------------------------------------------------------------------------------------------
 
 
 def document(rows: Iterable[Row], command: str) -> str:
-    """The rows as docs/conformance.md."""
+    """The rows, all of one method, as docs/conformance.md or docs/conformance-g-ghost.md."""
     rows = sorted(rows, key=lambda row: (row.kind, _natural(row.name)))
-    return "\n".join(
-        [f"`{command}` wrote this page.", "", *_summary(rows), "", *_table(rows), "", *_scope(), "", *_legend()]
-    )
+    method = rows[0].method
+    parts = [_summary(rows, method), _table(rows, method), _scope(method), _legend(method)]
+    return "\n".join([f"`{command}` wrote this page.", *(line for part in parts for line in ("", *part))])
 
 
-def _summary(rows: list[Row]) -> Iterator[str]:
+def _summary(rows: list[Row], method: Method) -> Iterator[str]:
     changed = [row for row in rows if row.swaps]
     numeric = [row for row in rows if row.numeric.startswith("✓")]
     not_run = [row for row in rows if row.numeric.startswith("not run")]
-    yield "# Conformance"
+    yield "# Conformance" if method == "c-ghost" else f"# Conformance: {GHOSTS[method]}"
     yield ""
+    settings = "default settings" if method == "c-ghost" else f"method {method} with its default settings"
     yield (
         f"{len(rows)} networks of torchvision {torchvision.__version__.split('+')[0]} on torch "
-        f"{torch.__version__.split('+')[0]}, default settings, random weights."
+        f"{torch.__version__.split('+')[0]}, {settings}, random weights."
     )
     yield ""
     yield f"- every property held: **{sum(not row.failed for row in rows)} of {len(rows)}**"
     yield f"- rewritten: {len(changed)}; nothing to ghost by default: {sum(bool(row.nothing) for row in rows)}"
     yield f"- ran and trained a step on real numbers: {len(numeric)}, not run: {len(not_run)}"
     swaps, skips = sum(row.swaps for row in rows), sum(row.skips for row in rows)
-    yield f"- {swaps + skips} convolutions: {swaps} swapped, {skips} left alone, each with its reason"
+    if method == "c-ghost":
+        yield f"- {swaps + skips} convolutions: {swaps} swapped, {skips} left alone, each with its reason"
+    else:
+        yield from _summary_of_stages(rows)
+        yield f"- {swaps + skips} convolutions: {swaps} in swapped stages, {skips} left alone"
     if unknown := Counter(row.unknown for row in rows if row.unknown):
         yield "- " + "; ".join(f"{text} ({times} networks)" for text, times in unknown.items())
     for row in (row for row in rows if row.failed):
         yield f"- broken: {row.name}: {'; '.join(row.broken) or row.numeric}"
 
 
-def _table(rows: list[Row]) -> Iterator[str]:
-    yield "| network | input | convolutions | swaps | skipped | G MACs before → after | params ratio | held | numeric |"
-    yield "|---|--:|--:|--:|--:|--:|--:|---|---|"
+def _summary_of_stages(rows: list[Row]) -> Iterator[str]:
+    stages, left, hindered = (
+        sum(count) for count in zip(*((row.stages, len(row.left), len(row.hindered)) for row in rows), strict=True)
+    )
+    yield f"- {stages} stages: {stages - left} swapped, {left} left alone, each with its reason"
+    yield (
+        "- swapped on the meta device, left alone on real numbers (where a thinned block is compared with the "
+        f"original): {hindered}"
+    )
     for row in rows:
+        for name, reason in row.left.items():
+            yield f"- left alone: {row.name}: {name} {reason}"
+        for name, reason in row.hindered.items():
+            yield f"- left alone on real numbers: {row.name}: {name} {reason}"
+
+
+def _table(rows: list[Row], method: Method) -> Iterator[str]:
+    counts = ("convolutions", "swaps", "skipped")
+    if method == "g-ghost":
+        counts = ("stages", "swaps", "convolutions", "in swapped stages")
+    columns = ("network", "input", *counts, "G MACs before → after", "params ratio", "held", "numeric")
+    yield f"| {' | '.join(columns)} |"
+    yield f"|---|{'--:|' * (len(counts) + 3)}---|---|"
+    for row in rows:
+        found = (row.convolutions, row.swaps, row.skips)
+        if method == "g-ghost":
+            found = (row.stages, row.stages - len(row.left), row.convolutions, row.swaps)
         yield (
-            f"| {row.name} | {row.size} | {row.convolutions} | {row.swaps} | {row.skips} | {_macs(row)} | "
+            f"| {row.name} | {row.size} | {' | '.join(map(str, found))} | {_macs(row)} | "
             f"{_ratio(row)} | {row.verdict.replace('|', '/')} | {row.numeric.replace('|', '/')} |"
         )
 
 
-def _scope() -> Iterator[str]:
+def _scope(method: Method) -> Iterator[str]:
     yield "Out of scope of this page:"
     yield ""
     for module, reason in OUT_OF_SCOPE.items():
         names = ", ".join(models.list_models(module=module))
-        yield f"- {module.__name__.rpartition('.')[2]}: {reason} ({names})."
+        yield f"- {module.__name__.rpartition('.')[2]}: {reason.format(ghosts=GHOSTS[method])} ({names})."
 
 
-def _legend() -> list[str]:
+def _legend(method: Method) -> list[str]:
+    accounted = "every convolution is a swap or a skip with a reason"
+    again = "planning the rewritten network again proposes nothing"
+    if method == "g-ghost":
+        accounted = "every convolution is in a swapped stage or a skip with a reason, every stage is a swap or a skip"
+        again += ", or finds no stage; a network without stages is refused"
     return [
         "*held* is ✓ when all of these are true of the network, on the meta device:",
         "",
-        "- every convolution is a swap or a skip with a reason, and the plan survives its file;",
+        f"- {accounted}, and the plan survives its file;",
         "- the MACs counted are torch's `FlopCounterMode` / 2, before and after;",
         "- the output shapes are kept; the cost predicted for each swap and for the whole is the cost counted;",
-        "- planning the rewritten network again proposes nothing;",
+        f"- {again};",
         "- the input model is untouched: its modules, modes, hooks, tensors and their version counters.",
         "",
         "*numeric* is ✓ when on real numbers the recording replays, the rewritten network's forward pass is finite,",
@@ -569,11 +695,17 @@ def _natural(name: str) -> list[Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", default="*", metavar="GLOB", help="networks whose name matches")
+    parser.add_argument("--method", default="c-ghost", choices=list(GHOSTS), help="what a plan proposes (c-ghost)")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each of one thread")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the page here (docs/conformance.md)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the page here (docs/conformance.md or conformance-g-ghost.md)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows here, and take them up again")
     options = parser.parse_args()
-    wanted = networks(options.only)
+    wanted = networks(options.only, options.method)
     if not wanted:
         parser.error(f"no network matches {options.only!r}")
     rows = []
