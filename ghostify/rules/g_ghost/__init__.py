@@ -30,34 +30,16 @@ from ghostify.scanning import Scan
 from ghostify.stages import Stage, find_stages, name_stage
 from ghostify.tracing import Traced
 
+_IMAGENET = StageForm(
+    cheap="1x1", cheap_input="slice", entry="slice", mix=1, mix_y1=True, end=True, group_width=1.0, keep="first"
+)
+_CIFAR = _IMAGENET.model_copy(update={"cheap_input": "full", "entry": "projection", "mix_y1": False})
 PRESETS: dict[str, StageForm] = {
     "default": StageForm(**{name: GGhostSwap.model_fields[name].default for name in StageForm.model_fields}),
-    "literal": StageForm(
-        cheap="1x1",
-        cheap_input="full",
-        entry="projection",
-        mix=1,
-        mix_y1=False,
-        end=False,
-        group_width=1.0,
-        keep="first",
-    ),
-    "cifar": StageForm(
-        cheap="1x1",
-        cheap_input="full",
-        entry="projection",
-        mix=1,
-        mix_y1=False,
-        end=True,
-        group_width=1.0,
-        keep="first",
-    ),
-    "imagenet": StageForm(
-        cheap="1x1", cheap_input="slice", entry="slice", mix=1, mix_y1=True, end=True, group_width=1.0, keep="first"
-    ),
-    "regnet": StageForm(
-        cheap="1x1", cheap_input="slice", entry="slice", mix=2, mix_y1=True, end=True, group_width=0.75, keep="first"
-    ),
+    "literal": _CIFAR.model_copy(update={"end": False}),
+    "cifar": _CIFAR,
+    "imagenet": _IMAGENET,
+    "regnet": _IMAGENET.model_copy(update={"mix": 2, "group_width": 0.75}),
 }
 """Forms of a stage: our own, Eq. 6-12 to the letter, and those of Tables 11-14, 15-16 and 17-18."""
 
