@@ -37,7 +37,6 @@ SAMPLE = (
 NOTHING_TO_GHOST = ("vit_", "swin_")
 NO_STAGE = ("resnet18", "squeezenet1_1", "vit_b_32")
 METHODS = ("c-ghost", "g-ghost")
-UNTRIED = pytest.mark.xfail(strict=True, reason="on the meta device no thinned block is tried, and these do not run")
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -45,9 +44,7 @@ def test_a_sample_of_networks_holds_every_property(name: str) -> None:
     assert_conforms(name)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNTRIED if name.startswith("shufflenet") else ()) for name in SAMPLE]
-)
+@pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_of_networks_with_ghost_stages_holds_every_property(name: str) -> None:
     case = conformance.meta_case(with_stages(name))
     assert conformance.broken(case) == []

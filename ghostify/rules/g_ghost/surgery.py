@@ -141,23 +141,29 @@ class Surgery:
         return silenced(self.channels, self.kept, noise.to(self._like()))
 
     def _disagreement(self, thin: nn.Module, block: int, values: dict[fx.Node, Any] | None) -> str | None:
-        """What a thin block does wrong, or None."""
-        if values is None:
-            return None
+        """What a thin block does wrong, or None; without values only its shape can be."""
         entry = self.channels.entry if block == 0 else self.blocks[block - 1][-1]
-        source, expected = (
-            _picked(values[node], self.ends[end]) for node, end in ((entry, block), (self.blocks[block][-1], block + 1))
-        )
+        around = ((entry, block), (self.blocks[block][-1], block + 1))
+        source, expected = (self._value(node, end, values) for node, end in around)
         tried = copy.deepcopy(thin).eval()  # what a block remembers of a run is not to be in the result
         try:
             with torch.no_grad():
                 given = tried.forward(source.clone())  # a GraphModule's call would print its trouble
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as problem:
             return f"fails ({' '.join(str(problem).split())[:150]})"
+        if given.shape == expected.shape and given.is_meta:
+            return None
         error = (given - expected).abs().max() if given.shape == expected.shape else None
         if error is None or not error <= self._tolerance() * expected.abs().max():
             return "does not do what it does with the other channels silenced"
         return None
+
+    def _value(self, node: fx.Node, end: int, values: dict[fx.Node, Any] | None) -> Tensor:
+        """What stands between two blocks, at the kept channels."""
+        if values is not None:
+            return _picked(values[node], self.ends[end])
+        batch, _, *maps = node.meta["shapes"][0]
+        return torch.empty(batch, len(self.ends[end]), *maps, device="meta", dtype=self._like().dtype)
 
     def _tolerance(self) -> float:
         return TOLERANCE if self._like().dtype in (torch.float32, torch.float64) else 0.1
