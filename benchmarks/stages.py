@@ -314,7 +314,7 @@ def page(rows: list[Row]) -> str:
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}, "
         f"Torch-Pruning {tp.__version__}.",
         "",
-        "A stage is three or more blocks in a row of one width and resolution (`ghostify/stages.py` tells how they are",
+        "A stage is three or more blocks in a row of one width and resolution (`ghostify/stages/` tells how they are",
         'found). "none" is as it should be where a stage has one or two blocks (ResNet18 and 26, VGG13, VoVNet39,',
         "DLA60, SqueezeNet), where every block widens (DenseNet, DPN, ReXNet), and in transformers (no spatial",
         "convolution in a block). Not read: cells with two inputs (NASNet, PNASNet), searched networks whose blocks",
