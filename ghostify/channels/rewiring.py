@@ -206,7 +206,7 @@ class _Rewiring:
     def _is_unit(self, nodes: list[fx.Node]) -> bool:
         inside = set(nodes)
         read = self._read_by(nodes)
-        used = [n for n in nodes if any(user not in inside for user in n.users)]
+        used = [n for n in nodes if any(user not in inside and _matters(user) for user in n.users)]
         whole = len(nodes) < len(self.nodes) and len(read) == 1 and used == [nodes[-1]]
         if not whole or any(op_name(self.channels.traced, n) in CUTS for n in nodes):
             return False
@@ -231,6 +231,11 @@ class _Rewiring:
 
     def _relative(self, name: str) -> str:
         return name.removeprefix(f"{self.prefix}.") if self.prefix else name
+
+
+def _matters(node: fx.Node) -> bool:
+    """Whether a value goes anywhere: that of an ``nn.Identity``, which is its input, does not."""
+    return bool(node.users) or node.op == "output"
 
 
 def stands_in(block: nn.Module, graph: nn.Module, shape: tuple[int, ...]) -> bool:
