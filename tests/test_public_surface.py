@@ -124,6 +124,7 @@ SIGNATURES = {
         "*",
         "stages: Sequence[Sequence[str]] = ()",
         "whole: bool = False",
+        "steady: Sequence[str] = ()",
         "-> Scan",
     ],
     "trace": [
