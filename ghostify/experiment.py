@@ -63,12 +63,12 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     the disk.  Raises any ``GhostifyError``.
     """
     job = _Job.of(recipe, folder, watcher)
-    job.planned(given)  # a plan that cannot be carried out is told before any training
+    traced, agreed = job.planned(given)  # a plan that cannot be carried out is told before any training
     if recipe.pretrain and recipe.pretrain.epochs:
         watcher.say(f"Training the original network for {recipe.pretrain.epochs} epochs")
         job.fit(job.subject.model, recipe.pretrain, "pretrain", teacher=None)
+        traced, agreed = job.planned(given)  # of the weights as they are now
 
-    traced, agreed = job.planned(given)
     watcher.say(agreed.table().title)
     ghosted = rewrite(traced, agreed)
     watcher.say("Measuring the original and the ghosted network")

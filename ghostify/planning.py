@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,8 @@ def check(plan: Plan, scan: Scan) -> Plan:
             raise PlanError(f"The plan names {entry.target!r} twice.")
         said[agreed.target] = agreed
     on_stages = [said[stage.name] for stage in scan.stages if stage.name in said]
-    _require_apart(on_stages, said, scan)
     left = _left(scan, on_stages)
+    _require_apart(on_stages, said, scan)
     _require_same_network(plan, scan, unnamed=sum(site.name not in said for site in left))
     absent = "is not named in the plan"
     return _assembled(
@@ -195,15 +196,17 @@ def _require_same_network(plan: Plan, scan: Scan, unnamed: int) -> None:
         )
 
 
-def _require_apart(stages: Sequence[Swap | Skip], said: Mapping[str, Swap | Skip], scan: Scan) -> None:
-    """Refuse two swaps of one module."""
-    taken: dict[str, str] = {}
-    for swap in [*stages, *said.values()]:
-        for module in swap.touches if not isinstance(swap, Skip) else ():
-            clash = next((other for other in taken if overlap(other, module)), None)
-            if clash and taken[clash] != swap.target:
-                raise PlanError(f"The plan swaps {module!r} twice: with {taken[clash]!r} and with {swap.target!r}.")
-            taken[module] = swap.target
+def _require_apart(entries: Sequence[Swap | Skip], said: Mapping[str, Swap | Skip], scan: Scan) -> None:
+    """Refuse two swaps of one module: of stages that both replace it, or of a layer that a stage takes with it."""
+    swapped = [stage for swap in entries if isinstance(swap, GGhostSwap) and (stage := scan.stage(swap.blocks))]
+    for one, other in combinations(swapped, 2):
+        shared = (a for a in one.later for b in other.later if overlap(a, b))
+        if module := next(shared, None):
+            raise PlanError(f"The plan swaps {module!r} twice: with {one.name!r} and with {other.name!r}.")
+    for swap in said.values():
+        home = next((s for s in swapped if isinstance(swap, CGhostSwap) and s.holds(swap.target)), None)
+        if home:
+            raise PlanError(f"The plan swaps {swap.target!r} twice: by itself and with {home.name!r}.")
 
 
 def _checked(entry: Swap | Skip, sites: Mapping[str, Site], stages: Mapping[str, Stage], scan: Scan) -> Swap | Skip:

@@ -102,11 +102,12 @@ def _in_place(swaps: Sequence[Swap]) -> bool:
 
 
 def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
-    """Swaps in groups that can be made at once: none of a group concerns what another of it makes or replaces."""
+    """Swaps in groups that can be made at once: of one rule, and none concerns what another makes or replaces."""
     groups: list[list[Swap]] = []
     touched: list[str] = []
     for swap in swaps:
-        if not groups or any(_meet(one, other) for one in swap.touches for other in touched):
+        alike = groups and groups[-1][0].rule == swap.rule
+        if not alike or any(_meet(one, other) for one in swap.touches for other in touched):
             groups.append([])
             touched = []
         groups[-1].append(swap)

@@ -17,7 +17,7 @@ from ghostify.costs import Cost
 from ghostify.errors import PlanError, RecipeError
 from ghostify.networks import resnet8
 from ghostify.planning import check
-from ghostify.rules import CGhostSwap, Skip, c_ghost
+from ghostify.rules import CGhostSwap, GGhostSwap, Skip, c_ghost
 from ghostify.rules.c_ghost import saving_per_element
 from ghostify.scanning import Scan, Site
 
@@ -452,3 +452,27 @@ def test_a_plan_made_without_looking_has_no_layers() -> None:
     assert "nothing to ghost" in refusal(empty.require_changes)
     nothing = Scan(network="Nothing", inputs=(), sites=(), cost=Cost(), ops=(), unknown={}, params={})
     assert check(empty, nothing) == empty
+
+
+def test_a_layer_that_a_stage_takes_with_it_cannot_be_swapped_by_itself() -> None:
+    """Also where a block is several modules in a row, of which the plan names the first and the last alone."""
+    body = [part for _ in range(4) for part in (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())]
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(2), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    seen = scan(net, torch.zeros(1, 3, 16, 16))
+    stages = plan(seen, method="g-ghost")
+    (stage,) = stages.swaps
+    convs = [swap for swap in plan(seen, min_saving=0).swaps if seen.stages[0].holds(swap.target)]
+    assert convs
+    for conv in convs:
+        both = stages.model_copy(update={"swaps": (stage, conv)})
+        message = refusal(check, both, seen)
+        assert conv.target in message and stage.target in message and "twice" in message
+
+
+def test_two_stages_cannot_replace_the_same_block() -> None:
+    net = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(9)))
+    blocks = [tuple(str(i) for i in range(first, first + 4)) for first in (0, 2)]
+    swaps = tuple(GGhostSwap(blocks=names) for names in blocks)
+    given = Plan(network="Sequential", inputs=((1, 16, 8, 8),), swaps=swaps)
+    seen = scan(net, torch.zeros(1, 16, 8, 8), stages=blocks)
+    assert "'3' twice" in refusal(check, given, seen)

@@ -85,9 +85,14 @@ class Stage(BaseModel):
         """The module whose place what follows the first block takes."""
         return self.blocks[1].modules[0]
 
+    @property
+    def later(self) -> list[str]:
+        """The modules of the blocks after the first, which a G-Ghost stage replaces."""
+        return [module for block in self.blocks[1:] for module in block.modules]
+
     def holds(self, name: str) -> bool:
-        """Whether a module lies in the blocks after the first, which a G-Ghost stage replaces."""
-        return any(within(name, module) for block in self.blocks[1:] for module in block.modules)
+        """Whether a module lies in the blocks after the first."""
+        return any(within(name, module) for module in self.later)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.geometry}"
