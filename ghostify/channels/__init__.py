@@ -1,11 +1,13 @@
 """Which channels hang together in a part of a network, and what is left of it with fewer of them.
 
 ``follow`` reads a part of the graph into ``Channels``; its ``coupling`` is the same in names and numbers, enough to
-predict what a thinner copy costs; ``thinned`` makes that copy.
+predict what a thinner copy costs; ``thinned`` makes that copy.  ``Ordering`` lets channels of a whole network change
+places.
 """
 
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
 from ghostify.channels.following import follow
+from ghostify.channels.ordering import Ordering
 from ghostify.channels.resolving import Channels, Unreadable
 from ghostify.channels.rewiring import rewired, stands_in
 from ghostify.channels.thinning import renumbered, silenced, sliced, thinned
@@ -13,6 +15,7 @@ from ghostify.channels.thinning import renumbered, silenced, sliced, thinned
 __all__ = [
     "Channels",
     "Coupling",
+    "Ordering",
     "Segment",
     "Unreadable",
     "Vector",
