@@ -110,7 +110,7 @@ def plan(
     method = resolved(settings.method, device)
     if all(site.kind == "linear" for site in scan.sites):
         raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
-    if method == "width":
+    if method in ("width", "thin"):
         return _assembled(scan, [width.propose(scan, settings)])
     _require_matches(scan, settings)
     if method == "g-ghost" and not scan.stages:
@@ -167,11 +167,14 @@ def check(plan: Plan, scan: Scan) -> Plan:
 def scan_for(traced: Traced, wanted: GhostSettings | Plan) -> Scan:
     """The scan that settings need, or a plan with stages named by hand.  Raises ``PlanError`` for no such stage."""
     if isinstance(wanted, GhostSettings):
-        whole = wanted.method == "width"
-        return scan(traced, whole=whole, steady=wanted.exclude if whole else ())
+        if wanted.method not in ("width", "thin"):
+            return scan(traced)
+        return scan(traced, whole=True, steady=wanted.exclude, stream=width.stream(wanted))
     scaled = next((swap for swap in wanted.swaps if isinstance(swap, WidthSwap)), None)
     named = [swap.blocks for swap in wanted.swaps if isinstance(swap, GGhostSwap)]
-    return scan(traced, stages=named, whole=scaled is not None, steady=scaled.exclude if scaled else ())
+    if scaled is None:
+        return scan(traced, stages=named)
+    return scan(traced, stages=named, whole=True, steady=scaled.exclude, stream=scaled.stream)
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -15,7 +15,7 @@ from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, is_conv, op_name, own_params
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts import CGhost
-from ghostify.recipe import Role
+from ghostify.recipe import Role, Stream
 from ghostify.stages import Stage, find_stages, name_stage
 from ghostify.tables import Table, quantity
 from ghostify.tracing import Traced, trace
@@ -88,6 +88,8 @@ class Scan(BaseModel):
     """Why there are none, as a sentence without its end."""
     steady: tuple[str, ...] = ()
     """Globs of the layers whose outputs were to keep all their channels."""
+    stream: Stream = "scaled"
+    """Whether channels that are added to each other were to be kept, too."""
 
     def site(self, name: str) -> Site | None:
         """The site of that name (an alias finds it too)."""
@@ -171,12 +173,13 @@ def scan(
     stages: Sequence[Sequence[str]] = (),
     whole: bool = False,
     steady: Sequence[str] = (),
+    stream: Stream = "scaled",
 ) -> Scan:
     """Scan a recorded run, or a module on an example (then recorded first).
 
     ``stages`` names stages by hand, each by the modules of its blocks; ``whole`` asks for the channels of the whole
-    network (for rule width), of which the outputs of layers that match ``steady`` stay.  Raises ``TraceError``, and
-    ``PlanError`` for a named stage that is none.
+    network (for rule width), of which the outputs of layers that match ``steady`` stay, and with a kept ``stream`` what
+    is added to each other.  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
     """
     traced = model if isinstance(model, Traced) else trace(model, example)
     ops, unknown = count(traced)
@@ -184,7 +187,7 @@ def scan(
     found = find_stages(traced)
     known = {tuple(block.name for block in stage.blocks) for stage in found}
     named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
-    coupling, uncoupled = _coupled(traced, steady) if whole else (None, "")
+    coupling, uncoupled = _coupled(traced, steady, stream) if whole else (None, "")
     return Scan(
         network=type(traced.module).__name__,
         inputs=tuple(traced.input_shapes),
@@ -198,6 +201,7 @@ def scan(
         coupling=coupling,
         uncoupled=uncoupled,
         steady=tuple(steady),
+        stream=stream,
     )
 
 
@@ -216,9 +220,9 @@ def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list
     return [nodes], None, [*output.all_input_nodes, *kept]
 
 
-def _coupled(traced: Traced, steady: Sequence[str]) -> tuple[Coupling | None, str]:
+def _coupled(traced: Traced, steady: Sequence[str], stream: Stream) -> tuple[Coupling | None, str]:
     try:
-        return follow(traced, *network_nodes(traced, steady)).coupling, ""
+        return follow(traced, *network_nodes(traced, steady), sums=stream == "kept").coupling, ""
     except Unreadable as problem:
         return None, str(problem)
 

@@ -82,16 +82,19 @@ class Coupling(BaseModel):
             for segment, each in vector.parts
         )
 
-    def keep(self, target: Callable[[int], int], lanes: float = 1.0) -> list[int]:
+    def keep(self, target: Callable[[int], int], lanes: float = 1.0, apart: bool = False) -> list[int]:
         """How many components of each segment to keep, that a tensor of w channels keeps about ``target(w)``.
 
-        Narrow tensors choose first; of a wider one that holds their channels too, the rest is shared out evenly.
+        Narrow tensors choose first; of a wider one that holds their channels too, the rest is shared out evenly.  With
+        ``apart``, channels that are always kept count for nothing: w are the others.
         """
         kept: dict[int, int] = {}
         for vector in sorted(self.producers, key=self.width):
             known = sum(self._channels(s, each, lanes) * kept[s] for s, each in vector.parts if s in kept)
             free = [(s, each) for s, each in vector.parts if s not in kept]
-            left, whole = target(self.width(vector)) - vector.fixed - known, self.width(Vector(parts=tuple(free)))
+            stays = vector.fixed if apart else 0
+            left = target(self.width(vector) - stays) + stays - vector.fixed - known
+            whole = self.width(Vector(parts=tuple(free)))
             for segment, each in free:
                 size = self.segments[segment].size
                 share = left * size * each // (whole * max(1, self._channels(segment, each, lanes)))
@@ -112,6 +115,17 @@ class Coupling(BaseModel):
         """What a block costs that reads a thin input where a convolution does, and else has its full width."""
         return self._cost(block, lambda vector: self.width(vector), lambda vector: self.width(vector, kept, lanes), 1.0)
 
+    def shared(self, share: float, lanes: float = 1.0) -> tuple[float, float]:
+        """MACs and parameters of all blocks where each width that may change is so large a share, unrounded."""
+        macs, params = 0.0, 0.0
+        for weight in self.weights:
+            each = weight.lanes * (lanes if self._grouped(weight) else 1.0)
+            size = self._share(weight.out, share) * weight.area
+            size *= each if weight.reads is None else self._share(weight.reads, share)
+            macs += size * weight.positions
+            params += size * weight.params
+        return macs, params
+
     def _cost(
         self, block: int, of: Callable[[Vector], int], of_entry: Callable[[Vector], int] | None, lanes: float
     ) -> Cost:
@@ -128,10 +142,17 @@ class Coupling(BaseModel):
             acts += out * weight.outputs
         return Cost(params=params, macs=macs, acts=acts)
 
+    def _share(self, vector: Vector, share: float) -> float:
+        """Channels of ``vector`` with so large a share of what may change."""
+        return vector.fixed + share * (self.width(vector) - vector.fixed)
+
     def _lanes(self, weight: Weight, lanes: float) -> int:
         """Channels a filter of a grouped convolution reads with such a share of each group kept."""
-        thinned = any(self.segments[segment].lanes for segment, _ in weight.out.parts)
-        return max(1, int(lanes * weight.lanes)) if thinned else weight.lanes
+        return max(1, int(lanes * weight.lanes)) if self._grouped(weight) else weight.lanes
+
+    def _grouped(self, weight: Weight) -> bool:
+        """Whether a weight makes the channels of groups that may be thinned inside."""
+        return any(self.segments[segment].lanes for segment, _ in weight.out.parts)
 
     def _channels(self, segment: int, each: int, lanes: float) -> int:
         return max(1, int(lanes * each)) if self.segments[segment].lanes else each

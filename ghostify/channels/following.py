@@ -29,6 +29,7 @@ from ghostify.channels.operations import (
     REDUCTIONS,
     SOFTMAX,
     SPATIAL,
+    SUMS,
     WEIGHT_AT,
 )
 from ghostify.channels.resolving import NONE, Channels, Read, Resolved, Ties, Unreadable, Use
@@ -41,21 +42,27 @@ def follow(
     blocks: Sequence[Sequence[fx.Node]],
     entry: fx.Node | None = None,
     fixed: Iterable[fx.Node] = (),
+    *,
+    sums: bool = False,
 ) -> Channels:
     """The channels of ``blocks`` of nodes (each reads what the one before gives), from ``entry`` on, which may be
-    thinned; without an entry the inputs of the network keep all their channels, and so do the ``fixed`` nodes.
+    thinned; without an entry the inputs of the network keep all their channels, and so do the ``fixed`` nodes.  With
+    ``sums``, so does every channel that is added to another (of a shortcut, of a layer beside it; a parameter is none).
 
     Raises ``Unreadable``.
     """
-    return _Follower(traced, entry).followed(blocks, fixed)
+    return _Follower(traced, entry, sums).followed(blocks, fixed)
 
 
 class _Follower:
     """One pass over the nodes."""
 
-    def __init__(self, traced: Traced, entry: fx.Node | None) -> None:
+    def __init__(self, traced: Traced, entry: fx.Node | None, sums: bool) -> None:
         self.traced = traced
         self.entry = entry
+        self.sums = sums
+        self.added: list[np.ndarray] = []
+        self.constants: set[fx.Node] = set()
         self.count = 0
         self.ids: dict[fx.Node, Any] = {}
         self.uses: dict[tuple[str, int], Use] = {}
@@ -85,6 +92,7 @@ class _Follower:
                 self.block_entry = nodes[-1]
                 ends.append(self._vector(nodes[-1], nodes[-1], 1))
         kept = [np.unique(self._ids(node, node).numpy()) for node in fixed]
+        kept += self.added
         resolved = Resolved(
             Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, fixed=kept)
         )
@@ -115,6 +123,8 @@ class _Follower:
         if node.op == "get_attr":
             return  # read where it is used
         name = op_name(self.traced, node)
+        if all(map(self._is_constant, node.all_input_nodes)):
+            self.constants.add(node)
         self._note_shortcut(node, name)
         try:
             self.ids[node] = self._result(node, name)
@@ -294,11 +304,18 @@ class _Follower:
     # -- channel by channel ------------------------------------------------------------------------------------
 
     def _pointwise(self, node: fx.Node, name: str) -> Any:
-        operands = [self._operand(source, node) for source in node.all_input_nodes]
-        result = operands[0]
-        for other in operands[1:]:
-            result = self._tied(result, other)
+        first, *others = node.all_input_nodes
+        result = self._operand(first, node)
+        for other in others:
+            operand, known = self._operand(other, node), len(self.ties)
+            result = self._tied(result, operand)
+            if self.sums and name in SUMS and not self._is_constant(first) and not self._is_constant(other):
+                self.added += [side for pair in self.ties[known:] for side in pair]
         return result.expand(_shape(node)) if result.shape != _shape(node) else result
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether a value is a parameter or a buffer, or computed from those alone."""
+        return node.op == "get_attr" or node in self.constants
 
     def _operand(self, source: fx.Node, node: fx.Node) -> Tensor:
         """Numbers of an operand; a parameter's one long dimension gets new ones."""

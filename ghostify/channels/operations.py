@@ -16,6 +16,10 @@ __add__ __iadd__ __radd__ __sub__ __isub__ __rsub__ __mul__ __imul__ __rmul__ __
 __div__ __neg__ __pow__ __ipow__
 """
 POINTWISE = frozenset(_ACTIVATIONS.split()) | frozenset(_POINTWISE_FUNCTIONS.split())
+_SUMS_NAMES = """
+add addcmul lerp rsub sub __add__ __iadd__ __radd__ __sub__ __isub__ __rsub__
+"""
+SUMS = frozenset(_SUMS_NAMES.split())
 _SPATIAL_NAMES = """
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d
 avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool2d interpolate upsample AdaptiveAvgPool1d

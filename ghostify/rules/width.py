@@ -3,6 +3,10 @@
     every convolution and linear layer   c → n   ⇒   w·c → w·n       (inputs and outputs of the network stay)
 
 It is what the papers compare with (ResNet56-0.7x, ResNet34-0.8x), and it keeps the weights of the channels that stay.
+With a stream that is kept (method thin) only what lies inside blocks becomes narrower:
+
+    every channel that is added to another   stays      (both sides of a shortcut, and all that is tied to them)
+    every other                              c → w·c    (inside a block; all hidden ones where nothing is added)
 """
 
 from __future__ import annotations
@@ -16,29 +20,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ghostify.channels import Channels, Unreadable, follow, renumbered, silenced, sliced
+from ghostify.channels import Channels, Coupling, Unreadable, follow, renumbered, silenced, sliced
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
-from ghostify.recipe import GhostSettings
+from ghostify.recipe import GhostSettings, Stream
 from ghostify.rules.base import TOLERANCE, WidthSwap, thinner
 from ghostify.scanning import Scan, network_nodes
 from ghostify.tracing import Traced, is_leaf
 
 WHOLE = "*"
 """Target of a swap that concerns the whole network."""
+_FIXED: dict[Stream, str] = {
+    "scaled": "all its channels are outputs",
+    "kept": "none of its channels is inside a block, for all are outputs or added to others",
+}
+_REFUSED: dict[Stream, str] = {"scaled": "cannot be scaled as a whole", "kept": "cannot be thinned inside its blocks"}
 
 
 def propose(scan: Scan, settings: GhostSettings) -> WidthSwap:
-    """The swap of a whole network.  Raises ``PlanError`` when its channels cannot be followed or nothing changes."""
+    """The swap of a whole network, by method width or thin.
+
+    Raises ``PlanError`` when its channels cannot be followed or nothing changes.
+    """
     if settings.include != ("*",) or settings.set:
-        raise PlanError("Method width takes the whole network, so include and set say nothing to it; exclude does.")
+        method = settings.method
+        raise PlanError(f"Method {method} takes the whole network, so include and set say nothing to it; exclude does.")
     swap = WidthSwap(
         target=WHOLE,
         geometry=geometry(scan),
         width=settings.width,
+        stream=stream(settings),
         group_width=settings.group_width or settings.width,
         exclude=settings.exclude,
-        keep=settings.keep or "first",
+        keep=settings.keep or ("first" if stream(settings) == "scaled" else "strongest"),
         round_to=settings.round_to,
         rounding=settings.rounding,
     )
@@ -46,9 +60,14 @@ def propose(scan: Scan, settings: GhostSettings) -> WidthSwap:
     if swap.after == swap.before:
         fixed = not any(vector.parts for vector in scan.coupling.producers) if scan.coupling else True
         rounds = f"at {settings.width:g} they round to what they are (round_to is {settings.round_to})"
-        why = "all its channels are outputs" if fixed else rounds
+        why = _FIXED[swap.stream] if fixed else rounds
         raise PlanError(f"{scan.network} has no width that may change: {why}.")
     return swap
+
+
+def stream(settings: GhostSettings) -> Stream:
+    """What the method does to channels that are added to each other."""
+    return "kept" if settings.method == "thin" else "scaled"
 
 
 def geometry(scan: Scan) -> str:
@@ -58,15 +77,34 @@ def geometry(scan: Scan) -> str:
 
 def predict(scan: Scan, swap: WidthSwap) -> Cost:
     """The exact cost of the narrower network.  Raises ``PlanError`` when it cannot be made."""
-    if (scan.coupling is None and not scan.uncoupled) or scan.steady != swap.exclude:
-        asked = f"whole=True, steady={swap.exclude!r}" if swap.exclude else "whole=True"
+    unasked = scan.coupling is None and not scan.uncoupled
+    if unasked or (scan.steady, scan.stream) != (swap.exclude, swap.stream):
+        asked = "whole=True"
+        asked += f", steady={swap.exclude!r}" if swap.exclude else ""
+        asked += f", stream={swap.stream!r}" if swap.stream != "scaled" else ""
         raise PlanError(f"The scan of {scan.network} has no channels of the whole network in it: scan(..., {asked}).")
     if scan.coupling is None:
-        raise PlanError(f"{scan.network} cannot be scaled as a whole: {scan.uncoupled}.")
+        raise PlanError(f"{scan.network} {_REFUSED[swap.stream]}: {scan.uncoupled}.")
     coupling = scan.coupling
-    counts = coupling.keep(thinner(swap.width, swap.round_to, swap.rounding), swap.group_width)
+    counts = _counts(coupling, swap)
     everything = [segment.size for segment in coupling.segments]
     return scan.cost - coupling.cost(0, everything) + coupling.cost(0, counts, swap.group_width)
+
+
+def promise(scan: Scan, swap: WidthSwap) -> tuple[float, float]:
+    """By how much MACs and parameters shrink where every width that changes does so by the share itself, unrounded.
+
+    With the stream scaled width⁻², as the papers count; with it kept, a weight between the stream and the inside of a
+    block costs the share of what it did, one between two inner layers its square, and what else the network has stays.
+    """
+    if swap.stream == "scaled" or scan.coupling is None:
+        return swap.width**-2, swap.width**-2
+    before, after = scan.coupling.shared(1.0, 1.0), scan.coupling.shared(swap.width, swap.group_width)
+    macs, params = (
+        whole / (whole - old + new)
+        for whole, old, new in zip((scan.cost.macs, scan.cost.params), before, after, strict=True)
+    )
+    return macs, params
 
 
 def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
@@ -75,10 +113,10 @@ def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
     Raises ``RewriteError`` when the narrower network does not do what the network does with those channels silenced.
     """
     try:
-        channels = follow(traced, *network_nodes(traced, swap.exclude))
+        channels = follow(traced, *network_nodes(traced, swap.exclude), sums=swap.stream == "kept")
     except Unreadable as problem:
-        raise RewriteError(f"{type(traced.module).__name__} cannot be scaled as a whole: {problem}.") from None
-    counts = channels.coupling.keep(thinner(swap.width, swap.round_to, swap.rounding), swap.group_width)
+        raise RewriteError(f"{type(traced.module).__name__} {_REFUSED[swap.stream]}: {problem}.") from None
+    counts = _counts(channels.coupling, swap)
     rank = channels.strengths() if swap.keep == "strongest" else None
     kept = channels.kept(counts, swap.group_width, rank)
     tensors = sliced(channels, kept)
@@ -86,30 +124,35 @@ def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
     for module in _layers(traced.module):
         if any(id(tensor) in tensors for tensor in [*module.parameters(), *module.buffers()]):
             memo[id(module)] = renumbered(module, copy.deepcopy(module, dict(tensors)))  # a memo used is a memo spoilt
-    _check(traced, channels, memo, kept)
+    _check(traced, channels, memo, kept, f"{type(traced.module).__name__} {_REFUSED[swap.stream]}")
     return memo
 
 
-def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.ndarray) -> None:
+def _counts(coupling: Coupling, swap: WidthSwap) -> list[int]:
+    """How many components of each segment stay."""
+    target = thinner(swap.width, swap.round_to, swap.rounding)
+    return coupling.keep(target, swap.group_width, apart=swap.stream == "kept")
+
+
+def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.ndarray, refused: str) -> None:
     """Refuse a narrower network that fails, or does something else than the network with channels silenced."""
     inputs = [leaf for leaf in tree_leaves((traced.args, traced.kwargs)) if isinstance(leaf, Tensor)]
     if any(leaf.is_meta for leaf in inputs) or any(parameter.is_meta for parameter in traced.module.parameters()):
         return
-    name = type(traced.module).__name__
     narrower = copy.deepcopy(traced.module, dict(memo)).eval()
     try:
         with torch.no_grad():
             given = narrower(*copy.deepcopy(traced.args), **copy.deepcopy(traced.kwargs))
     except Exception as problem:
         reason = " ".join(str(problem).split())[:200]
-        raise RewriteError(f"{name} cannot be scaled as a whole: its code does not run narrower ({reason}).") from None
+        raise RewriteError(f"{refused}: its code does not run narrower ({reason}).") from None
     values = silenced(channels, kept, *inputs)
     wanted = [values[node] for node in network_nodes(traced)[2]]
     found = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     if len(wanted) == len(found) and not all(map(_agree, wanted, found)):
         raise RewriteError(
-            f"{name} cannot be scaled as a whole: narrower, it does not do what it does with the other channels "
-            "silenced (a shuffle or the like needs keep: first, or other widths)."
+            f"{refused}: narrower, it does not do what it does with the other channels silenced "
+            "(a shuffle or the like needs keep: first, or other widths)."
         )
 
 
