@@ -90,18 +90,19 @@ def own_params(module: nn.Module) -> int:
 # -- the papers' formulas --------------------------------------------------------------------------------------
 
 
-def speedup_ratio(c: float, k: float, s: int, d: int) -> float:
-    """r_s, first form of Eq. 4: ``c·k² / (c·k²/s + (s−1)/s·d²)``; exact when s divides the width.
+def speedup_ratio(c: float, k: float, s: int, d: int, pointwise: float = 0) -> float:
+    """r_s, first form of Eq. 4: ``c·k² / (c·k²/s + (s−1)/s·d² + p)``; exact when s divides the width.
 
-    ``c`` is the number of input channels each filter reads (per group), ``k²`` the kernel's area (``k`` its side).
+    ``c`` is the number of input channels each filter reads (per group), ``k²`` the kernel's area (``k`` its side), and
+    p, ``pointwise``, the weights of a pointwise convolution by output map: 0 in the paper.
     """
     filter_size = c * k * k
-    return filter_size / (filter_size / s + (s - 1) / s * d * d)
+    return filter_size / (filter_size / s + (s - 1) / s * d * d + pointwise)
 
 
-def compression_ratio(c: float, k: float, s: int, d: int) -> float:
+def compression_ratio(c: float, k: float, s: int, d: int, pointwise: float = 0) -> float:
     """r_c, first form of Eq. 5: equal to r_s, for every map position costs what its filter weighs."""
-    return speedup_ratio(c, k, s, d)
+    return speedup_ratio(c, k, s, d, pointwise)
 
 
 def approximate_ratio(c: float, s: int) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ghostify.errors import GhostifyError, RecipeError, did_you_mean
 
@@ -21,14 +21,32 @@ Ratio = Annotated[int, Field(ge=2, description="ratio s: every s output maps com
 GhostRatio = Annotated[
     float, Field(gt=0, lt=1, description="ghost ratio λ: the share of a stage's channels made cheaply")
 ]
-Method = Literal["c-ghost", "g-ghost", "both", "auto", "width"]
+Method = Literal["c-ghost", "g-ghost", "both", "auto", "width", "thin"]
 Preset = Literal["default", "literal", "cifar", "imagenet", "regnet"]
 Cheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
 CheapInput = Literal["slice", "full"]
 Entry = Literal["slice", "projection"]
 Keep = Literal["first", "strongest"]
 Rounding = Literal["nearest", "down"]
+Stream = Literal["scaled", "kept"]
 Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
+
+
+def _known_pointwise(value: Any) -> Any:
+    """One message for a union, which would tell what is wrong with each of its parts."""
+    if value in ("none", "auto", "full") or (str(value).isdecimal() and int(value) >= 1):
+        return value
+    raise ValueError("it must be none, auto, full or a rank of 1 or more")
+
+
+Pointwise = Annotated[
+    Literal["none", "auto", "full"] | int,
+    BeforeValidator(_known_pointwise),
+    Field(
+        description="1x1 convolution over all intrinsic maps, added to the ghosts: none, as in the papers; full; a "
+        "rank; auto: full for kernels larger than 1x1, else the largest rank within 5 % of the ghost's weights"
+    ),
+]
 
 
 class Settings(BaseModel):
@@ -66,6 +84,7 @@ class SiteSettings(StageForm):
     s: Ratio | None = None
     d: Kernel | None = None
     parts: Parts | None = None
+    pointwise: Pointwise | None = None
     ratio: GhostRatio | None = None
 
     @field_validator("d")
@@ -81,7 +100,8 @@ class GhostSettings(StageForm):
         Method,
         Field(
             description="c-ghost: convolutions; g-ghost: stages; both: stages, then the convolutions left; auto: "
-            "c-ghost for a CPU, g-ghost for a GPU; width: no ghosts, every layer narrower (a baseline)"
+            "c-ghost for a CPU, g-ghost for a GPU; without ghosts, width: every layer narrower (a baseline), thin: "
+            "blocks narrower inside, with what they add to each other as it is"
         ),
     ] = "c-ghost"
     s: Ratio = 2
@@ -89,6 +109,7 @@ class GhostSettings(StageForm):
     parts: Annotated[
         Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part")
     ] = "linear"
+    pointwise: Pointwise = "none"
     include: Annotated[tuple[str, ...], Field(description="globs of module names to consider")] = ("*",)
     exclude: Annotated[tuple[str, ...], Field(description="globs of module names to leave alone")] = ()
     also: Annotated[tuple[Role, ...], Field(description="roles to ghost that are left alone by default")] = ()
@@ -100,9 +121,9 @@ class GhostSettings(StageForm):
     preset: Annotated[
         Preset, Field(description="form of a G-Ghost stage: our own, or as a table of the paper has it")
     ] = "default"
-    width: Annotated[float, Field(gt=0, lt=1, description="share of every layer's channels kept by method width")] = (
-        0.75
-    )
+    width: Annotated[
+        float, Field(gt=0, lt=1, description="share of channels kept by methods width and thin, where they narrow")
+    ] = 0.75
     round_to: Annotated[int, Field(ge=1, description="thinner widths are multiples of this")] = 8
     rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down")] = "nearest"
     set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}

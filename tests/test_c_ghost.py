@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ghostify.errors import PlanError
-from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
+from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +244,109 @@ def test_a_norm_made_for_a_convolution_starts_fresh_and_in_its_place() -> None:
     assert not norm.training
 
 
+# -- the pointwise convolution ---------------------------------------------------------------------------------
+
+POINTWISE = [  # n, s, rank and whether P is full: m = ⌈n/s⌉, and r·n weights against m·(n−m)
+    (8, 2, 1, False),
+    (8, 2, 2, True),
+    (9, 2, 3, True),
+    (2, 2, 1, True),
+    (11, 3, 2, False),
+    (12, 3, 9, True),
+    (10, 4, 1, False),
+    (10, 4, 2, False),
+    (10, 4, 3, True),
+    (5, 4, 1, False),  # the third cheap operation makes no map that is kept
+    (5, 4, 2, True),
+]
+each_pointwise = pytest.mark.parametrize(("n", "s", "rank", "full"), POINTWISE)
+
+
+def weights_of_p(ghost: CGhost) -> Tensor:
+    """P, (n−m) x m, multiplied out."""
+    first, *second = (weight.flatten(1) for weight in ghost.pointwise.parameters())
+    return second[0] @ first if second else first
+
+
+@each_pointwise
+def test_a_ghost_is_its_depthwise_map_and_a_weighted_sum_of_all(n: int, s: int, rank: int, full: bool) -> None:
+    """Y, by hand: Y', then Φ(Y') sliced to n − m maps, plus P·Y' map by map."""
+    ghost = CGhost(4, n, 3, stride=2, s=s, d=3, pointwise=rank).double()
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    y = ghost.primary(x)
+    m = intrinsic_maps(n, s)
+    cheap = torch.cat([part(y) for part in ghost.cheap], 1)[:, : n - m]
+    added = torch.einsum("gm,bmhw->bghw", weights_of_p(ghost), y)
+    assert isinstance(ghost.pointwise, nn.Conv2d) is full
+    assert torch.allclose(ghost(x), torch.cat([y, cheap + added], 1), rtol=1e-9, atol=1e-12)
+
+
+@each_pointwise
+def test_its_weights_are_r_n_or_what_a_full_one_has(n: int, s: int, rank: int, full: bool) -> None:
+    """No bias, for the cheap convolutions have it."""
+    m = intrinsic_maps(n, s)
+    plain, ghost = CGhost(4, n, 3, s=s), CGhost(4, n, 3, s=s, pointwise=rank)
+    more = sum(p.numel() for p in ghost.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert more == pointwise_size(n, m, rank) == (m * (n - m) if full else rank * (m + (n - m)))
+    assert low_rank(n, m, rank) == (0 if full else rank)
+
+
+def test_no_rank_has_no_weights_and_the_largest_is_full() -> None:
+    for n, m in ((2, 1), (7, 4), (64, 32), (64, 16), (65, 13)):
+        assert (pointwise_size(n, m, 0), low_rank(n, m, 0)) == (0, 0)
+        for rank in (min(m, n - m), n, 10 * n):
+            assert (pointwise_size(n, m, rank), low_rank(n, m, rank)) == (m * (n - m), 0)
+
+
+@over_geometry
+@given(cases(), st.integers(1, 12))
+def test_right_after_conversion_it_changes_nothing(case: tuple[dict[str, Any], int, int], rank: int) -> None:
+    """Whatever its rank, P is zero; the shape stays that of the convolution."""
+    geometry, s, d = {**case[0], "groups": 1}, *case[1:]
+    conv, plain = conv_and_ghost(geometry, s, d)
+    ghost = CGhost.from_conv(conv, s, d, pointwise=rank)
+    x = image(geometry)
+    assert torch.equal(ghost(x), plain(x)) and ghost(x).shape == conv(x).shape
+
+
+@each_pointwise
+def test_it_learns_from_the_first_step(n: int, s: int, rank: int, full: bool) -> None:
+    """A at once, though it is zero; B as soon as A is not."""
+    ghost = CGhost.from_conv(nn.Conv2d(4, n, 3), s, pointwise=rank)
+    optimizer = torch.optim.SGD(ghost.parameters(), lr=0.1)
+    x = torch.randn(2, 4, 8, 8)
+    for _ in range(2):
+        optimizer.zero_grad()
+        ghost(x).pow(2).sum().backward()
+        last = [*ghost.pointwise.parameters()][-1]
+        assert (last.grad.flatten(1).abs().sum(1) > 0).all()
+        optimizer.step()
+    assert all(p.grad.abs().sum() > 0 for p in ghost.pointwise.parameters())
+
+
+def test_without_one_a_ghost_is_as_it_was() -> None:
+    plain = CGhost(4, 9, 3, s=3)
+    assert plain.pointwise is None
+    assert not [name for name, _ in plain.named_modules() if "pointwise" in name]
+    assert [*copy.deepcopy(plain).state_dict()] == [*plain.state_dict()]
+
+
+def test_a_ghost_with_one_can_be_copied() -> None:
+    ghost, x = ghost_with_pointwise(), torch.randn(2, 4, 8, 8)
+    twin = copy.deepcopy(ghost)
+    assert torch.equal(twin(x), ghost(x))
+    assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(p.data_ptr() for p in ghost.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_it_takes_over_dtype_and_frozenness_too(dtype: torch.dtype, rank: int) -> None:
+    ghost = CGhost.from_conv(nn.Conv2d(4, 8, 3).to(dtype).requires_grad_(False), pointwise=rank)
+    assert {(p.dtype, p.requires_grad) for p in ghost.pointwise.parameters()} == {(dtype, False)}
+    there = CGhost.from_conv(nn.Conv2d(4, 8, 3, device="meta"), pointwise=rank)
+    assert {p.device.type for p in there.parameters()} == {"meta"}
+
+
 # -- what is taken over ----------------------------------------------------------------------------------------
 
 FIELDS = ("in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -309,6 +414,9 @@ def test_state_dict_names_are_a_promise() -> None:
     ]
     names = set(CGhost(4, 8, 3, bias=False, norm=nn.BatchNorm2d, act=nn.ReLU).state_dict())
     assert {"primary.0.weight", "primary.1.running_mean", "cheap.0.0.weight", "cheap.0.1.weight"} <= names
+    plain = [*CGhost(4, 8, 3).state_dict()]
+    assert [*CGhost(4, 8, 3, pointwise=4).state_dict()] == [*plain, "pointwise.weight"]
+    assert [*CGhost(4, 8, 3, pointwise=1).state_dict()] == [*plain, "pointwise.0.weight", "pointwise.1.weight"]
 
 
 # -- linear layers ---------------------------------------------------------------------------------------------
@@ -331,6 +439,19 @@ def test_a_linear_layer_of_multiples_is_reproduced(n: int, s: int, bias: bool) -
 def test_a_linear_ghost_counts_as_a_one_by_one_ghost() -> None:
     ghost = CGhostLinear.from_linear(nn.Linear(2048, 1000), s=2, d=3)
     assert sum(p.numel() for p in ghost.parameters()) == 500 * 2048 + 500 * 9 + 1000
+
+
+@pytest.mark.parametrize("rank", [1, 9])
+@pytest.mark.parametrize(("n", "s"), [(10, 2), (11, 3), (5, 4)])
+def test_a_linear_ghost_takes_a_pointwise_convolution(n: int, s: int, rank: int) -> None:
+    """It begins as nothing, and then adds P·y' to the ghosts."""
+    linear, x = nn.Linear(6, n).double(), torch.randn(3, 6, dtype=torch.float64)
+    plain, ghost = CGhostLinear.from_linear(linear, s), CGhostLinear.from_linear(linear, s, pointwise=rank)
+    assert torch.equal(ghost(x), plain(x))
+    nn.init.normal_([*ghost.pointwise.parameters()][-1])
+    m = intrinsic_maps(n, s)
+    added = plain(x)[:, :m] @ weights_of_p(ghost).T
+    assert torch.allclose(ghost(x)[:, m:], plain(x)[:, m:] + added) and torch.equal(ghost(x)[:, :m], plain(x)[:, :m])
 
 
 # -- refusals --------------------------------------------------------------------------------------------------
@@ -360,6 +481,21 @@ def test_what_cannot_be_built_is_refused_in_one_line(n: int, s: int, d: int, gro
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"groups": 2}, "pointwise = 3: .* would join its 2 groups"),
+        ({"norm": nn.BatchNorm2d}, "pointwise = 3: .* linear parts only"),
+        ({"act": nn.ReLU}, "pointwise = 3: .* linear parts only"),
+        ({"pointwise": -1}, "pointwise = -1: the rank must be 0 .* or more"),
+    ],
+)
+def test_a_pointwise_convolution_that_cannot_be_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words) as caught:
+        CGhost(4, 8, 3, **{"pointwise": 3, **changes})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("d", [2, 4, 6])
 def test_the_odd_size_that_is_suggested_is_accepted(d: int) -> None:
     with pytest.raises(PlanError) as caught:
@@ -377,35 +513,59 @@ def ghost_of_everything() -> CGhost:
     return CGhost(4, 10, 3, padding=1, groups=2, s=3, norm=nn.BatchNorm2d, act=nn.ReLU).eval()
 
 
-def test_torch_export_takes_it() -> None:
-    ghost, x = ghost_of_everything(), torch.randn(2, 4, 8, 8)
+def ghost_with_pointwise(rank: int = 2, n: int = 11, s: int = 3) -> CGhost:
+    torch.manual_seed(0)
+    return CGhost(4, n, 3, padding=1, s=s, pointwise=rank).eval()
+
+
+each_ghost = pytest.mark.parametrize(
+    "make",
+    [
+        ghost_of_everything,
+        ghost_with_pointwise,
+        lambda: ghost_with_pointwise(9),
+        lambda: ghost_with_pointwise(1, 8, 2),
+        lambda: ghost_with_pointwise(1, 5, 4),
+    ],
+    ids=["everything", "low rank", "full", "even", "dropped"],
+)
+
+
+@each_ghost
+def test_torch_export_takes_it(make: Callable[[], CGhost]) -> None:
+    ghost, x = make(), torch.randn(2, 4, 8, 8)
     exported = torch.export.export(ghost, (x,)).module()
     assert torch.allclose(exported(x), ghost(x), atol=1e-6)
 
 
-def test_torch_compile_takes_it_in_one_graph() -> None:
-    ghost, x = ghost_of_everything(), torch.randn(2, 4, 8, 8)
+@each_ghost
+def test_torch_compile_takes_it_in_one_graph(make: Callable[[], CGhost]) -> None:
+    ghost, x = make(), torch.randn(2, 4, 8, 8)
     compiled = torch.compile(ghost, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(x), ghost(x), atol=1e-6)
 
 
-def test_torch_fx_traces_it() -> None:
-    ghost, x = ghost_of_everything(), torch.randn(2, 4, 8, 8)
+@each_ghost
+def test_torch_fx_traces_it(make: Callable[[], CGhost]) -> None:
+    ghost, x = make(), torch.randn(2, 4, 8, 8)
     assert torch.equal(torch.fx.symbolic_trace(ghost)(x), ghost(x))
 
 
-def test_channels_last_comes_out_as_it_went_in() -> None:
-    ghost = CGhost(4, 8, 3, padding=1).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_channels_last_comes_out_as_it_went_in(rank: int) -> None:
+    ghost = CGhost(4, 8, 3, padding=1, pointwise=rank).to(memory_format=torch.channels_last)
     x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
     assert ghost(x).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_an_image_without_a_batch_is_taken_as_nn_conv2d_takes_it() -> None:
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_an_image_without_a_batch_is_taken_as_nn_conv2d_takes_it(rank: int) -> None:
     """(c, H, W) → (n, H', W')"""
     conv = nn.Conv2d(4, 8, 3)
-    ghost, x = CGhost.from_conv(conv), torch.randn(4, 8, 8)
+    ghost, x = CGhost.from_conv(conv, s=3, pointwise=rank), torch.randn(4, 8, 8)
     assert ghost(x).shape == conv(x).shape
 
 
 def test_it_says_what_it_is() -> None:
     assert "4, 10, s=3, d=3" in repr(ghost_of_everything())
+    assert "4, 11, s=3, d=3, pointwise=2" in repr(ghost_with_pointwise())

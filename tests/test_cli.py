@@ -134,6 +134,15 @@ def test_settings_by_pattern(cli: Cli) -> None:
     assert {swap["target"]: swap["s"] for swap in planned["swaps"]} == {"0": 2, "3": 4}
 
 
+@pytest.mark.parametrize(("given", "rank"), [("none", 0), ("auto", 16), ("full", 16), ("4", 4)])
+def test_a_pointwise_convolution_is_asked_for(cli: Cli, given: str, rank: int) -> None:
+    options = ("mine:tiny", "--input", "3,8,8", "--pointwise", given, "--min-saving", "0", "--json")
+    (swap,) = json.loads(cli("plan", *options).out)["swaps"]
+    assert (swap["target"], swap["pointwise"]) == ("3", rank)
+    (layer,) = json.loads(cli("compress", *options).out)["layers"]
+    assert layer["pointwise"] == rank
+
+
 def test_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     answer = cli("compress", "mine:tiny", "--input", "3,8,8", "--dry-run")
@@ -206,6 +215,7 @@ def test_env_names_versions(cli: Cli) -> None:
         (["compress", "mine:tiny", "--input", "3,8,8", "--s", "64"], ["changes nothing"]),
         (["compress", "mine:tiny", "--input", "3,8,8", "--set", "3.s=64"], ["3:", "s = 64", "32"]),
         (["compress", "mine:tiny", "--input", "3,8,8", "--d", "4"], ["d", "odd"]),
+        (["compress", "mine:tiny", "--input", "3,8,8", "--pointwise", "half"], ["ghost.pointwise = 'half'", "a rank"]),
         (["compress", "mine:tiny", "--input", "3,8,8", "--exclude", "3"], ["changes nothing"]),
         (["compress", "mine:tiny", "--input", "3,8,8", "--include", "layer*"], ["layer*", "no layer"]),
         (
@@ -221,6 +231,7 @@ def test_env_names_versions(cli: Cli) -> None:
         (["compress", "mine:tiny", "--input", "3,8,8", "--output", "mine.py/run"], ["mine.py"]),
         (["compress", "--resume", "runs/none"], ["runs/none"]),
         (["compress", "mine:tiny", "--plan", "plan.yaml", "--s", "4"], ["--plan", "leave out --s"]),
+        (["compress", "mine:tiny", "--plan", "p.yaml", "--pointwise", "2"], ["--plan", "leave out --pointwise"]),
         (["compress", "--resume", "runs/x", "--min-saving", "0"], ["--resume", "leave out --min-saving"]),
         (["compress", "mine:tiny", "--resume", "runs/x"], ["--resume", "leave out model"]),
         (["finetune", "--resume", "runs/x", "--epochs", "3"], ["--resume", "leave out --epochs"]),

@@ -275,6 +275,11 @@ def test_the_first_forms_of_equations_four_and_five(c: int, k: int, s: int, d: i
     assert compression_ratio(c, k, s, d) == pytest.approx(by_hand, rel=1e-12)
 
 
+def test_a_pointwise_convolution_adds_its_weights_by_output_map() -> None:
+    assert speedup_ratio(64, 3, 2, 3, pointwise=16) == pytest.approx(576 / (288 + 4.5 + 16), rel=1e-12)
+    assert compression_ratio(64, 3, 2, 3, pointwise=16) == speedup_ratio(64, 3, 2, 3, pointwise=16)
+
+
 def test_the_approximation_of_equations_four_and_five() -> None:
     assert approximate_ratio(64, 2) == pytest.approx(128 / 65)
     assert approximate_ratio(1e9, 4) == pytest.approx(4, rel=1e-6)

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from zoo import Aliased, conv_bn, grouped, head, mobile, odd, plain, residual
 
 from ghostify import GhostSettings, Plan, plan, read_plan, rewrite, scan, trace
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RecipeError
+from ghostify.ghosts import pointwise_size
 from ghostify.networks import resnet8
 from ghostify.planning import check
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, c_ghost
@@ -166,8 +169,8 @@ def a_site(c: int, n: int, k: int, groups: int = 1) -> Site:
     )
 
 
-def a_swap(site: Site, s: int = 2, d: int = 3) -> CGhostSwap:
-    swap = CGhostSwap(target="x", geometry=site.geometry, s=s, d=d, before=site.cost)
+def a_swap(site: Site, s: int = 2, d: int = 3, pointwise: int = 0) -> CGhostSwap:
+    swap = CGhostSwap(target="x", geometry=site.geometry, s=s, d=d, pointwise=pointwise, before=site.cost)
     return swap.model_copy(update={"after": c_ghost.predict(site, swap)})
 
 
@@ -185,6 +188,21 @@ def test_saving_per_element_by_hand(site: Site, s: int, d: int, by_hand: float) 
     assert saving_per_element(site, a_swap(site, s, d)) == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize(
+    ("site", "s", "rank", "by_hand"),
+    [
+        # besides: 32·32 weights; 32 maps read and 32 written, 64 read to be added and 32 written
+        (a_site(64, 64, 3), 2, 32, (32 * 576 - 32 * 9 - 32 * 32) / (192 + 64 + 96)),
+        # 4·64 weights, and 4 maps written and read between
+        (a_site(64, 64, 3), 2, 4, (32 * 576 - 32 * 9 - 4 * 64) / (192 + 64 + 96 + 8)),
+        # 3 intrinsic maps, 7 ghosts, 10 for the one map between them
+        (a_site(64, 10, 1), 4, 1, (7 * 64 - 9 * 9 - 10) / (2 * 9 + 12 + 10 + 3 + 2 + 7 + 21)),
+    ],
+)
+def test_a_pointwise_convolution_moves_elements_too(site: Site, s: int, rank: int, by_hand: float) -> None:
+    assert saving_per_element(site, a_swap(site, s, pointwise=rank)) == pytest.approx(by_hand)
+
+
 def test_min_saving_is_a_threshold_and_zero_is_none() -> None:
     site = a_site(64, 64, 3)
     saving = saving_per_element(site, a_swap(site))
@@ -196,6 +214,8 @@ def test_min_saving_is_a_threshold_and_zero_is_none() -> None:
     assert isinstance(c_ghost.propose(losing, GhostSettings(min_saving=0)), CGhostSwap)
     refused = c_ghost.propose(losing, GhostSettings(min_saving=0.001))
     assert isinstance(refused, Skip) and refused.reason == "would cost more as a ghost (s = 2, d = 3) than it does now"
+    refused = c_ghost.propose(a_site(4, 64, 3), GhostSettings(pointwise="full"))
+    assert "as a ghost (s = 2, d = 3, pointwise = 32) than" in refused.reason
 
 
 @pytest.mark.parametrize(
@@ -205,6 +225,102 @@ def test_no_default_swap_costs_more_macs_than_it_saves(model: nn.Module) -> None
     for s in (2, 3, 4):
         for swap in plan(scan(model, torch.zeros(1, 3, 16, 16)), s=s, min_saving=0.1).swaps:
             assert swap.after.macs < swap.before.macs
+
+
+# -- the pointwise convolution ---------------------------------------------------------------------------------
+
+
+def rank_of(site: Site, **changes: Any) -> int:
+    proposal = c_ghost.propose(site, GhostSettings(min_saving=0, **changes))
+    assert isinstance(proposal, CGhostSwap)
+    return proposal.pointwise
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "rank"),
+    [
+        (a_site(64, 64, 3), {}, 0),
+        (a_site(64, 64, 3), {"pointwise": "none"}, 0),
+        (a_site(64, 64, 3), {"pointwise": "auto"}, 32),
+        (a_site(64, 64, 3), {"pointwise": "auto", "s": 4}, 16),
+        (a_site(64, 9, 3), {"pointwise": "auto"}, 4),
+        (a_site(64, 64, 1), {"pointwise": "full"}, 32),
+        (a_site(64, 64, 1), {"pointwise": 4}, 4),
+        (a_site(64, 64, 1), {"pointwise": 99}, 32),
+        (a_site(256, 64, 1), {"pointwise": "auto"}, 6),  # 5 % of 32·265 is 424, and 6·64 are 384
+        (a_site(64, 256, 1), {"pointwise": "auto"}, 1),
+        (a_site(8, 64, 1), {"pointwise": "auto"}, 0),  # 5 % of 32·17 is 27, less than 64
+        (a_site(512, 4, 1), {"pointwise": "auto"}, 2),  # a full one has 4 weights
+        (a_site(64, 64, 3, groups=2), {"pointwise": "auto"}, 0),
+        (a_site(64, 64, 3, groups=2), {"pointwise": "full"}, 0),
+        (a_site(64, 64, 3, groups=2), {"pointwise": 4}, 0),
+        (a_site(64, 64, 3), {"pointwise": "auto", "parts": "norm-act"}, 0),
+        (a_site(64, 64, 3), {"pointwise": "full", "parts": "norm-act"}, 0),
+    ],
+)
+def test_the_rank_that_a_setting_comes_to(site: Site, changes: dict[str, Any], rank: int) -> None:
+    assert rank_of(site, **changes) == rank
+
+
+@pytest.mark.parametrize("c", [16, 64, 100, 512])
+@pytest.mark.parametrize("n", [4, 10, 64, 257])
+@pytest.mark.parametrize("s", [2, 3, 4])
+def test_auto_is_the_largest_rank_within_five_percent_of_a_one_by_one_ghost(c: int, n: int, s: int) -> None:
+    m = -(-n // s)
+    sizes = {rank: pointwise_size(n, m, rank) for rank in range(min(m, n - m) + 1)}
+    assert rank_of(a_site(c, n, 1), s=s, pointwise="auto") == max(
+        rank for rank, size in sizes.items() if 20 * size <= m * (c + 9 * (s - 1))
+    )
+
+
+def test_auto_gives_a_linear_layer_none_and_a_rank_gives_it_one() -> None:
+    ranks = [{s.target: s.pointwise for s in plan(RESNET, pointwise=p, **ALL).swaps}["linear"] for p in ("auto", 2)]
+    assert ranks == [0, 2]
+
+
+def test_a_pointwise_convolution_is_set_by_pattern() -> None:
+    by_name = {"layer1.*": {"pointwise": "full"}, "layer2.0.conv1": {"pointwise": 3}, "layer3.*": {"pointwise": "none"}}
+    proposal = plan(RESNET, pointwise=1, set=by_name, include=["layer*.conv1"], min_saving=0)
+    assert [(swap.pointwise, swap.settings) for swap in proposal.swaps] == [
+        (8, "s=2 d=3 pw"),
+        (3, "s=2 d=3 pw3"),
+        (0, "s=2 d=3"),
+    ]
+    assert "s=2 d=3 pw3" in str(proposal)
+
+
+@pytest.mark.parametrize(
+    ("net", "own", "words"),
+    [
+        (grouped(), {"pointwise": "full"}, ["1.body.1.0: pointwise = ", "groups"]),
+        (grouped(), {"pointwise": 1}, ["1.body.1.0: pointwise = 1", "groups"]),
+        (grouped(), {"pointwise": 1, "parts": "norm-act"}, ["1.body.1.0: pointwise = 1"]),
+        (resnet8(), {"pointwise": "full", "parts": "norm-act"}, ["layer1.0.conv1: pointwise = 8", "linear parts only"]),
+    ],
+)
+def test_one_that_cannot_be_is_refused_by_name(net: nn.Module, own: dict[str, Any], words: list[str]) -> None:
+    name = words[0].partition(":")[0]
+    message = refusal(plan, scan(net, X), set={name: own}, min_saving=0)
+    assert [word for word in words if word not in message] == []
+    kept = plan(scan(net, X), set={name: {**own, "pointwise": "auto"}}, min_saving=0)
+    assert {swap.target: swap.pointwise for swap in kept.swaps}[name] == 0
+
+
+@settings(deadline=None, max_examples=40, derandomize=True, database=None)
+@given(st.data())
+def test_its_predicted_cost_is_the_counted_one(data: st.DataObject) -> None:
+    """Of any geometry, per swap: rewrite refuses a ghost that costs anything else; here it is counted once more."""
+    c, n, k = (data.draw(st.integers(low, high)) for low, high in ((1, 6), (2, 17), (1, 3)))
+    s, rank = data.draw(st.integers(2, min(4, n))), data.draw(st.integers(1, 9))
+    net = nn.Sequential(nn.Conv2d(c, n, k, data.draw(st.integers(1, 2)), 1, bias=data.draw(st.booleans())))
+    ghosted = rewrite(traced := trace(net, torch.zeros(1, c, 5, 6)), plan(scan(traced), s=s, pointwise=rank, **ALL))
+    (swap,) = ghosted.plan.swaps
+    assert swap.after == ghosted.plan.after == ghosted.after.cost
+    plain = plan(scan(traced), s=s, **ALL).after
+    m = -(-n // s)
+    weights, r = min(rank * n, m * (n - m)), rank if rank * n < m * (n - m) else 0
+    positions = ghosted.before.sites[0].positions
+    assert swap.after - plain == Cost(params=weights, macs=positions * weights, acts=positions * (r + n - m))
 
 
 # -- mistakes in settings --------------------------------------------------------------------------------------
@@ -234,6 +350,9 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(
         ({"d": 4}, ["odd", "3 or 5"]),
         ({"s": 1}, ["s = 1", "greater than or equal to 2"]),
         ({"also": ["steam"]}, ["also"]),
+        ({"pointwise": 0}, ["pointwise = 0", "none, auto, full or a rank of 1 or more"]),
+        ({"pointwise": "ful"}, ["pointwise = 'ful'", "none, auto, full or a rank of 1 or more"]),
+        ({"set": {"layer1.*": {"pointwise": True}}}, ["set.layer1.*.pointwise = True", "a rank of 1 or more"]),
         ({"set": {"layer1.*": {"d": 2}}}, ["odd"]),
     ],
 )
@@ -271,7 +390,9 @@ def as_dict(proposal: Plan) -> dict[str, Any]:
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 def test_a_plan_is_read_from_yaml_and_from_json(tmp_path: Path, suffix: str) -> None:
-    proposal = plan(RESNET, s=3, set={"layer3.*": {"s": 2, "parts": "norm-act"}}, **ALL)
+    by_name = {"layer3.*": {"s": 2, "parts": "norm-act"}, "layer2.*": {"pointwise": 3}}
+    proposal = plan(RESNET, s=3, set=by_name, **ALL)
+    assert {swap.pointwise for swap in proposal.swaps} == {0, 3}
     text = proposal.to_yaml() if suffix == ".yaml" else proposal.model_dump_json()
     assert read_plan(written(tmp_path, text, suffix)) == proposal
 
@@ -294,6 +415,20 @@ def test_numbers_that_a_person_did_not_correct_are_worked_out_anew() -> None:
     for field in ("before", "after"):
         values["swaps"][0].pop(field)
     assert check(Plan.model_validate(values), RESNET) == edited
+
+
+def test_a_plan_without_a_pointwise_convolution_has_none() -> None:
+    """As plans were before there was one."""
+    proposal = plan(RESNET)
+    values = as_dict(proposal)
+    for swap in values["swaps"]:
+        del swap["pointwise"]
+    assert check(Plan.model_validate(values), RESNET) == proposal
+    for swap in values["swaps"]:
+        swap["pointwise"] = 99
+    edited = check(Plan.model_validate(values), RESNET)
+    assert edited.after == plan(RESNET, pointwise="full", min_saving=0).after
+    assert {swap.settings for swap in edited.swaps} == {"s=2 d=3 pw"}
 
 
 def test_a_deleted_swap_is_a_layer_left_alone() -> None:
@@ -356,6 +491,10 @@ def too_large(values: dict[str, Any]) -> None:
     values["swaps"][0]["s"] = 17
 
 
+def with_norms(values: dict[str, Any]) -> None:
+    values["swaps"][0] |= {"pointwise": 2, "parts": "norm-act"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -365,6 +504,7 @@ def too_large(values: dict[str, Any]) -> None:
         (unknown_skip, "names 'laier1', which CifarResNet does not have"),
         (wider, "made for another network: 'layer1.0.conv1' is 16→16 3x3 in CifarResNet, and 16→32 3x3 in the plan"),
         (too_large, "s = 17 is larger than the 16 output maps"),
+        (with_norms, "layer1.0.conv1: pointwise = 2: a pointwise convolution is added to linear parts only"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -391,6 +531,14 @@ def test_a_layer_with_an_obstacle_cannot_be_swapped_by_hand() -> None:
     assert message.startswith("1 cannot be swapped: it is a ConvTranspose2d")
 
 
+def test_a_grouped_layer_cannot_be_given_a_pointwise_convolution_by_hand() -> None:
+    found = scan(grouped(), torch.zeros(1, 3, 8, 8))
+    values = as_dict(plan(found, **ALL))
+    next(swap for swap in values["swaps"] if swap["target"] == "1.body.1.0")["pointwise"] = 1
+    message = refusal(check, Plan.model_validate(values), found)
+    assert message.startswith("1.body.1.0: pointwise = 1: ") and "groups" in message
+
+
 def test_a_linear_layer_cannot_be_given_a_norm_by_hand() -> None:
     def with_norm(values: dict[str, Any]) -> None:
         values["swaps"].append({"target": "linear", "geometry": "64→10 1x1", "s": 2, "d": 1, "parts": "norm-act"})
@@ -405,6 +553,8 @@ def test_a_linear_layer_cannot_be_given_a_norm_by_hand() -> None:
         (lambda v: v["swaps"][0].update(d=4), "odd"),
         (lambda v: v["swaps"][0].update(s=1), "swaps.0.s"),
         (lambda v: v["swaps"][0].update(s="two"), "swaps.0.s"),
+        (lambda v: v["swaps"][0].update(pointwise=-1), "swaps.0.pointwise"),
+        (lambda v: v["swaps"][0].update(pointwise="full"), "swaps.0.pointwise"),
         (lambda v: v["swaps"][0].update(targett="x"), "unknown key 'swaps.0.targett'. Did you mean 'target'?"),
         (lambda v: v["swaps"][0].pop("target"), "key 'swaps.0.target' is missing"),
         (lambda v: v["swaps"][0].update(rule="c-gost"), "swaps.0.rule = 'c-gost'"),

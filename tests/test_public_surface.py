@@ -53,6 +53,7 @@ SIGNATURES = {
         "d: int = 3",
         "norm: Callable[[int], nn.Module] | None = None",
         "act: Callable[[], nn.Module] | None = None",
+        "pointwise: int = 0",
         "-> None",
     ],
     "compare": [
@@ -125,6 +126,7 @@ SIGNATURES = {
         "stages: Sequence[Sequence[str]] = ()",
         "whole: bool = False",
         "steady: Sequence[str] = ()",
+        "stream: Stream = 'scaled'",
         "-> Scan",
     ],
     "trace": [

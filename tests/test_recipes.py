@@ -71,6 +71,7 @@ def test_a_paper_recipe_needs_no_data(name):
 def test_a_c_ghost_recipe_ghosts_what_the_paper_ghosts(name):
     recipe = read_recipe(RECIPES[name])
     assert recipe.ghost.min_saving == 0
+    assert recipe.ghost.pointwise == "none" and "pointwise" in recipe.ghost.model_fields_set
     assert f"-s{recipe.ghost.s}-d{recipe.ghost.d}" in name
 
 
@@ -136,6 +137,7 @@ def test_an_even_d_is_refused_with_the_odd_neighbours(ghost):
         ({"ghost": {"s": 1}}, "ghost.s"),
         ({"ghost": {"d": 0}}, "ghost.d"),
         ({"ghost": {"also": ["head"]}}, "ghost.also"),
+        ({"ghost": {"pointwise": 0}}, "ghost.pointwise"),
         ({"finetune": {"lr": 0}}, "finetune.lr"),
         ({"finetune": {"distill": 1.5}}, "finetune.distill"),
         ({"data": {"source": "digits", "batch_size": 0}}, "data.batch_size"),

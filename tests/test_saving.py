@@ -37,6 +37,18 @@ def test_outputs_come_back_bit_by_bit(tmp_path: Path) -> None:
     assert (loaded.before, loaded.after) == (made.before, made.after)
 
 
+@pytest.mark.parametrize("pointwise", ["full", 2])
+def test_pointwise_convolutions_come_back_with_the_plan(tmp_path: Path, pointwise: str | int) -> None:
+    made = ghostify.convert(resnet8(), IMAGE[:1], pointwise=pointwise)
+    for parameter in made.module.parameters():  # as if trained
+        nn.init.normal_(parameter, std=0.1)
+    ghostify.save(made, tmp_path / "run", model="ghostify:resnet8", report=ghostify.compare(made))
+    loaded = ghostify.load(tmp_path / "run")
+    assert torch.equal(outputs(loaded.module), outputs(made.module))
+    assert loaded.plan == made.plan and all(swap.pointwise for swap in loaded.plan.swaps)
+    assert read_report(tmp_path / "run") == ghostify.compare(made)
+
+
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8", original=resnet8())
     suffixes = {path.suffix for path in (tmp_path / "run").iterdir()}

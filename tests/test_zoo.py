@@ -250,6 +250,18 @@ def test_predicted_cost_is_counted_cost(net: Net, method: str) -> None:
         assert counted_cost(swap, the.ghosted.before, the.ghosted.after) == swap.after
 
 
+@each_net
+def test_pointwise_convolutions_cost_what_is_predicted_and_change_nothing_yet(net: Net) -> None:
+    """They begin at zero, so that the network does what it does with the papers' ghosts."""
+    the = case(net.name)
+    ghosted = rewrite(the.traced, plan(the.scan, EAGER, pointwise="full"))
+    assert ghosted.plan.after == ghosted.after.cost
+    assert [swap.target for swap in ghosted.plan.swaps] == [swap.target for swap in the.plan.swaps]
+    assert any(swap.pointwise for swap in ghosted.plan.swaps)
+    old, new = (evaluated(module, the.example) for module in (the.ghosted.module, ghosted.module))
+    assert all(torch.equal(one, other) for one, other in zip(old, new, strict=True))
+
+
 def held(swap: Swap, found: Scan) -> Cost:
     """What a swap's target costs by count, module by module or block by block."""
     stage = found.stage(swap.blocks) if isinstance(swap, GGhostSwap) else None

@@ -53,17 +53,26 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="c-ghost: convolutions (the default); g-ghost: stages; both; auto: by device; width: a baseline without "
-        "ghosts.",
+        help="c-ghost: convolutions (the default); g-ghost: stages; both; auto: by device; without ghosts, width: "
+        "every layer narrower, thin: blocks narrower inside.",
     ),
 ]
 GhostShare = Annotated[float | None, typer.Option("--ratio", help="Ghost ratio λ of a stage, between 0 and 1.")]
 PresetName = Annotated[
     str | None, typer.Option("--preset", help="Form of a G-Ghost stage: default, literal, cifar, imagenet, regnet.")
 ]
-Width = Annotated[float | None, typer.Option("--width", help="Share of every layer kept by --method width.")]
+Width = Annotated[float | None, typer.Option("--width", help="Share of channels kept by --method width and thin.")]
 S = Annotated[int | None, typer.Option("--s", help="Ratio s: every s output maps come from one intrinsic map.")]
 D = Annotated[int | None, typer.Option("--d", help="Kernel size d of the cheap operation, odd.")]
+PointwiseForm = Annotated[
+    str | None,
+    typer.Option(
+        "--pointwise",
+        metavar="none|auto|full|RANK",
+        help="1x1 convolution over all intrinsic maps, added to the ghosts: none, as in the papers; auto: where it is "
+        "cheap; full; or a rank.",
+    ),
+]
 Include = Annotated[list[str] | None, typer.Option(help="Glob of layers to consider. Repeatable.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Glob of layers to leave alone. Repeatable.")]
 Also = Annotated[
@@ -121,6 +130,7 @@ def plan(
     method: MethodName = None,
     s: S = None,
     d: D = None,
+    pointwise: PointwiseForm = None,
     ratio: GhostShare = None,
     preset: PresetName = None,
     width: Width = None,
@@ -160,6 +170,7 @@ def compress(
     method: MethodName = None,
     s: S = None,
     d: D = None,
+    pointwise: PointwiseForm = None,
     ratio: GhostShare = None,
     preset: PresetName = None,
     width: Width = None,
@@ -359,6 +370,7 @@ _KEYS = {
     "width": "ghost.width",
     "s": "ghost.s",
     "d": "ghost.d",
+    "pointwise": "ghost.pointwise",
     "include": "ghost.include",
     "exclude": "ghost.exclude",
     "also": "ghost.also",
@@ -371,7 +383,19 @@ _KEYS = {
 }
 
 
-_GHOST_OPTIONS = ("method", "ratio", "preset", "width", "s", "d", "include", "exclude", "also", "min_saving")
+_GHOST_OPTIONS = (
+    "method",
+    "ratio",
+    "preset",
+    "width",
+    "s",
+    "d",
+    "pointwise",
+    "include",
+    "exclude",
+    "also",
+    "min_saving",
+)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,13 @@ The output is ``[Y', Φ_1(Y'), …, Φ_{s−1}(Y')]`` sliced to n maps.  Two dep
 cheap part is s−1 depthwise convolutions instead of one with a channel multiplier (the same function up to channel
 order, and inference engines keep it on their fast path), and with g groups the maps are interleaved by group, so that
 every group of outputs still reads its own group of inputs and no other.
+
+An option of our own, ``pointwise``: besides the depthwise filter of its own intrinsic map, every ghost map is given a
+1x1 convolution over all of them,
+
+    [Φ_1(Y'), …, Φ_{s−1}(Y')] + P·Y'       the pointwise convolution,  (N, m, H', W') → (N, n−m, H', W')
+
+with P full, (n−m) x m, or of rank r, P = A·B: (N, m, …) → (N, r, …) → (N, n−m, …).  The papers' ghosts have none.
 """
 
 from __future__ import annotations
@@ -29,13 +36,25 @@ def intrinsic_maps(n: int, s: int, groups: int = 1) -> int:
     return groups * math.ceil(n / groups / s)
 
 
+def pointwise_size(n: int, m: int, rank: int) -> int:
+    """Weights of the pointwise convolution from m intrinsic maps to n − m ghost maps, of that rank; 0 for rank 0."""
+    return min(rank * n, m * (n - m))
+
+
+def low_rank(n: int, m: int, rank: int) -> int:
+    """The rank where P is stored as A·B, of rank·n weights; 0 where there is none or a full P costs no more."""
+    return rank if rank * n < m * (n - m) else 0
+
+
 class CGhost(nn.Module):
     """A C-Ghost module with the contract of ``nn.Conv2d``: (N, c, H, W) → (N, n, H', W').
 
     Takes ``nn.Conv2d``'s arguments (they belong to the primary convolution) and the ghost's own: the ratio ``s`` ≥ 2,
     the odd cheap kernel size ``d``, and optionally ``norm`` (channels → module) and ``act`` (→ module), which then
     follow the primary convolution and each cheap one, as in C-GhostNet; without them the module is linear, as in the
-    papers' converted networks.  Raises ``PlanError`` for a ratio above the width of a group or an even ``d``.
+    papers' converted networks.  ``pointwise`` is the rank of a 1x1 convolution over all intrinsic maps that is added to
+    the ghosts: 0 for none, as in the papers; ``min(m, n − m)`` or more for a full one.  Raises ``PlanError`` for a
+    ratio above the width of a group, an even ``d``, or a pointwise convolution with groups, ``norm`` or ``act``.
     """
 
     def __init__(
@@ -56,9 +75,10 @@ class CGhost(nn.Module):
         d: int = 3,
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] | None = None,
+        pointwise: int = 0,
     ) -> None:
         super().__init__()
-        check(out_channels, s, d, groups)
+        check(out_channels, s, d, groups, pointwise, linear=norm is None and act is None)
         m = intrinsic_maps(out_channels, s, groups)
         place = {"device": device, "dtype": dtype}
         conv = nn.Conv2d(in_channels, m, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **place)
@@ -76,6 +96,8 @@ class CGhost(nn.Module):
             _part(nn.Conv2d(m, m, d, padding=d // 2, groups=m, bias=bias, **place), m, norm, act, place)
             for _ in range(s - 1)
         )
+        self.rank = min(pointwise, m, out_channels - m)
+        self.pointwise = _pointwise(out_channels, m, self.rank, place)
 
     @classmethod
     def from_conv(
@@ -85,12 +107,14 @@ class CGhost(nn.Module):
         d: int = 3,
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] | None = None,
+        pointwise: int = 0,
     ) -> CGhost:
         """The module that takes the place of ``conv``, on its device, in its dtype and mode, with its weights.
 
         The simplest honest rule of carrying weights: within each group the first filters become the primary ones as
         they are; the filter of each ghost map is projected on its intrinsic map's, ``⟨w_j, w_i⟩ / ⟨w_i, w_i⟩``, and
-        that one number is the centre tap of its cheap kernel.  Ghosts so made are rough; training refines them.
+        that one number is the centre tap of its cheap kernel.  The pointwise convolution begins at zero.  Ghosts so
+        made are rough; training refines them.
         """
         ghost = cls(
             in_channels=conv.in_channels,
@@ -108,21 +132,39 @@ class CGhost(nn.Module):
             d=d,
             norm=norm,
             act=act,
+            pointwise=pointwise,
         )
         ghost._take_over(conv, conv.weight, conv.bias)
         return ghost
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.primary(x)
-        return self._merge([y, *(cheap(y) for cheap in self.cheap)])
+        ghosts = [cheap(y) for cheap in self.cheap]
+        if self.pointwise is not None:
+            ghosts = self._added(ghosts, self.pointwise(y))
+        return self._merge([y, *ghosts])
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, s={self.s}, d={self.d}"
+        rank = f", pointwise={self.rank}" if self.rank else ""
+        return f"{self.in_channels}, {self.out_channels}, s={self.s}, d={self.d}{rank}"
+
+    def _added(self, ghosts: list[Tensor], pointwise: Tensor) -> list[Tensor]:
+        """s−1 tensors (N, m, H, W) and one (N, n−m, H, W) → their sums, n−m maps in pieces of m, the last one shorter.
+
+        Where m·(s−1) ≥ n, the last ghosts are all dropped, as the slice would drop them.
+        """
+        m, left = self._m, self.out_channels - self._m
+        sums = []
+        for start, ghost in zip(range(0, left, m), ghosts, strict=False):
+            width = min(m, left - start)
+            kept = ghost if width == m else ghost.narrow(-3, 0, width)
+            sums.append(kept + (pointwise if width == left else pointwise.narrow(-3, start, width)))
+        return sums
 
     def _merge(self, maps: list[Tensor]) -> Tensor:
-        """s tensors (N, m, H, W) → (N, n, H, W): concatenated, group by group, and sliced."""
+        """s tensors (N, m, H, W) → (N, n, H, W): concatenated, group by group, and sliced where they are too many."""
         width = self.out_channels // self.groups
-        exact = self.s * self._m == self.out_channels
+        exact = self.pointwise is not None or self.s * self._m == self.out_channels
         if self.groups == 1:  # channels are counted from the right, for an image may come without a batch
             merged = torch.cat(maps, -3)
             return merged if exact else merged.narrow(-3, 0, width)
@@ -140,7 +182,10 @@ class CGhost(nn.Module):
         self.requires_grad_(weight.requires_grad).train(old.training)
 
     def _carry(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Fill primary and cheap convolutions from a filter bank (n, c/g, k, k) and its bias (n)."""
+        """Fill all convolutions from a filter bank (n, c/g, k, k) and its bias (n).
+
+        Of a pointwise convolution of low rank only A is zero, for a gradient must find its way: B takes the first maps.
+        """
         primary, *cheap = (_conv_of(part) for part in (self.primary, *self.cheap))
         if weight.is_meta:
             return
@@ -155,6 +200,10 @@ class CGhost(nn.Module):
             conv.weight[:, 0, self.d // 2, self.d // 2] = tap
             if biases is not None:
                 conv.bias.copy_(biases[i] - tap * biases[0])  # type: ignore[union-attr]
+        if isinstance(self.pointwise, nn.Sequential):
+            nn.init.dirac_(self.pointwise[0].weight)  # type: ignore[arg-type]
+        if self.pointwise is not None:
+            nn.init.zeros_([*self.pointwise.parameters()][-1])
 
     def _by_part(self, values: Tensor) -> list[Tensor]:
         """(n, …) → s tensors (m, …): the outputs each part stands for; zeros where the slice drops them."""
@@ -173,10 +222,19 @@ class CGhostLinear(CGhost):
     """A 1x1 C-Ghost module with the contract of ``nn.Linear`` on vectors: (N, c) → (N, n)."""
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, s: int = 2, d: int = 3) -> CGhostLinear:
+    def from_linear(cls, linear: nn.Linear, s: int = 2, d: int = 3, pointwise: int = 0) -> CGhostLinear:
         """The module that takes the place of ``linear``, with its weights, as ``from_conv`` carries them."""
-        bias, dtype = linear.bias is not None, linear.weight.dtype
-        ghost = cls(linear.in_features, linear.out_features, 1, bias=bias, s=s, d=d, device="meta", dtype=dtype)
+        ghost = cls(
+            linear.in_features,
+            linear.out_features,
+            1,
+            bias=linear.bias is not None,
+            device="meta",
+            dtype=linear.weight.dtype,
+            s=s,
+            d=d,
+            pointwise=pointwise,
+        )
         ghost._take_over(linear, linear.weight[:, :, None, None], linear.bias)
         return ghost
 
@@ -184,14 +242,35 @@ class CGhostLinear(CGhost):
         return super().forward(x[:, :, None, None]).flatten(1)
 
 
-def check(n: int, s: int, d: int, groups: int = 1) -> None:
-    """Raise ``PlanError`` unless n outputs in ``groups`` groups can be made with ratio ``s`` and cheap kernel ``d``."""
+def check(n: int, s: int, d: int, groups: int = 1, pointwise: int = 0, linear: bool = True) -> None:
+    """Raise ``PlanError`` unless n outputs in ``groups`` groups can be made with ratio ``s`` and cheap kernel ``d``.
+
+    A pointwise convolution (a rank above 0) takes one group, and parts without norm and activation (``linear``).
+    """
     if s < 2:
         raise PlanError(f"ratio s = {s}: a ghost module needs s of 2 or more.")
     if d < 1 or d % 2 == 0:
         raise PlanError(f"cheap kernel d = {d}: it must be odd, so that it keeps the map's size; try {d + 1}.")
     if s > n // groups:
         raise PlanError(f"ratio s = {s} is larger than the {n // groups} output maps{' of a group' * (groups > 1)}.")
+    if pointwise < 0:
+        raise PlanError(f"pointwise = {pointwise}: the rank must be 0 (no pointwise convolution) or more.")
+    if pointwise and groups > 1:
+        raise PlanError(f"pointwise = {pointwise}: a 1x1 convolution over all maps would join its {groups} groups.")
+    if pointwise and not linear:
+        raise PlanError(
+            f"pointwise = {pointwise}: a pointwise convolution is added to linear parts only, and these have a "
+            "normalisation or an activation of their own."
+        )
+
+
+def _pointwise(n: int, m: int, rank: int, place: dict[str, Any]) -> nn.Conv2d | nn.Sequential | None:
+    """P, (N, m, H, W) → (N, n−m, H, W): none for rank 0, two convolutions where that costs less than one."""
+    if rank == 0:
+        return None
+    if not low_rank(n, m, rank):
+        return nn.Conv2d(m, n - m, 1, bias=False, **place)
+    return nn.Sequential(nn.Conv2d(m, rank, 1, bias=False, **place), nn.Conv2d(rank, n - m, 1, bias=False, **place))
 
 
 def _part(

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio, stage_model, stage_ratio
+from ghostify.ghosts import intrinsic_maps, pointwise_size
 from ghostify.measuring import Accuracy, Comparison
+from ghostify.recipe import Stream
 from ghostify.rewriting import Ghosted, counted
-from ghostify.rules import CGhostSwap, GGhostSwap, WidthSwap, g_ghost
+from ghostify.rules import CGhostSwap, GGhostSwap, WidthSwap, g_ghost, width
 from ghostify.scanning import Scan, Site
 from ghostify.stages import Stage
 from ghostify.tables import Table, quantity, ratio
@@ -42,6 +44,10 @@ class LayerReport(BaseModel):
     geometry: str
     s: int
     d: int
+    pointwise: int = 0
+    """Rank of the pointwise convolution; 0 for none."""
+    form: str = ""
+    """Ratio, cheap kernel, pointwise convolution and parts, as a table shows them."""
     before: Cost
     after: Cost
     theory: Ratios
@@ -84,7 +90,9 @@ class Report(BaseModel):
     layers: tuple[LayerReport, ...]
     stages: tuple[StageReport, ...] = ()
     width: float | None = None
-    """The share of every layer that was kept, where the network was scaled as a whole."""
+    """The share that was kept of every layer, or of every block's inside, where that was done to the whole network."""
+    stream: Stream = "scaled"
+    """Whether channels that are added to each other were scaled, too, or all kept."""
     before: Cost
     after: Cost
     theory: Ratios
@@ -114,7 +122,8 @@ class Report(BaseModel):
     def _became(self) -> str:
         layers = f"{len(self.layers)} layers became C-Ghost modules" if self.layers else ""
         stages = f"{len(self.stages)} stages became G-Ghost stages" if self.stages else ""
-        scaled = f"every layer was scaled to {self.width:g}" if self.width else ""
+        scaled = "every layer was scaled" if self.stream == "scaled" else "every block was thinned inside"
+        scaled = f"{scaled} to {self.width:g}" if self.width else ""
         return ", ".join(filter(None, (stages, layers, scaled))) or "no layer was replaced"
 
     def by_stage(self) -> Table:
@@ -145,7 +154,7 @@ class Report(BaseModel):
             [
                 layer.target,
                 layer.geometry,
-                f"s={layer.s} d={layer.d}",
+                layer.form or f"s={layer.s} d={layer.d}",
                 quantity(layer.after.params),
                 ratio(layer.before.params, layer.after.params),
                 quantity(layer.after.macs),
@@ -156,7 +165,8 @@ class Report(BaseModel):
             for layer in self.layers
         ]
         columns = ["layer", "geometry", "ghost", "params", "r_c", "MACs", "r_s", "theory", "approx."]
-        return Table("Layer by layer (after; counted ratio; theory)", columns, rows, left=frozenset({"geometry"}))
+        title = "Layer by layer (after; counted ratio; theory)"
+        return Table(title, columns, rows, left=frozenset({"geometry", "ghost"}))
 
     def __str__(self) -> str:
         tables = [self.by_stage()] * bool(self.stages) + [self.by_layer()] * bool(self.layers) + [self.summary()]
@@ -173,16 +183,17 @@ def compare(
     before, after = ghosted.before, ghosted.after
     layers = tuple(_layer(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, CGhostSwap))
     stages = tuple(_stage(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, GGhostSwap))
-    width = next((swap.width for swap in ghosted.plan.swaps if isinstance(swap, WidthSwap)), None)
+    whole = next((swap for swap in ghosted.plan.swaps if isinstance(swap, WidthSwap)), None)
     return Report(
         network=before.network,
         inputs=before.inputs,
         layers=layers,
         stages=stages,
-        width=width,
+        width=whole.width if whole else None,
+        stream=whole.stream if whole else "scaled",
         before=before.cost,
         after=after.cost,
-        theory=_whole_theory(before, layers, stages, width),
+        theory=_whole_theory(before, layers, stages, whole),
         latency=latency,
         accuracy={stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy},
         notes=(*_observations(before, latency), *notes),
@@ -195,6 +206,8 @@ def _layer(swap: CGhostSwap, before: Scan, after: Scan) -> LayerReport:
         geometry=swap.geometry,
         s=swap.s,
         d=swap.d,
+        pointwise=swap.pointwise,
+        form=swap.settings,
         before=swap.before,
         after=after.within(swap.target),
         theory=layer_theory(_site(before, swap), swap),
@@ -243,22 +256,27 @@ def stage_theory(stage: Stage, swap: GGhostSwap) -> StageRatios:
 
 
 def layer_theory(site: Site, swap: CGhostSwap) -> Ratios:
-    """What Eq. 4 and 5 promise for one layer (c is the input channels one filter reads)."""
-    c, k = site.in_channels // site.groups, math.sqrt(math.prod(site.kernel))
+    """What Eq. 4 and 5 promise for one layer (c is the input channels one filter reads).
+
+    The first forms are told of a pointwise convolution, the approximations know of none.
+    """
+    c, k, n = site.in_channels // site.groups, math.sqrt(math.prod(site.kernel)), site.out_channels
+    pointwise = pointwise_size(n, intrinsic_maps(n, swap.s, site.groups), swap.pointwise) / n
     return Ratios(
-        r_s=speedup_ratio(c, k, swap.s, swap.d),
-        r_c=compression_ratio(c, k, swap.s, swap.d),
+        r_s=speedup_ratio(c, k, swap.s, swap.d, pointwise),
+        r_c=compression_ratio(c, k, swap.s, swap.d, pointwise),
         approx_r_s=approximate_ratio(c, swap.s),
         approx_r_c=approximate_ratio(c, swap.s),
     )
 
 
 def _whole_theory(
-    before: Scan, layers: Sequence[LayerReport], stages: Sequence[StageReport], width: float | None
+    before: Scan, layers: Sequence[LayerReport], stages: Sequence[StageReport], whole: WidthSwap | None
 ) -> Ratios:
     """The ratios of the whole, when each swap shrinks as promised and every other cost stays."""
-    if width:
-        return Ratios(r_s=width**-2, r_c=width**-2, approx_r_s=width**-2, approx_r_c=width**-2)
+    if whole:
+        r_s, r_c = width.promise(before, whole)
+        return Ratios(r_s=r_s, r_c=r_c, approx_r_s=r_s, approx_r_c=r_c)
     macs, params = [], []
     for layer in layers:
         site = _site(before, layer)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from ghostify.costs import Cost
-from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding
+from ghostify.ghosts import intrinsic_maps, low_rank
+from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding, Stream
 
 TOLERANCE = 1e-3
 """What is thinned must agree with the original, silenced, to this, relative to the output's largest magnitude."""
@@ -38,11 +40,22 @@ class CGhostSwap(_Swap):
     s: Ratio
     d: Kernel
     parts: Parts = "linear"
+    pointwise: Annotated[int, Field(ge=0)] = 0
+    """Rank of the pointwise convolution; 0 for none, ``min(m, n − m)`` or more for a full one."""
 
     @property
     def settings(self) -> str:
         """As a table shows them."""
-        return f"s={self.s} d={self.d}" + (" norm-act" if self.parts == "norm-act" else "")
+        return f"s={self.s} d={self.d}{self._pointwise}{' norm-act' if self.parts == 'norm-act' else ''}"
+
+    @property
+    def _pointwise(self) -> str:
+        """`` pw`` for a full one and `` pw4`` for rank 4; which it is depends on the n outputs the geometry names."""
+        named = re.match(r"\d+→(\d+) ", self.geometry)
+        if not self.pointwise or not named:
+            return f" pw{self.pointwise}" if self.pointwise else ""
+        n = int(named[1])
+        return f" pw{low_rank(n, intrinsic_maps(n, self.s), self.pointwise) or ''}"
 
     @field_validator("d")
     @classmethod
@@ -84,10 +97,12 @@ class GGhostSwap(_Swap):
 
 
 class WidthSwap(_Swap):
-    """A whole network, every layer of which becomes narrower; a baseline without ghosts."""
+    """A whole network, every layer of which (or what lies inside blocks) becomes narrower; no ghosts."""
 
     rule: Literal["width"] = "width"
     width: Annotated[float, Field(gt=0, lt=1)]
+    stream: Stream = "scaled"
+    """Whether channels that are added to each other become fewer, too, or all are kept."""
     group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
     exclude: tuple[str, ...] = ()
@@ -99,7 +114,7 @@ class WidthSwap(_Swap):
     @property
     def settings(self) -> str:
         """As a table shows them."""
-        return f"width={self.width:g}"
+        return f"{'width' if self.stream == 'scaled' else 'thin'}={self.width:g}"
 
 
 def _rule_of(value: Any) -> str:

@@ -2,6 +2,7 @@
 
     nn.Conv2d(c, n, k)  (N, c, H, W) → (N, n, H', W')      n·c·k² MACs per output position
         ⇒ CGhost(c, n, k, s=s, d=d)                        m·c·k² + m·(s−1)·d²,   m = ⌈n/s⌉   (c per group)
+        ⇒ CGhost(c, n, k, s=s, d=d, pointwise=r)           as much and m·(n−m) or, where that is less, r·n
 
 It applies to any two-dimensional convolution with a forward of its own class, and on request to linear layers on
 vectors.  By default it leaves alone what the papers leave alone in converted networks, and what would become slower: a
@@ -10,14 +11,16 @@ ghost saves MACs but moves more elements through memory, and below ``min_saving`
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError
-from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
-from ghostify.recipe import GhostSettings, Parts
+from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
+from ghostify.recipe import GhostSettings, Parts, Pointwise
 from ghostify.rules.base import CGhostSwap, Skip
 from ghostify.scanning import Site
 
@@ -28,61 +31,89 @@ _KEPT = {
     "pooled": "works on a pooled 1x1 map (a gate or a head), where there is nothing to save (also: [pooled] takes it)",
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
+_AUTO_SHARE = 0.05
+"""What ``pointwise: auto`` may add to the weights of a 1x1 ghost, to which a full one would often add half."""
+
+
+class _Wanted(NamedTuple):
+    """The settings of one site."""
+
+    s: int
+    d: int
+    parts: Parts
+    pointwise: Pointwise
+    named: frozenset[str]
+    """Those that were set by name rather than for all."""
 
 
 def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
-    """A swap of ``site``, or the reason there is none.  Raises ``PlanError`` for an s set by name that is too large."""
-    s, d, parts, explicit = _settings_for(site, settings)
+    """A swap of ``site``, or the reason there is none.
+
+    Raises ``PlanError`` for what was set by name and cannot be: an s above the width, or a pointwise convolution.
+    """
+    wanted = _wanted(site, settings)
+    s, d, parts = wanted.s, wanted.d, wanted.parts
     reason = site.obstacle or _left_alone(site, settings)
     if reason is None and s > site.out_channels // site.groups:
-        if explicit:
+        if "s" in wanted.named:
             _require_buildable(site, s, d)
         reason = f"has {site.out_channels // site.groups} output maps per group, fewer than s = {s}"
     if reason is None and parts == "norm-act" and site.kind == "linear":
         reason = "is a linear layer, whose outputs take no normalisation"
     if reason is not None:
         return Skip(target=site.name, reason=reason)
-    swap = CGhostSwap(target=site.name, geometry=site.geometry, s=s, d=d, parts=parts, before=site.cost)
+    rank = _rank(site, wanted)
+    swap = CGhostSwap(target=site.name, geometry=site.geometry, s=s, d=d, parts=parts, pointwise=rank, before=site.cost)
     swap = swap.model_copy(update={"after": predict(site, swap)})
     return _unless_it_loses(site, swap, settings)
 
 
 def predict(site: Site, swap: CGhostSwap) -> Cost:
     """The exact cost of the module ``build`` would put at ``site``.  Raises ``PlanError`` when it cannot be built."""
-    _require_buildable(site, swap.s, swap.d)
-    m = intrinsic_maps(site.out_channels, swap.s, site.groups)
-    primary, cheap = m * site.fan_in, m * (swap.s - 1) * swap.d**2
+    _require_buildable(site, swap.s, swap.d, swap.pointwise, swap.parts)
+    n, m = site.out_channels, intrinsic_maps(site.out_channels, swap.s, site.groups)
+    weights = _plain_size(site, swap.s, swap.d, m) + pointwise_size(n, m, swap.pointwise)
     extras = m * swap.s * ((1 if site.bias else 0) + (2 if swap.parts == "norm-act" else 0))
+    pointwise_maps = low_rank(n, m, swap.pointwise) + n - m if swap.pointwise else 0
     return Cost(
-        params=primary + cheap + extras,
-        macs=site.positions * (primary + cheap),
-        acts=site.positions * m * swap.s,
+        params=weights + extras,
+        macs=site.positions * weights,
+        acts=site.positions * (m * swap.s + pointwise_maps),
     )
 
 
 def build(module: nn.Module, swap: CGhostSwap) -> nn.Module:
     """The module that takes the place of ``module``, with its weights carried over."""
     if isinstance(module, nn.Linear):
-        return CGhostLinear.from_linear(module, swap.s, swap.d)
+        return CGhostLinear.from_linear(module, swap.s, swap.d, swap.pointwise)
     assert isinstance(module, nn.Conv2d)
     if swap.parts == "norm-act":
         return CGhost.from_conv(module, swap.s, swap.d, norm=nn.BatchNorm2d, act=lambda: nn.ReLU(inplace=True))
-    return CGhost.from_conv(module, swap.s, swap.d)
+    return CGhost.from_conv(module, swap.s, swap.d, pointwise=swap.pointwise)
 
 
 def saving_per_element(site: Site, swap: CGhostSwap) -> float:
     """MACs saved per element moved more, both per output position: what decides whether a clock would notice.
 
-    The cheap operations read and write m·(s−1) maps, and the concatenation reads m·s and writes n.
+    The cheap operations read and write m·(s−1) maps, and the concatenation reads m·s and writes n.  A pointwise
+    convolution reads m and writes n−m (of low rank, it writes and reads r between), and its addition reads 2·(n−m) and
+    writes n−m.
     """
-    m = intrinsic_maps(site.out_channels, swap.s, site.groups)
-    moved = 2 * m * (swap.s - 1) + m * swap.s + site.out_channels
+    n, m = site.out_channels, intrinsic_maps(site.out_channels, swap.s, site.groups)
+    moved = 2 * m * (swap.s - 1) + m * swap.s + n
+    if swap.pointwise:
+        moved += m + 2 * low_rank(n, m, swap.pointwise) + 4 * (n - m)
     return (swap.before.macs - swap.after.macs) / site.positions / moved
 
 
-def _require_buildable(site: Site, s: int, d: int) -> None:
+def _plain_size(site: Site, s: int, d: int, m: int) -> int:
+    """Weights of the primary convolution and the cheap ones."""
+    return m * site.fan_in + m * (s - 1) * d**2
+
+
+def _require_buildable(site: Site, s: int, d: int, pointwise: int = 0, parts: Parts = "linear") -> None:
     try:
-        check(site.out_channels, s, d, site.groups)
+        check(site.out_channels, s, d, site.groups, pointwise, linear=parts == "linear")
     except PlanError as problem:
         raise PlanError(f"{site.name}: {problem}") from None
 
@@ -94,7 +125,8 @@ def _unless_it_loses(site: Site, swap: CGhostSwap, settings: GhostSettings) -> C
     if saving >= settings.min_saving:
         return swap
     if saving <= 0:
-        reason = f"would cost more as a ghost (s = {swap.s}, d = {swap.d}) than it does now"
+        pointwise = f", pointwise = {swap.pointwise}" if swap.pointwise else ""
+        reason = f"would cost more as a ghost (s = {swap.s}, d = {swap.d}{pointwise}) than it does now"
     else:
         reason = (
             f"would save {saving:.1f} MACs per element a ghost moves more, too few to be faster "
@@ -111,12 +143,34 @@ def _left_alone(site: Site, settings: GhostSettings) -> str | None:
     return None if site.role in settings.also else _KEPT.get("linear" if site.kind == "linear" else site.role)
 
 
-def _settings_for(site: Site, settings: GhostSettings) -> tuple[int, int, Parts, bool]:
-    """(s, d, parts) for a site, and whether its s was set by name rather than for all."""
-    s, d, parts = settings.s, settings.d, settings.parts
-    explicit = False
+def _wanted(site: Site, settings: GhostSettings) -> _Wanted:
+    """What is set for all, and over it what is set by name."""
+    values: dict[str, Any] = {key: getattr(settings, key) for key in ("s", "d", "parts", "pointwise")}
+    named: set[str] = set()
     for glob, own in settings.set.items():
         if fnmatchcase(site.name, glob):
-            s, d, parts = own.s or s, own.d or d, own.parts or parts
-            explicit = explicit or own.s is not None
-    return s, d, parts, explicit
+            given = {key: value for key in values if (value := getattr(own, key)) is not None}
+            values |= given
+            named |= given.keys()
+    return _Wanted(**values, named=frozenset(named))
+
+
+def _rank(site: Site, wanted: _Wanted) -> int:
+    """The rank of the pointwise convolution; 0 for none, also where a site cannot have what was set for all."""
+    possible = site.groups == 1 and wanted.parts == "linear"
+    n, m = site.out_channels, intrinsic_maps(site.out_channels, wanted.s, site.groups)
+    if wanted.pointwise == "auto":
+        return _auto_rank(site, wanted, n, m) if possible and site.kind != "linear" else 0
+    if wanted.pointwise == "none" or not (possible or "pointwise" in wanted.named):
+        return 0
+    full = min(m, n - m)
+    return min(wanted.pointwise, full) if isinstance(wanted.pointwise, int) else full
+
+
+def _auto_rank(site: Site, wanted: _Wanted, n: int, m: int) -> int:
+    """Full for kernels larger than 1x1; else the largest rank within a small share of the plain ghost's weights."""
+    full = min(m, n - m)
+    if math.prod(site.kernel) > 1:
+        return full
+    most = _AUTO_SHARE * _plain_size(site, wanted.s, wanted.d, m)
+    return next((rank for rank in range(full, 0, -1) if pointwise_size(n, m, rank) <= most), 0)
