@@ -42,6 +42,10 @@ class RewriteError(GhostifyError):
     """A rewritten model is not what its plan promised."""
 
 
+class FitError(GhostifyError):
+    """Weights cannot be fitted to these images."""
+
+
 class RunError(GhostifyError):
     """A run folder is missing, changed, truncated, or cannot be written."""
 

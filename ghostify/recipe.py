@@ -29,6 +29,8 @@ Entry = Literal["slice", "projection"]
 Keep = Literal["first", "strongest"]
 Rounding = Literal["nearest", "down"]
 Stream = Literal["scaled", "kept"]
+Arrange = Literal["none", "reorder", "select"]
+FitMode = Literal["auto", "none", "weights", "data", "polish"]
 Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
 
 
@@ -174,6 +176,34 @@ class TrainSettings(Settings):
     amp: Annotated[bool, Field(description="mixed precision (bfloat16)")] = False
 
 
+class FitSettings(Settings):
+    """How trained weights are fitted into what takes a layer's place, in closed form (``docs/fitting.md``).
+
+    The switches say which pieces of the method are used; they are there to be measured.
+    """
+
+    how: Annotated[
+        FitMode,
+        Field(
+            description="data: to calibration images; weights: to noise, without any; polish: data, then by gradient; "
+            "none: not at all; auto: data where there are images, else none"
+        ),
+    ] = "auto"
+    images: Annotated[int, Field(ge=1, description="calibration images, without labels")] = 512
+    seconds: Annotated[float, Field(gt=0, description="time for polish")] = 60.0
+    compensate: Annotated[bool, Field(description="sums are fitted, so that a layer makes good earlier errors")] = True
+    rectified: Annotated[bool, Field(description="errors that the activation hides do not count")] = True
+    kept: Annotated[bool, Field(description="layers that are kept are fitted to their new inputs, too")] = True
+    arrange: Annotated[
+        Arrange,
+        Field(
+            description="how it is chosen which maps are intrinsic: reorder: by the order of the network's channels; "
+            "select: that, and by a selection of channels at run time where layers share an order; none: the first are"
+        ),
+    ] = "select"
+    joint: Annotated[bool, Field(description="intrinsic maps are those that serve all maps best, together")] = True
+
+
 class Recipe(Settings):
     """One experiment: which network, on which images, ghosted how, trained how."""
 
@@ -184,6 +214,7 @@ class Recipe(Settings):
         TrainSettings | None, Field(description="train the original first, when there are no trained weights")
     ] = None
     ghost: GhostSettings = GhostSettings()
+    fit: FitSettings = FitSettings()
     finetune: Annotated[TrainSettings | None, Field(description="train the ghosted network afterwards")] = None
     seed: int = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, ...")] = "auto"

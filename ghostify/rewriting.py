@@ -8,37 +8,53 @@ name, weight, hook and mode as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ghostify.channels import Channels
 from ghostify.costs import Cost
 from ghostify.errors import RewriteError, TraceError
 from ghostify.names import overlap
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
+from ghostify.rules.base import Ranking
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, trace
+
+if TYPE_CHECKING:
+    from ghostify.fitting import Fit
 
 
 @dataclass
 class Ghosted:
-    """A rewritten module, the plan that made it, and the scans of the network before and after."""
+    """A rewritten module, the plan that made it, the scans of the network before and after, and what was fitted."""
 
     module: nn.Module
     plan: Plan
     before: Scan
     after: Scan
+    fit: Fit | None = None
 
     def __str__(self) -> str:
         return self.plan.table().title
 
 
-def rewrite(traced: Traced, plan: Plan) -> Ghosted:
+@dataclass(frozen=True)
+class Choices:
+    """What a plan leaves open and images may decide."""
+
+    orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """By ordered C-Ghost module, for each output the place of its map; as they come, where it says nothing."""
+    ranking: Ranking = Channels.strengths
+    """Which channels stay where some must go and they are not to be the first."""
+
+
+def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghosted:
     """A copy of the traced module with the plan's swaps made, checked against what the plan promised.
 
     The copy shares no memory with the original and is in its train/eval mode.  Raises ``PlanError`` when the plan does
@@ -46,7 +62,7 @@ def rewrite(traced: Traced, plan: Plan) -> Ghosted:
     """
     before = scan_for(traced, plan)
     plan = check(plan, before).require_changes()
-    module = copy.deepcopy(traced.module, _replacements(traced.module, plan.swaps, traced))
+    module = copy.deepcopy(traced.module, _replacements(traced.module, plan.swaps, traced, choices or Choices()))
     after = scan(_traced_again(module, traced))
     _verify(plan, before, after)
     return Ghosted(module, plan, before, after)
@@ -79,20 +95,25 @@ def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> n
     for group in _in_turn(swaps):
         traced = None if _in_place(group) else trace(module, example, verify=False)
         source = traced.module if traced else module
-        module = copy.deepcopy(source, _replacements(source, group, traced))
+        module = copy.deepcopy(source, _replacements(source, group, traced, Choices()))
     return module
 
 
-def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | None) -> dict[int, Any]:
+def _replacements(
+    module: nn.Module, swaps: Sequence[Swap], traced: Traced | None, choices: Choices
+) -> dict[int, Any]:
     """By the ``id`` of what is replaced, its replacement."""
     memo: dict[int, Any] = {}
     for swap in swaps:
         if isinstance(swap, CGhostSwap):
             old = _module(module, swap.target)
-            memo[id(old)] = c_ghost.build(old, swap)
+            memo[id(old)] = c_ghost.build(old, swap, choices.orders.get(swap.target))
             continue
         assert traced is not None
-        memo |= g_ghost.replacements(traced, swap) if isinstance(swap, GGhostSwap) else width.replacements(traced, swap)
+        if isinstance(swap, GGhostSwap):
+            memo |= g_ghost.replacements(traced, swap, choices.ranking)
+        else:
+            memo |= width.replacements(traced, swap, choices.ranking)
     return memo
 
 

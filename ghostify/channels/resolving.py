@@ -87,6 +87,14 @@ class Channels:
                 np.add.at(score, self.components[use.channels], norms)
         return lambda component: float(score[component])
 
+    def outputs_kept(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """By module with a weight, which of its outputs are ``kept``."""
+        return {
+            use.name.removesuffix(".weight"): np.flatnonzero(kept[use.channels])
+            for use in self.uses
+            if use.dim == 0 and use.name.endswith(".weight")
+        }
+
     def kept(self, counts: Sequence[int], lanes: float = 1.0, rank: Callable[[int], float] | None = None) -> np.ndarray:
         """By number, whether it is kept, with so many components of each segment: the first, or those ranked highest.
 

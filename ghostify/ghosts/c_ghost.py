@@ -20,7 +20,7 @@ with P full, (n−m) x m, or of rank r, P = A·B: (N, m, …) → (N, r, …) �
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,9 +53,13 @@ class CGhost(nn.Module):
     the odd cheap kernel size ``d``, and optionally ``norm`` (channels → module) and ``act`` (→ module), which then
     follow the primary convolution and each cheap one, as in C-GhostNet; without them the module is linear, as in the
     papers' converted networks.  ``pointwise`` is the rank of a 1x1 convolution over all intrinsic maps that is added to
-    the ghosts: 0 for none, as in the papers; ``min(m, n − m)`` or more for a full one.  Raises ``PlanError`` for a
-    ratio above the width of a group, an even ``d``, or a pointwise convolution with groups, ``norm`` or ``act``.
+    the ghosts: 0 for none, as in the papers; ``min(m, n − m)`` or more for a full one.  ``ordered`` gives it a buffer
+    ``order`` (n,): output c is then the map at place ``order[c]`` of what is concatenated, so that any output may be
+    intrinsic.  Raises ``PlanError`` for a ratio above the width of a group, an even ``d``, or a pointwise convolution
+    with groups, ``norm`` or ``act``.
     """
+
+    order: Tensor | None
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class CGhost(nn.Module):
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] | None = None,
         pointwise: int = 0,
+        ordered: bool = False,
     ) -> None:
         super().__init__()
         check(out_channels, s, d, groups, pointwise, linear=norm is None and act is None)
@@ -98,6 +103,7 @@ class CGhost(nn.Module):
         )
         self.rank = min(pointwise, m, out_channels - m)
         self.pointwise = _pointwise(out_channels, m, self.rank, place)
+        self.register_buffer("order", torch.arange(out_channels, device=device) if ordered else None)
 
     @classmethod
     def from_conv(
@@ -108,13 +114,15 @@ class CGhost(nn.Module):
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] | None = None,
         pointwise: int = 0,
+        order: Sequence[int] | None = None,
     ) -> CGhost:
         """The module that takes the place of ``conv``, on its device, in its dtype and mode, with its weights.
 
         The simplest honest rule of carrying weights: within each group the first filters become the primary ones as
         they are; the filter of each ghost map is projected on its intrinsic map's, ``⟨w_j, w_i⟩ / ⟨w_i, w_i⟩``, and
         that one number is the centre tap of its cheap kernel.  The pointwise convolution begins at zero.  Ghosts so
-        made are rough; training refines them.
+        made are rough; fitting refines them.  ``order`` makes the module ordered so; "first" filters are then those of
+        the outputs whose maps stand first.
         """
         ghost = cls(
             in_channels=conv.in_channels,
@@ -133,8 +141,9 @@ class CGhost(nn.Module):
             norm=norm,
             act=act,
             pointwise=pointwise,
+            ordered=order is not None,
         )
-        ghost._take_over(conv, conv.weight, conv.bias)
+        ghost._take_over(conv, conv.weight, conv.bias, order)
         return ghost
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,11 +151,13 @@ class CGhost(nn.Module):
         ghosts = [cheap(y) for cheap in self.cheap]
         if self.pointwise is not None:
             ghosts = self._added(ghosts, self.pointwise(y))
-        return self._merge([y, *ghosts])
+        merged = self._merge([y, *ghosts])
+        return merged if self.order is None else merged.index_select(-3, self.order)
 
     def extra_repr(self) -> str:
-        rank = f", pointwise={self.rank}" if self.rank else ""
-        return f"{self.in_channels}, {self.out_channels}, s={self.s}, d={self.d}{rank}"
+        extras = f", pointwise={self.rank}" if self.rank else ""
+        extras += "" if self.order is None else ", ordered"
+        return f"{self.in_channels}, {self.out_channels}, s={self.s}, d={self.d}{extras}"
 
     def _added(self, ghosts: list[Tensor], pointwise: Tensor) -> list[Tensor]:
         """s−1 tensors (N, m, H, W) and one (N, n−m, H, W) → their sums, n−m maps in pieces of m, the last one shorter.
@@ -171,9 +182,15 @@ class CGhost(nn.Module):
         merged = torch.cat([y.unflatten(-3, (self.groups, -1)) for y in maps], -3)
         return (merged if exact else merged.narrow(-3, 0, width)).flatten(-4, -3)
 
-    def _take_over(self, old: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    def _take_over(
+        self, old: nn.Module, weight: Tensor, bias: Tensor | None, order: Sequence[int] | None = None
+    ) -> None:
         """Leave the meta device for where ``old`` is, with its weights, mode and frozenness."""
         self.to_empty(device=weight.device)
+        if self.order is not None and order is not None:
+            self.order = torch.tensor(order, device=weight.device)
+            inverse = self.order.argsort()
+            weight, bias = weight[inverse], None if bias is None else bias[inverse]
         for part in self.modules():
             if not isinstance(part, nn.Conv2d) and hasattr(part, "reset_parameters"):
                 part.reset_parameters()  # type: ignore[operator]

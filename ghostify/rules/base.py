@@ -8,9 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
+from ghostify.channels import Channels
 from ghostify.costs import Cost
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding, Stream
+
+Ranking = Callable[[Channels], Callable[[int], float]]
+"""How channels are ranked of which some stay: by component, the higher the better."""
 
 TOLERANCE = 1e-3
 """What is thinned must agree with the original, silenced, to this, relative to the output's largest magnitude."""
@@ -42,11 +46,14 @@ class CGhostSwap(_Swap):
     parts: Parts = "linear"
     pointwise: Annotated[int, Field(ge=0)] = 0
     """Rank of the pointwise convolution; 0 for none, ``min(m, n − m)`` or more for a full one."""
+    ordered: bool = False
+    """Whether the module puts its maps into an order of their own, by a selection of channels at run time."""
 
     @property
     def settings(self) -> str:
         """As a table shows them."""
-        return f"s={self.s} d={self.d}{self._pointwise}{' norm-act' if self.parts == 'norm-act' else ''}"
+        extras = " norm-act" * (self.parts == "norm-act") + " ordered" * self.ordered
+        return f"s={self.s} d={self.d}{self._pointwise}{extras}"
 
     @property
     def _pointwise(self) -> str:

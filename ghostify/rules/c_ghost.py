@@ -12,6 +12,7 @@ ghost saves MACs but moves more elements through memory, and below ``min_saving`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -71,6 +72,8 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
 def predict(site: Site, swap: CGhostSwap) -> Cost:
     """The exact cost of the module ``build`` would put at ``site``.  Raises ``PlanError`` when it cannot be built."""
     _require_buildable(site, swap.s, swap.d, swap.pointwise, swap.parts)
+    if swap.ordered and (site.kind == "linear" or site.groups > 1 or swap.parts != "linear"):
+        raise PlanError(f"{site.name} cannot be ordered: only a convolution without groups and of linear parts can.")
     n, m = site.out_channels, intrinsic_maps(site.out_channels, swap.s, site.groups)
     weights = _plain_size(site, swap.s, swap.d, m) + pointwise_size(n, m, swap.pointwise)
     extras = m * swap.s * ((1 if site.bias else 0) + (2 if swap.parts == "norm-act" else 0))
@@ -82,14 +85,16 @@ def predict(site: Site, swap: CGhostSwap) -> Cost:
     )
 
 
-def build(module: nn.Module, swap: CGhostSwap) -> nn.Module:
-    """The module that takes the place of ``module``, with its weights carried over."""
+def build(module: nn.Module, swap: CGhostSwap, order: Sequence[int] | None = None) -> nn.Module:
+    """The module that takes the place of ``module``, with its weights carried over; ``order`` if it is ordered."""
     if isinstance(module, nn.Linear):
         return CGhostLinear.from_linear(module, swap.s, swap.d, swap.pointwise)
     assert isinstance(module, nn.Conv2d)
     if swap.parts == "norm-act":
         return CGhost.from_conv(module, swap.s, swap.d, norm=nn.BatchNorm2d, act=lambda: nn.ReLU(inplace=True))
-    return CGhost.from_conv(module, swap.s, swap.d, pointwise=swap.pointwise)
+    if swap.ordered and order is None:
+        order = range(module.out_channels)
+    return CGhost.from_conv(module, swap.s, swap.d, pointwise=swap.pointwise, order=order if swap.ordered else None)
 
 
 def saving_per_element(site: Site, swap: CGhostSwap) -> float:

@@ -1,0 +1,224 @@
+"""Which maps of a plain C-Ghost module are intrinsic, and which ghost is whose: by reordering the network's channels.
+
+A module's outputs are ``[Y', Φ_1(Y'), …]``: output i is intrinsic and outputs i+m, i+2m, … are its ghosts.  Any other
+choice is the same module in a network whose channels stand in another order, and a network can be reordered without
+changing its function (``channels.Ordering``): weights of neighbours move along, and nothing is gathered at run time.
+Layers that write into one residual stream share its order, so the choice is made for all layers at once:
+
+    minimise   Σ_layers Σ_ghosts  w_j e_ij / Σ_j w_j var_j      e_ij = var_j − c_ijᵀ R_i⁻¹ c_ij,  w_j the norm's a_j²
+
+e_ij is the error of map j as the best d x d filter of map i, R_i and c_ij are covariances over the original's maps.
+The search exchanges two channels at a time wherever that lowers the sum, many disjoint exchanges in one sweep.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ghostify.channels import Ordering, Unreadable, follow
+from ghostify.fitting.ghosts import layout
+from ghostify.fitting.sampling import Positions
+from ghostify.fitting.surroundings import line, surroundings
+from ghostify.fitting.walking import Walk
+from ghostify.rules import CGhostSwap
+from ghostify.scanning import network_nodes
+from ghostify.tracing import Traced, trace
+
+_POSITIONS = 8192
+_SWEEPS = 200
+
+
+@dataclass(eq=False)
+class _Layer:
+    """A layer whose order of outputs matters."""
+
+    swap: CGhostSwap
+    roots: np.ndarray
+    """The root of each output, (n,)."""
+    classes: np.ndarray
+    """The class of each output: those of one may be exchanged, -1 stays."""
+    parts: np.ndarray
+    """(s, m): the output that each map of each part becomes, -1 for none."""
+    errors: np.ndarray
+    """e (n, n), in shares of the layer's variance: of row i as the intrinsic map of column j."""
+    selectable: bool = True
+    """Whether it may select its channels at run time."""
+
+    def __post_init__(self) -> None:
+        self.place = {int(root): index for index, root in enumerate(self.roots)}
+        self.content = np.arange(len(self.roots))
+        """Which output's content stands at each place now."""
+
+    def costs(self) -> np.ndarray:
+        """(n, n): what place p costs with the content x in it, the others as they are."""
+        n, content = len(self.roots), self.content
+        costs = np.zeros((n, n))
+        for ghosts in self.parts[1:]:
+            there = ghosts >= 0
+            i, j = self.parts[0][there], ghosts[there]
+            costs[i] += self.errors[:, content[j]].T
+            costs[j] += self.errors[content[i]]
+        return costs
+
+    def groups(self) -> np.ndarray:
+        """By place, the intrinsic map it belongs to."""
+        group = np.zeros(len(self.roots), dtype=int)
+        for part in self.parts:
+            group[part[part >= 0]] = np.flatnonzero(part >= 0)
+        return group
+
+    def gains(self, places: np.ndarray) -> np.ndarray:
+        """By pair of ``places``, by how much the cost changes when their contents are exchanged."""
+        costs, now = self.costs(), self.content[places]
+        moved = costs[np.ix_(places, now)]
+        stays = costs[places, now]
+        gains = moved + moved.T - stays[:, None] - stays[None]
+        group = self.groups()[places]
+        same = group[:, None] == group[None]
+        first = np.isin(places, self.parts[0])
+        whole = self._whole()[group][:, now]  # (K, K): a group's cost with content x as its intrinsic map
+        inside = np.where(first[:, None] & ~first[None], whole - np.diagonal(whole)[:, None], 0.0)
+        return np.where(same, inside + inside.T, gains)
+
+    def _whole(self) -> np.ndarray:
+        """(m, n): the errors of all contents of a group as ghosts of x."""
+        total = np.zeros((self.parts.shape[1], len(self.roots)))
+        for part in self.parts:
+            there = part >= 0
+            total[there] += self.errors[:, self.content[part[there]]].T
+        return total
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """A network whose channels stand in the order chosen, and the orders that only a selection at run time gives."""
+
+    traced: Traced
+    orders: dict[str, list[int]]
+    """By layer, for each output its place among the concatenated maps."""
+
+
+def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tensor], select: bool) -> Arrangement:
+    """The best arrangement found for the layers of ``swaps``, from the original's maps for ``batches`` of images.
+
+    With ``select``, a layer that shares its order with others gets one of its own, by selecting channels.
+    """
+    try:
+        ordering: Ordering | None = Ordering(follow(traced, *network_nodes(traced)))
+    except Unreadable:
+        ordering = None
+    walk = Walk(trace(traced.module, batches[0], verify=False), traced.module, batches)
+    layers = list(_layers(swaps, walk, ordering))
+    shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)
+    alone = [layer for layer in layers if (layer.classes >= 0).all() and all(shared[c] == 1 for c in layer.classes)]
+    together = [layer for layer in layers if layer not in alone]
+    orders = {layer.swap.target: _own_order(layer) for layer in together if select and layer.selectable}
+    moving = [layer for layer in layers if layer.swap.target not in orders]
+    moves = _search(moving) if ordering is not None else {}
+    if moves and ordering is not None:
+        try:
+            module = ordering.permuted(moves)
+            traced = trace(module, traced.args, verify=False)
+        except Unreadable:
+            orders |= {layer.swap.target: _own_order(layer) for layer in moving if select and layer.selectable}
+    return Arrangement(traced, orders)
+
+
+def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) -> Iterator[_Layer]:
+    wanted = {swap.target: swap for swap in swaps}
+    for node in walk.nodes:
+        swap = wanted.pop(str(node.target), None) if node.op == "call_module" else None
+        if swap is None:
+            continue
+        conv: Any = walk.root.get_submodule(swap.target)
+        n, groups = len(conv.weight), getattr(conv, "groups", 1)
+        roots = ordering.roots(swap.target) if ordering else None
+        classes = ordering.movable(swap.target) if ordering else None
+        if roots is None or classes is None or len(set(roots.tolist())) < n:
+            roots, classes = np.arange(n), np.full(n, -1)
+        walk.keep(node)
+        walk.advance(walk.index[node] + 1)
+        maps = [values[node] for values in walk.values]
+        norm = surroundings(walk.traced, node).norm
+        slope = line(walk.root.get_submodule(str(norm.target)) if norm else None, n, maps[0])[0]
+        errors = pair_errors(maps, slope.square(), swap.d)
+        walk.drop(node)
+        selectable = groups == 1 and isinstance(conv, nn.Conv2d)
+        yield _Layer(swap, roots, classes, layout(n, swap.s, groups).numpy(), errors, selectable)
+
+
+def pair_errors(maps: Sequence[Tensor], weights: Tensor, d: int) -> np.ndarray:
+    """e (n, n) at the head of this file, weighted and in shares of the whole variance.  ``maps``: batches (B, n, …)."""
+    maps = [y if y.dim() == 4 else y[:, :, None, None] for y in maps]
+    positions = Positions(tuple(maps[0].shape), _POSITIONS, len(maps), 0, 1)
+    n, area = maps[0].shape[1], d * d
+    total = inner = crossed = mean = torch.zeros((), dtype=torch.float64)
+    for batch, y in enumerate(maps):
+        v = positions.shifts(y, d, batch)  # (N, n, d²)
+        flat, centre = v.flatten(1), v[:, :, area // 2]
+        inner = inner + torch.einsum("nia,nib->iab", v, v).double()
+        crossed = crossed + (flat.T @ centre).double()
+        mean, total = mean + v.sum(0, dtype=torch.float64), total + len(v)
+    mean = mean / total
+    centres = mean[:, area // 2]
+    r = inner / total - mean[:, :, None] * mean[:, None]
+    c = (crossed / total).unflatten(0, (n, area)) - mean[:, :, None] * centres
+    variance = torch.diagonal(c[:, area // 2]).clone()
+    load = 1e-6 * r.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    r = r + load[:, None, None] * torch.eye(area, dtype=r.dtype, device=r.device)
+    errors = (variance - (c * torch.linalg.solve(r, c)).sum(1)).clamp_min(0)
+    errors.fill_diagonal_(0)
+    shares = weights / (weights * variance).sum().clamp_min(1e-30)
+    return (errors * shares).cpu().numpy()
+
+
+def _own_order(layer: _Layer) -> list[int]:
+    """The best order of one layer by itself: for each output its place."""
+    free = _Layer(layer.swap, np.arange(len(layer.roots)), np.zeros_like(layer.classes), layer.parts, layer.errors)
+    _search([free])
+    order: list[int] = np.argsort(free.content).tolist()
+    return order
+
+
+def _search(layers: Sequence[_Layer]) -> dict[int, int]:
+    """By root, the root whose content is best moved there."""
+    classes: dict[int, np.ndarray] = {}
+    for layer in layers:
+        for label in np.unique(layer.classes[layer.classes >= 0]):
+            classes[int(label)] = layer.roots[layer.classes == label]
+    content = {int(root): int(root) for roots in classes.values() for root in roots}
+    for _ in range(_SWEEPS):
+        if not sum(_sweep(layers, roots, content) for roots in classes.values()):
+            break
+    return {root: other for root, other in content.items() if root != other}
+
+
+def _sweep(layers: Sequence[_Layer], roots: np.ndarray, content: dict[int, int]) -> int:
+    """Exchange what lowers the cost, best first, each group of maps once; how many exchanges were made."""
+    concerned = [layer for layer in layers if int(roots[0]) in layer.place]
+    places = [np.array([layer.place[int(root)] for root in roots]) for layer in concerned]
+    gains = sum(layer.gains(at) for layer, at in zip(concerned, places, strict=True))
+    rows, columns = np.nonzero(np.triu(gains, 1) < -1e-9)
+    order = np.argsort(gains[rows, columns])[: 4 * len(roots)]
+    touched: list[set[int]] = [set() for _ in concerned]
+    groups = [layer.groups() for layer in concerned]
+    done = 0
+    for a, b in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        met = [{int(group[at[a]]), int(group[at[b]])} for group, at in zip(groups, places, strict=True)]
+        if any(one & seen for one, seen in zip(met, touched, strict=True)):
+            continue
+        for layer, at, one, seen in zip(concerned, places, met, touched, strict=True):
+            seen |= one
+            p, q = at[a], at[b]
+            layer.content[[p, q]] = layer.content[[q, p]]
+        left, right = int(roots[a]), int(roots[b])
+        content[left], content[right] = content[right], content[left]
+        done += 1
+    return done

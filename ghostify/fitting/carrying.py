@@ -1,0 +1,120 @@
+"""Plan + images → Ghosted, fitted.
+
+    arrange the original's channels → rewrite → fit → put the weights where they belong
+
+The work is done in float32 on copies; the user's model is not touched, and the result has its dtype and device.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostify.errors import FitError
+from ghostify.fitting.arranging import Arrangement, arranged
+from ghostify.fitting.fit import Told, fit
+from ghostify.fitting.origins import origins
+from ghostify.fitting.walking import Walk, batched
+from ghostify.ghosts import intrinsic_maps, low_rank
+from ghostify.planning import Plan
+from ghostify.recipe import FitSettings
+from ghostify.rewriting import Choices, Ghosted, rewrite
+from ghostify.rules import CGhostSwap
+from ghostify.tracing import Traced, trace
+
+
+def rewrite_fitted(
+    traced: Traced,
+    plan: Plan,
+    images: Tensor,
+    settings: FitSettings | None = None,
+    *,
+    device: torch.device | None = None,
+    told: Told = lambda done, total: None,
+) -> Ghosted:
+    """``rewrite``, and the weights fitted to what the original gives for ``images`` (N, C, H, W), without labels.
+
+    ``device`` is where the work is done (None: where the model is); ``told`` is called with the parts fitted and to be
+    fitted.  Raises what ``rewrite`` raises, and ``FitError`` when the network takes no single image, gives values that
+    are not finite (the layer is named), or there are no images.
+    """
+    settings = settings or FitSettings()
+    _require_images(traced, images)
+    place = device or _place(traced.module)
+    work = _working_copy(traced, place)
+    images = images.to(place, torch.float32)
+    arrangement = _arranged(work, plan, images, settings)
+    work, plan = arrangement.traced, _ordered(plan, arrangement)
+    choices = Choices(orders=arrangement.orders)
+    ghosted = rewrite(work, plan, choices)
+    found = fit(
+        work.module, ghosted.module, images, settings, origins(work, plan.swaps, ghosted.module, choices.ranking), told
+    )
+    return replace(ghosted, module=_as_before(ghosted.module, traced.module), fit=found)
+
+
+def _require_images(traced: Traced, images: Any) -> None:
+    name = type(traced.module).__name__
+    if len(traced.input_shapes) != 1 or len(traced.args) != 1:
+        raise FitError(f"{name} takes other inputs than one tensor of images, to which it could be fitted; use fit none.")
+    if not isinstance(images, Tensor) or images.dim() < 2 or not len(images):
+        raise FitError("There are no calibration images: a tensor (N, C, H, W) is needed, or fit none.")
+    (shape,) = traced.input_shapes
+    if tuple(images.shape[1:]) != shape[1:]:
+        raise FitError(
+            f"The calibration images are {'x'.join(map(str, images.shape[1:]))} and {name} was recorded on "
+            f"{'x'.join(map(str, shape[1:]))}; give images of that size."
+        )
+    if any(tensor.is_meta for tensor in traced.module.parameters()):
+        raise FitError(f"{name} is on the meta device and has no weights to be fitted; use fit none.")
+
+
+def _place(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+
+
+def _working_copy(traced: Traced, place: torch.device) -> Traced:
+    """The network in float32 at ``place``: itself where it is that."""
+    tensors = [*traced.module.parameters(), *traced.module.buffers()]
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if all(tensor.dtype == torch.float32 for tensor in floats) and all(tensor.device == place for tensor in tensors):
+        return traced
+    example = traced.args[0].to(place, torch.float32) if traced.args[0].is_floating_point() else traced.args[0].to(place)
+    return trace(copy.deepcopy(traced.module).to(place, torch.float32), example, verify=False)
+
+
+def _arranged(traced: Traced, plan: Plan, images: Tensor, settings: FitSettings) -> Arrangement:
+    """The network with its channels in the order that suits the ghosts, and what is to be selected at run time."""
+    swaps = [swap for swap in plan.swaps if isinstance(swap, CGhostSwap) and _minds_order(traced, swap, settings)]
+    if settings.arrange == "none" or not swaps:
+        return Arrangement(traced, {})
+    batches = batched(images)
+    with torch.no_grad():
+        return arranged(traced, swaps, batches, select=settings.arrange == "select")
+
+
+def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> bool:
+    """Whether it matters to a module which maps are intrinsic: not where a full pointwise convolution mixes them."""
+    n = len(traced.module.get_submodule(swap.target).weight)  # type: ignore[arg-type]
+    full = swap.pointwise and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
+    return swap.parts == "linear" and not (full and settings.joint)
+
+
+def _ordered(plan: Plan, arrangement: Arrangement) -> Plan:
+    swaps = tuple(
+        swap.model_copy(update={"ordered": True}) if swap.target in arrangement.orders else swap for swap in plan.swaps
+    )
+    return plan.model_copy(update={"swaps": swaps})
+
+
+def _as_before(module: nn.Module, original: nn.Module) -> nn.Module:
+    """The fitted network with the original's device and dtypes."""
+    kinds = {tensor.dtype for tensor in original.parameters() if tensor.is_floating_point()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return module.to(_place(original), kind) if kind is not None else module.to(_place(original))
+
+

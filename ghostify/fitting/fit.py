@@ -1,0 +1,264 @@
+"""The fit: both networks walk through the calibration images, and each part is fitted where it stands."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ghostify.errors import FitError
+from ghostify.fitting.ghosts import GhostFit
+from ghostify.fitting.layers import LayerFit, errors
+from ghostify.fitting.norms import Seen, renew
+from ghostify.fitting.origins import Origins
+from ghostify.fitting.pairing import Matching, Part, changed, used_once
+from ghostify.fitting.report import Fit, LayerError
+from ghostify.fitting.sampling import Positions, positions_wanted
+from ghostify.fitting.stages import StageFit
+from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
+from ghostify.fitting.targets import Aim, Pair, Targets
+from ghostify.fitting.walking import Walk, batched
+from ghostify.recipe import FitSettings
+from ghostify.tracing import Traced, trace
+
+_HELD = 8
+"""One batch of so many is held out."""
+
+Told = Callable[[int, int], None]
+"""Who is told how many parts of how many are fitted."""
+
+
+class Fitting(Protocol):
+    """What fits one part."""
+
+    def fit(self) -> float: ...
+
+    def outputs(self, batch: int) -> Tensor: ...
+
+
+def fit(
+    original: nn.Module,
+    module: nn.Module,
+    images: Tensor,
+    settings: FitSettings,
+    origins: Origins,
+    told: Told = lambda done, total: None,
+) -> Fit:
+    """Fit ``module`` in place to what ``original`` gives for ``images`` (N, C, H, W); what came of it.
+
+    Both are float32 and on the images' device.  Raises ``FitError``, for instance naming the layer that gives values
+    that are not finite.
+    """
+    began = time.perf_counter()
+    batches = batched(images)
+    held = batches[-max(1, len(batches) // _HELD) :]
+    with _evaluating(original, module):
+        pair = _pair(original, module, batches, origins.touch)
+        wanted, carried = _outputs(pair.original, original, held), _outputs(pair.converted, module, held)
+        _require_faithful(original, wanted[0], held[0])
+        before = copy.deepcopy(module.state_dict())
+        job = _Job(pair, original, module, settings, origins, told)
+        layers = job.run()
+        unfitted, error = (_difference(found, wanted) for found in (carried, _outputs(pair.converted, module, held)))
+        if not error <= unfitted:
+            module.load_state_dict(before)
+            job.notes.append("The fit made the outputs worse on images held out, so the weights stay as carried over.")
+    return Fit(
+        how=settings.how,
+        images=sum(map(len, batches)),
+        seconds=time.perf_counter() - began,
+        layers=tuple(layers),
+        error=min(error, unfitted),
+        unfitted=unfitted,
+        notes=tuple(job.notes),
+    )
+
+
+class _Job:
+    """The parts one after the other."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        original: nn.Module,
+        module: nn.Module,
+        settings: FitSettings,
+        origins: Origins,
+        told: Told,
+    ) -> None:
+        self.origins = origins
+        self.pair, self.original, self.module, self.settings, self.told = pair, original, module, settings, told
+        self.matching = Matching(pair.original, pair.converted, module, origins)
+        _, self.dirty = changed(pair.original, pair.converted, origins.touch)
+        self.once = used_once(pair.converted)
+        self.notes: list[str] = []
+        wanted = [part for part in self.matching.parts() if self._wants(part)]
+        self.parts = [(part, self._aim(part)) for part in wanted]
+        self.needed: list[fx.Node] = [node for _, aim in self.parts for node in aim.needed]
+        for node in set(self.needed):
+            pair.first.keep(node)
+
+    def run(self) -> list[LayerError]:
+        norms = self._watched()
+        found = []
+        for index, (part, aim) in enumerate(self.parts):
+            found.append(self._fit(index, part, aim))
+            self.told(index + 1, len(self.parts))
+        self.pair.second.advance(len(self.pair.second.nodes))
+        for norm, seen in norms.items():
+            renew(norm, seen)
+        return found
+
+    def _wants(self, part: Part) -> bool:
+        if part.kind == "layer" and part.name not in self.origins.layers and not self.settings.kept:
+            return False
+        return part.begin in self.dirty or part.output in self.dirty
+
+    def _aim(self, part: Part) -> Aim:
+        if part.kind == "stage":
+            ceiling = rectifier_after(self.pair.original, part.twin) if part.module.act is not None else None
+            around = Surroundings(part.twin, None, None, part.twin, ceiling)
+            passed = part.inputs if isinstance(part.module.cheap, nn.Identity) else None
+            return Aim(around, around, part.kept, passed, None)
+        return Aim.of(self.pair, part.output, part.twin, part.begin, part.kept, self.settings.compensate)
+
+    def _watched(self) -> dict[nn.Module, Seen]:
+        """Every norm that reads something new, and who sees what it reads."""
+        norms: dict[nn.Module, Seen] = {}
+        for node in self.pair.second.nodes:
+            if node in self.dirty and is_norm(self.pair.converted, node) and str(node.target) in self.once:
+                norms[self.module.get_submodule(str(node.target))] = self.pair.second.watched[node] = Seen()
+        return norms
+
+    def _fit(self, index: int, part: Part, aim: Aim) -> LayerError:
+        pair = self.pair
+        pair.second.advance(pair.second.index[part.begin])
+        pair.first.advance(max(pair.first.index[node] for node in aim.needed) + 1)
+        norm = None if aim.ours.norm is None else self.module.get_submodule(str(aim.ours.norm.target))
+        positions = self._positions(index, part)
+        targets = Targets(pair, aim, positions, norm, self.settings.rectified)
+        _require_finite(part, targets, pair)
+        fitting = self._fitting(part, targets)
+        before = errors(pair, targets, fitting.outputs)
+        ridge = fitting.fit()
+        after = errors(pair, targets, fitting.outputs)
+        self._release(aim)
+        self._note(part, positions)
+        return LayerError(
+            target=part.name, kind=part.kind, before=before, error=after, ridge=ridge, positions=positions.total
+        )
+
+    def _positions(self, index: int, part: Part) -> Positions:
+        """Positions of the part's output map; of a linear layer, rows."""
+        shape = part.twin.meta["shapes"][0]
+        rows = isinstance(part.module, nn.Linear)
+        wanted = positions_wanted(*_size(part))
+        return Positions(shape if rows or len(shape) > 2 else (*shape, 1, 1), wanted, self.pair.batches, index, -1 if rows else 1)
+
+    def _fitting(self, part: Part, targets: Targets) -> Fitting:
+        if part.kind == "ghost":
+            start: Any = self.original.get_submodule(part.name).weight
+            return GhostFit(
+                self.pair, part.module, self._reader(part.inputs), targets, start.detach(), self.settings.joint
+            )
+        if part.kind == "stage":
+            pooled = [self._reader(node) for node in part.pooled]
+            return StageFit(self.pair, part.module, self._reader(part.inputs), pooled, targets)
+        return LayerFit(self.pair, part.module, self._reader(part.inputs), targets)
+
+    def _reader(self, node: fx.Node) -> Callable[[int], Tensor]:
+        return lambda batch: self.pair.second.values[batch][node]
+
+    def _note(self, part: Part, positions: Positions) -> None:
+        unknowns = _size(part)[0]
+        if positions.total < unknowns:
+            self.notes.append(
+                f"{part.name} has {unknowns:,} unknowns per filter and {positions.total:,} positions to fit them to: "
+                "a stronger ridge holds it to its trained weights; more images would serve it better."
+            )
+
+    def _release(self, aim: Aim) -> None:
+        for node in aim.needed:
+            self.needed.remove(node)
+            if node not in self.needed:
+                self.pair.first.drop(node)
+
+
+def _size(part: Part) -> tuple[int, int]:
+    """Unknowns per filter, and filters."""
+    if part.kind == "stage":
+        stage: Any = part.module
+        convolved = stage.cheap[0].weight[0].numel() if isinstance(stage.cheap, nn.Sequential) else 0
+        return convolved + (stage.mix.in_channels if stage.mix is not None else 0), 0 if part.kept is None else len(part.kept)
+    module: Any = part.module.primary if part.kind == "ghost" else part.module
+    return module.weight[0].numel(), len(module.weight)
+
+
+def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Tensor], touched: Callable[[str], bool]) -> Pair:
+    first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
+    walks = Walk(first, original, batches), Walk(second, module, batches)
+    same, dirty = changed(first, second, touched)
+    begin = next((index for index, node in enumerate(walks[1].nodes) if node in dirty or node not in same), 0)
+    walks[0].advance(begin)
+    walks[1].follow(walks[0], same, begin)
+    return Pair(first, second, *walks, held=len(batches) // _HELD)
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _outputs(traced: Traced, module: nn.Module, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+    """What a network gives for each batch."""
+    walk = Walk(traced, module, batches)
+    for node in walk.outputs:
+        walk.keep(node)
+    walk.advance(len(walk.nodes))
+    return [[values[node] for node in walk.outputs] for values in walk.values]
+
+
+def _difference(found: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> float:
+    """Squared difference of outputs over the variance of those wanted."""
+    wrong = total = 0.0
+    for ours, theirs in zip(found, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            wrong += float((one.double() - other.double()).square().sum())
+            total += float((other.double() - other.double().mean(0)).square().sum())
+    return wrong / total if total else wrong
+
+
+def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Tensor) -> None:
+    """Refuse a recording that another batch than the one it was made of shows to be wrong."""
+    given = [leaf for leaf in tree_leaves(original(batch)) if isinstance(leaf, Tensor)]
+    for one, other in zip(given, found, strict=False):
+        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
+            raise FitError(
+                f"{type(original).__name__} does on other images something else than its recording, so nothing can be "
+                "fitted to it; use fit none."
+            )
+
+
+def _require_finite(part: Part, targets: Targets, pair: Pair) -> None:
+    gives = all(bool(torch.isfinite(sums).all()) for sums in targets.sums)
+    reads = all(bool(torch.isfinite(values[part.inputs]).all()) for values in pair.second.values)
+    if not (gives and reads):
+        where = "reads values" if gives else "of the original gives values"
+        raise FitError(
+            f"{part.name} {where} that are not finite (NaN or infinite) for these images, so it cannot be fitted; "
+            "look at the weights before it, or use fit none."
+        )

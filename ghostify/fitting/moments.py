@@ -1,0 +1,204 @@
+"""First and second moments of features and targets, streaming, and the least squares that needs nothing else.
+
+    t ≈ W u + b       u: D features, t: n targets, at N positions, in g groups that are solved apart
+
+Blocks are merged by their means and centred sums (Chan et al. 1983), so nothing is lost to cancellation, the order and
+size of blocks do not matter, and processes that saw different images agree after ``reduced``.  With the centred
+moments S = cov(u), C = cov(t, u):
+
+    W = W₀ + (C − W₀ S)(S + ρ·s̄·I)⁻¹          a ridge towards W₀, in units of s̄, the mean of S's diagonal
+    b = E[t] − W E[u]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Strengths ρ that are tried, weakest first."""
+_START = 5
+_EXACT = 384
+"""Up to so many features, products are taken in float64; beyond, in float32 within a block, and summed in float64."""
+
+
+class Moments:
+    """Moments of ``u`` (N, g, D) and ``t`` (N, g, n), for as many blocks as are added.
+
+    Without ``squares``, the products of features with each other are left out, which are most of the work.
+    """
+
+    def __init__(self, squares: bool = True) -> None:
+        self.squares = squares
+        self.count = 0.0
+        self.mean_u = self.mean_t = self.uu = self.tu = self.tt = torch.zeros(())
+
+    def add(self, u: Tensor, t: Tensor) -> None:
+        """Merge a block in: u (N, g, D), t (N, g, n)."""
+        kind = torch.float64 if u.shape[2] <= _EXACT else torch.float32
+        block = Moments(self.squares)
+        block.count = float(len(u))
+        block.mean_u, block.mean_t = u.mean(0, dtype=torch.float64), t.mean(0, dtype=torch.float64)
+        u = (u.to(kind) - block.mean_u.to(kind)).transpose(0, 1)  # (g, N, D)
+        t = (t.to(kind) - block.mean_t.to(kind)).transpose(0, 1)
+        block.uu = (u.mT @ u).double() if self.squares else block.uu
+        block.tu, block.tt = (t.mT @ u).double(), t.double().square().sum(1)
+        self.merge(block)
+
+    def merge(self, other: Moments) -> None:
+        """Take another's blocks in; it is not to be used any more."""
+        if not self.count or not other.count:
+            self.__dict__.update((self if self.count else other).__dict__)
+            return
+        total = self.count + other.count
+        du, dt, share = other.mean_u - self.mean_u, other.mean_t - self.mean_t, self.count * other.count / total
+        if self.squares:
+            self.uu = other.uu.add_(self.uu).add_(share * du[:, :, None] * du[:, None])
+        self.tu = other.tu.add_(self.tu).add_(share * dt[:, :, None] * du[:, None])
+        self.tt = self.tt + other.tt + share * dt.square()
+        self.mean_u, self.mean_t = self.mean_u + du * (other.count / total), self.mean_t + dt * (other.count / total)
+        self.count = total
+
+    def plus(self, other: Moments) -> Moments:
+        """The moments of both; neither is changed."""
+        both = Moments(self.squares)
+        for part in (self, other):
+            if part.count:
+                copied = Moments(self.squares)
+                copied.__dict__.update(part.__dict__)
+                copied.uu, copied.tu = part.uu.clone(), part.tu.clone()
+                both.merge(copied)
+        return both
+
+    def reduced(self) -> Moments:
+        """The moments over all processes of the default group, the same in each; itself where there is one."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self
+        sums = [torch.tensor(self.count, dtype=torch.float64, device=self.mean_u.device)]
+        sums += [self.count * self.mean_u, self.count * self.mean_t]
+        for tensor in sums:
+            dist.all_reduce(tensor)
+        total = Moments(self.squares)
+        total.count, total.mean_u, total.mean_t = float(sums[0]), sums[1] / sums[0], sums[2] / sums[0]
+        du, dt = self.mean_u - total.mean_u, self.mean_t - total.mean_t
+        total.uu = self.uu + self.count * du[:, :, None] * du[:, None] if self.squares else self.uu
+        total.tu = self.tu + self.count * dt[:, :, None] * du[:, None]
+        total.tt = self.tt + self.count * dt.square()
+        for tensor in (total.uu, total.tu, total.tt) if self.squares else (total.tu, total.tt):
+            dist.all_reduce(tensor)
+        return total
+
+    def features(self, constant: bool = True) -> Tensor:
+        """S (g, D, D), the features' covariances; not centred where there is no constant to fit."""
+        s = self.uu / self.count
+        return s if constant else s + self.mean_u[:, :, None] * self.mean_u[:, None]
+
+    def crossed(self, constant: bool = True) -> Tensor:
+        """C (g, n, D), the targets' covariances with the features; as above."""
+        c = self.tu / self.count
+        return c if constant else c + self.mean_t[:, :, None] * self.mean_u[:, None]
+
+    def intercept(self, weight: Tensor) -> Tensor:
+        """The bias (g, n) with which ``weight`` (g, n, D) has the mean right."""
+        return self.mean_t - (weight @ self.mean_u[:, :, None])[:, :, 0]
+
+    def error(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Mean squared error of ``weight`` (g, n, D) and ``bias`` (g, n) for each target, (g, n)."""
+        spread = self.tt / self.count - 2 * (weight * self.crossed()).sum(2)
+        spread = spread + ((weight @ self.features()) * weight).sum(2)
+        offset = self.intercept(weight)
+        return spread.clamp_min(0) + (offset if bias is None else offset - bias).square()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A fit: ``weight`` (g, n, D), ``bias`` (g, n) or None, and how it came about."""
+
+    weight: Tensor
+    bias: Tensor | None
+    ridge: float
+    """Strength ρ of the ridge; infinite where the weights it began with did best."""
+    error: float
+    """Mean squared error over the targets on what was held out, weighted."""
+    before: float
+    """The same of the weights it began with."""
+    moments: Moments
+    """Those of everything, held out or not."""
+
+
+def ridge(s: Tensor, c: Tensor, start: Tensor, strength: float) -> Tensor:
+    """W of the head of this file, (g, n, D).  A singular S is no obstacle: the ridge grows until it can be solved."""
+    scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
+    eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+    rest = c - start @ s
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(s + strength * scale * eye)
+        if not failed.any():
+            return start + torch.cholesky_solve(rest.mT, factor).mT
+        strength *= 10
+
+
+def solve(
+    seen: Moments,
+    held: Moments,
+    start: Tensor,
+    *,
+    weights: Tensor | None = None,
+    constant: bool = True,
+    ridges: Sequence[float] = RIDGES,
+) -> Solution:
+    """The ridge solution whose strength does best on what was held out, then solved again on everything.
+
+    ``start`` (g, n, D) is what the ridge leads to, and itself a candidate; ``weights`` (g, n) say how much each
+    target's error counts; ``constant`` whether there is a bias.  Without held-out positions the middle strength is
+    taken.
+    """
+    start = start.double()
+    weights = torch.ones_like(seen.mean_t) if weights is None else weights.double()
+    s, c = seen.features(constant), seen.crossed(constant)
+    judge = held if held.count else seen
+
+    def judged(weight: Tensor) -> float:
+        return float((judge.error(weight, seen.intercept(weight) if constant else None) * weights).mean())
+
+    before = judged(start)
+    tried: dict[int, tuple[float, Tensor]] = {}
+
+    def attempt(index: int) -> float:
+        if index not in tried:
+            weight = ridge(s, c, start, ridges[index])
+            tried[index] = (judged(weight), weight)
+        return tried[index][0]
+
+    best = min(_START, len(ridges) - 1)
+    attempt(best)
+    if held.count:
+        for step in (-1, 1):
+            while 0 <= best + step < len(ridges) and attempt(best + step) < tried[best][0]:
+                best += step
+    error, weight = tried[best]
+    strength = ridges[best]
+    everything = seen.plus(held)
+    if not error <= before:
+        weight, strength, error = start, float("inf"), before
+    elif held.count:
+        weight = ridge(everything.features(constant), everything.crossed(constant), start, strength)
+    bias = everything.intercept(weight) if constant else None
+    return Solution(weight, bias, strength, error, before, everything)
+
+
+def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:
+    """The map of ``rank`` nearest to ``weight`` (n, D) over features of covariance ``s`` (D, D): reduced rank regression.
+
+    Errors of the n targets count by ``weights`` (n,).  Returns (n, D), of that rank: U Uᵀ W with U the leading
+    eigenvectors of W S Wᵀ, in the scale the weights give.
+    """
+    scale = weights.double().clamp_min(torch.finfo(torch.float64).tiny).sqrt()[:, None]
+    scaled = scale * weight
+    _, vectors = torch.linalg.eigh(scaled @ s @ scaled.T)
+    leading = vectors[:, -rank:]
+    return (leading @ (leading.T @ scaled)) / scale

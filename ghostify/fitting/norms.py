@@ -1,0 +1,51 @@
+"""Batch norms whose statistics are those of what they now see, with the function as it was.
+
+    z = γ (y − μ)/σ + β  =  γ' (y − μ')/σ' + β'      γ' = γ σ'/σ,   β' = β + γ (μ' − μ)/σ
+
+with μ', σ' measured over the calibration images.  In training a norm uses its batch's own statistics; it then begins
+where evaluation stands.  Renewing the statistics alone would lose the fit: least squares shrinks variances.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Seen:
+    """Mean and variance of each channel (dimension 1) of all that was seen, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self.mean = self.sum = torch.zeros((), dtype=torch.float64)
+
+    def __call__(self, y: Tensor) -> None:
+        """Take a batch in: (B, C, …)."""
+        y = y.transpose(0, 1).flatten(1).double()
+        count, mean = float(y.shape[1]), y.mean(1)
+        total, step = self.count + count, mean - self.mean
+        self.sum = self.sum + (y - mean[:, None]).square().sum(1) + step.square() * (self.count * count / total)
+        self.mean = self.mean + step * (count / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        return self.sum / self.count
+
+
+def renew(norm: nn.Module, seen: Seen) -> None:
+    """Give ``norm`` the statistics seen, and the slope and offset with which its function in eval mode stays.
+
+    Channels that do not vary keep theirs, and so do norms without a slope and offset of their own.
+    """
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    mean, var, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    if mean is None or var is None or weight is None or bias is None or not seen.count:
+        return
+    varies = seen.variance > 1e-8 * var.double().clamp_min(norm.eps)
+    slope = weight.detach().double() * (var.double() + norm.eps).rsqrt()
+    with torch.no_grad():
+        bias.copy_(torch.where(varies, bias.double() + slope * (seen.mean - mean.double()), bias.double()))
+        weight.copy_(torch.where(varies, slope * (seen.variance + norm.eps).sqrt(), weight.double()))
+        mean.copy_(torch.where(varies, seen.mean, mean.double()))
+        var.copy_(torch.where(varies, seen.variance, var.double()))

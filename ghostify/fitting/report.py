@@ -1,0 +1,57 @@
+"""What a fit did, in names and numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ghostify.recipe import FitMode
+from ghostify.tables import Table
+
+
+class LayerError(BaseModel):
+    """One part that was fitted.
+
+    Errors are mean squared errors of what the network gives there, behind the activation, over the original's variance,
+    on images held out: 0 is the original, 1 is what a constant would do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    target: str
+    kind: Literal["ghost", "layer", "stage"]
+    before: float
+    """With the weights as they were carried over."""
+    error: float
+    ridge: float
+    """Strength of the ridge in units of the mean variance; infinite where the weights carried over did best."""
+    positions: int
+
+
+class Fit(BaseModel):
+    """A fit of a converted network to calibration images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    how: FitMode
+    images: int
+    seconds: float
+    layers: tuple[LayerError, ...]
+    error: float
+    """Squared difference of the network's outputs over their variance, on images held out."""
+    unfitted: float
+    """The same with the weights as they were carried over."""
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """The parts, a row each."""
+        rows = [
+            [one.target, one.kind, f"{one.before:.3f}", f"{one.error:.3f}", f"{one.ridge:g}", str(one.positions)]
+            for one in self.layers
+        ]
+        title = f"Fitted to {self.images} images in {self.seconds:.1f} s: error of the outputs {self.error:.3f}"
+        return Table(title, ["layer", "kind", "carried over", "fitted", "ridge", "positions"], rows, frozenset({"kind"}))
+
+    def __str__(self) -> str:
+        return str(self.table())

@@ -1,0 +1,88 @@
+"""Positions at which layers are compared, and what layers read and give there, as rows of a matrix.
+
+    convolution   (B, C, H, W), P positions of the output's map  →  values (B·P, C), patches (B·P, g, C/g·k·k')
+    linear layer  (B, …, C)                                      →  rows (P, C), (P, 1, C)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WORK = 3e10
+"""Multiply-accumulates spent on one layer's moments, unless its unknowns want more positions."""
+_LEAST, _MOST = 8192, 131072
+"""Positions, from all images together."""
+_PER_UNKNOWN = 4
+
+
+def positions_wanted(features: int, targets: int) -> int:
+    """How many positions are worth having for so many features and targets of one system."""
+    worth = int(_WORK / (features * (features + targets)))
+    return min(_MOST, max(_LEAST, _PER_UNKNOWN * features, worth))
+
+
+class Positions:
+    """Random positions of one layer's output, others in every batch, the same whenever asked for."""
+
+    def __init__(self, shape: Sequence[int], wanted: int, batches: int, seed: int, channels: int) -> None:
+        """``shape`` of a batch's output, whose channels are dimension ``channels`` (1 of maps, -1 of a linear layer)."""
+        self.maps = channels == 1 and len(shape) == 4
+        self.width = shape[3] if self.maps else 1
+        rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
+        images = shape[0] if self.maps else 1
+        self.each = min(rows, math.ceil(wanted / (batches * images)))
+        generator = torch.Generator().manual_seed(seed)
+        self.chosen = [torch.randperm(rows, generator=generator)[: self.each] for _ in range(batches)]
+        self.total = self.each * images * batches
+
+    def values(self, x: Tensor, batch: int) -> Tensor:
+        """What stands there: (N, C)."""
+        index = self.chosen[batch].to(x.device)
+        if not self.maps:
+            return x.reshape(-1, x.shape[-1])[index]
+        x = x[:, :, None, None] if x.dim() == 2 else x
+        return x.flatten(2)[:, :, index].transpose(1, 2).reshape(-1, x.shape[1])
+
+    def patches(self, x: Tensor, layer: nn.Module, batch: int) -> Tensor:
+        """What ``layer`` reads for it: (N, g, D), in the order of its weight's dimensions."""
+        if isinstance(layer, nn.Linear):
+            return self.values(x, batch)[:, None]
+        assert isinstance(layer, nn.Conv2d)
+        index = self.chosen[batch].to(x.device)
+        corners = (index // self.width * layer.stride[0], index % self.width * layer.stride[1])
+        taps = window(padded(x, layer), corners, layer.kernel_size, layer.dilation)  # type: ignore[arg-type]
+        return taps.permute(0, 3, 1, 2).reshape(-1, layer.groups, taps.shape[1] // layer.groups * taps.shape[2])
+
+    def shifts(self, y: Tensor, d: int, batch: int) -> Tensor:
+        """The d x d neighbourhood in every map of ``y``, zero outside of it: (N, C, d·d)."""
+        index = self.chosen[batch].to(y.device)
+        around = F.pad(y, (d // 2,) * 4)
+        taps = window(around, (index // self.width, index % self.width), (d, d), (1, 1))
+        return taps.permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The input as the convolution sees it, padding included."""
+    sides = list(conv._reversed_padding_repeated_twice)
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return F.pad(x, sides, mode=mode) if any(sides) else x
+
+
+def window(
+    x: Tensor, corners: tuple[Tensor, Tensor], kernel: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """(B, C, H, W) at windows with their upper left corners at P places → (B, C, k·k', P)."""
+    rows, columns = corners
+    return torch.stack(
+        [
+            x[:, :, rows + i * dilation[0], columns + j * dilation[1]]
+            for i in range(kernel[0])
+            for j in range(kernel[1])
+        ],
+        2,
+    )

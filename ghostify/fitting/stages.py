@@ -1,0 +1,102 @@
+"""Fitting the ghosts of a G-Ghost stage: the cheap operation and the mix operation at once.
+
+    z ≈ C ∗ Y1 + W · [pooled Y1, pooled thin outputs] + b        z: the original's last sums at the ghost channels
+
+One least squares over both kinds of features, each scaled to unit variance so that one ridge serves both.  A mix
+operation of two layers is left as it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostify.fitting.layers import LeastSquares, shift_mean, times
+from ghostify.fitting.surroundings import line
+from ghostify.fitting.targets import Pair, Targets
+from ghostify.ghosts import GGhostStage
+
+
+def ghost_channels(stage: GGhostStage) -> list[int]:
+    """Which channels of a stage's output are ghosts."""
+    cheap: Any = stage.cheap
+    ghosts = stage.width - stage.kept if isinstance(cheap, nn.Identity) else cheap[0].out_channels
+    if stage.order is None:
+        return list(range(stage.width - ghosts, stage.width))
+    made: list[int] = stage.order.argsort().tolist()
+    return made[stage.width - ghosts :]
+
+
+class StageFit(LeastSquares):
+    """The ghosts of one stage."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        stage: GGhostStage,
+        base: Callable[[int], Tensor],
+        pooled: Sequence[Callable[[int], Tensor]],
+        targets: Targets,
+    ) -> None:
+        """``base``: what the cheap operation reads; ``pooled``: the maps that the mix operation pools."""
+        super().__init__(pair, targets)
+        self.base, self.pooled = base, pooled
+        self.conv: Any = stage.cheap[0] if isinstance(stage.cheap, nn.Sequential) else None
+        self.norm: Any = stage.cheap[1] if isinstance(stage.cheap, nn.Sequential) else None
+        self.fc: Any = stage.mix.fc if stage.mix is not None and stage.mix.layers == 1 else None
+        self.constant = self.fc is not None or self.norm is not None
+        rows = self._raw(0)
+        deviation = rows.double().std(0, unbiased=False)
+        self.scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
+        self.start = (self._now() * self.scale)[None]
+
+    def features(self, batch: int) -> Tensor:
+        return (self._raw(batch) / self.scale.float())[:, None]
+
+    def write(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight[0] / self.scale
+        convolved = self._convolved
+        slope, offset = line(self.norm, len(weight), weight)
+        with torch.no_grad():
+            if self.conv is not None:
+                self.conv.weight.copy_((weight[:, :convolved] / slope[:, None]).reshape(self.conv.weight.shape))
+            if self.fc is not None:
+                self.fc.weight.copy_(weight[:, convolved:])
+                self.fc.bias.copy_(bias[0] - offset)
+            elif bias is not None:
+                shift_mean(self.norm, (bias[0] - offset) / slope)
+
+    def outputs(self, batch: int) -> Tensor:
+        """What cheap and mix operation together give at the positions: (N, ghosts)."""
+        offset = line(self.norm, self.start.shape[1], self.start)[1]
+        y = times(self._now()[None], self._raw(batch)[:, None]).flatten(1) + offset
+        return y if self.fc is None else y + self.fc.bias.detach()
+
+    @property
+    def _convolved(self) -> int:
+        """Features of the cheap operation."""
+        return 0 if self.conv is None else self.conv.weight[0].numel()
+
+    def _now(self) -> Tensor:
+        """The weights as they are, (ghosts, D), in the scale of the sums."""
+        parts = []
+        if self.conv is not None:
+            slope = line(self.norm, len(self.conv.weight), self.conv.weight)[0]
+            parts.append(slope[:, None] * self.conv.weight.detach().double().flatten(1))
+        if self.fc is not None:
+            parts.append(self.fc.weight.detach().double())
+        return torch.cat(parts, 1)
+
+    def _raw(self, batch: int) -> Tensor:
+        """(N, D), unscaled."""
+        parts = []
+        positions = self.targets.positions
+        if self.conv is not None:
+            parts.append(positions.patches(self.base(batch), self.conv, batch)[:, 0])
+        if self.fc is not None:
+            means = torch.cat([maps(batch).mean((2, 3)) for maps in self.pooled], 1)
+            parts.append(means.repeat_interleave(positions.each, 0))
+        return torch.cat(parts, 1)

@@ -1,0 +1,122 @@
+"""What follows a layer, up to where its output is bent: norm, addition, activation.
+
+    layer → [norm] → [+ other] → act        z = a·y + b + r
+
+The *sum* z, what the activation reads, is where a layer is fitted: it is what the rest of the network sees.  Its target
+is the original's z, and r is what the converted network adds there, so what went wrong before on the other way is made
+good.  A norm in eval mode is the line a·y + b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from ghostify.costs import op_name
+from ghostify.tracing import Traced
+
+_ADDS = frozenset({"add", "__add__", "__iadd__", "__radd__"})
+_PASSES = frozenset({"Identity", "Dropout", "Dropout2d", "dropout", "contiguous"})
+_RECTIFIERS = {"relu": float("inf"), "relu6": 6.0}
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Nodes around the output of a layer; None where there is no such thing."""
+
+    output: fx.Node
+    """The layer's own output y."""
+    norm: fx.Node | None
+    other: fx.Node | None
+    """What is added to it."""
+    sum: fx.Node
+    """z."""
+    ceiling: float | None
+    """Where a rectifier that alone reads z cuts it off above; None where anything else reads it."""
+
+    @property
+    def form(self) -> tuple[bool, bool]:
+        """What there is to be the same in two networks: a norm, an addition."""
+        return self.norm is not None, self.other is not None
+
+
+def surroundings(traced: Traced, output: fx.Node) -> Surroundings:
+    """What follows the node that gives a layer's output."""
+    here, norm, other = output, None, None
+    after = _next(traced, here)
+    if after is not None and is_norm(traced, after):
+        norm = here = after
+        after = _next(traced, here)
+    if after is not None and (found := _other(traced, after, here)) is not None:
+        other, here = found, after
+        after = _next(traced, here)
+    return Surroundings(output, norm, other, here, rectifier_after(traced, here))
+
+
+def rectifier_after(traced: Traced, node: fx.Node) -> float | None:
+    """The ceiling of the rectifier that alone reads a node (infinite for ReLU), or None where there is none."""
+    after = _next(traced, node)
+    return None if after is None else _RECTIFIERS.get(_kind(traced, after))
+
+
+def without_addition(around: Surroundings) -> Surroundings:
+    """The same up to before the addition, if there is one."""
+    if around.other is None:
+        return around
+    return Surroundings(around.output, around.norm, None, around.norm or around.output, None)
+
+
+def bare(around: Surroundings) -> Surroundings:
+    """The layer's output alone."""
+    return Surroundings(around.output, None, None, around.output, None)
+
+
+def is_norm(traced: Traced, node: fx.Node) -> bool:
+    """Whether a node is a batch norm with statistics of its own, a line in eval mode."""
+    if node.op != "call_module":
+        return False
+    module = traced.leaf(node)
+    return isinstance(module, _NORMS) and module.running_mean is not None and len(node.all_input_nodes) == 1
+
+
+def line(norm: nn.Module | None, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b of a norm in eval mode, (n,) each in float64; 1 and 0 where there is none."""
+    if norm is None:
+        return torch.ones(width, dtype=torch.float64, device=like.device), torch.zeros(
+            width, dtype=torch.float64, device=like.device
+        )
+    assert isinstance(norm, _NORMS) and norm.running_mean is not None and norm.running_var is not None
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    a = (var + norm.eps).rsqrt()
+    a = a if norm.weight is None else a * norm.weight.detach().double()
+    return a, (0 if norm.bias is None else norm.bias.detach().double()) - a * mean
+
+
+def _next(traced: Traced, node: fx.Node) -> fx.Node | None:
+    """The one node that reads a value, past what changes nothing in eval mode; None where several do."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.op == "output":
+            return None
+        if op_name(traced, user) not in _PASSES or user.all_input_nodes != [node]:
+            return user
+        node = user
+    return None
+
+
+def _other(traced: Traced, node: fx.Node, one: fx.Node) -> fx.Node | None:
+    """The other operand where a node adds two values of one shape."""
+    if op_name(traced, node) not in _ADDS or len(node.args) != 2 or node.kwargs:
+        return None
+    others = [operand for operand in node.args if isinstance(operand, fx.Node) and operand is not one]
+    if len(others) != 1 or others[0].op == "get_attr":
+        return None
+    shapes = {tuple(operand.meta["shapes"][0]) for operand in (one, others[0], node)}
+    return others[0] if len(shapes) == 1 else None
+
+
+def _kind(traced: Traced, node: fx.Node) -> str:
+    return op_name(traced, node).lower().removesuffix("_")

@@ -1,0 +1,122 @@
+"""Two networks run side by side, node by node, over all calibration images at once.
+
+A layer is fitted on what the network before it, already converted, really gives.  Running the whole network anew for
+every layer would cost the square of its depth; here every batch keeps the values that are still needed where the walk
+has come to, and goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ghostify.tracing import Traced
+
+_INPLACE_ARGUMENT = {"inplace": False}
+
+
+class Walk:
+    """A recorded network on its way through batches of inputs.
+
+    ``traced`` was recorded with inputs of the batches' shape, for sizes may be written into its graph; the layers are
+    those of ``root``, which has the same names.  Values are computed in eval mode, which the caller sees to.
+    """
+
+    def __init__(self, traced: Traced, root: nn.Module, batches: Iterable[Tensor]) -> None:
+        self.traced, self.root = traced, root
+        self.constants = traced.constants
+        self.nodes = [node for node in traced.graph.nodes if node.op != "output"]
+        (output,) = (node for node in traced.graph.nodes if node.op == "output")
+        self.outputs = list(output.all_input_nodes)
+        self.index = {node: index for index, node in enumerate(self.nodes)}
+        self.at = 0
+        self.watched: dict[fx.Node, Callable[[Tensor], None]] = {}
+        """Who is told the first input of a node when it runs, batch by batch."""
+        self._last = {node: max((self.index.get(user, len(self.nodes)) for user in node.users), default=-1)
+                      for node in self.nodes}  # fmt: skip
+        self._pinned: set[fx.Node] = set()
+        inputs = [node for node in self.nodes if node.op == "placeholder"]
+        self.values: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
+
+    def keep(self, node: fx.Node) -> None:
+        """Do not let go of a node's values when nothing later reads them."""
+        self._pinned.add(node)
+
+    def drop(self, node: fx.Node) -> None:
+        """Let go of a node's values."""
+        self._pinned.discard(node)
+        if self._last[node] < self.at:
+            for values in self.values:
+                values.pop(node, None)
+
+    def follow(self, other: Walk, same: Mapping[fx.Node, fx.Node], at: int) -> None:
+        """Stand at ``at``, with the values that ``other`` has of the nodes that are the ``same`` there."""
+        self.at = at
+        for mine, theirs in zip(self.values, other.values, strict=True):
+            for node, twin in same.items():
+                if twin in theirs and (self._last[node] >= at or node in self._pinned):
+                    mine[node] = theirs[twin]
+
+    def advance(self, to: int) -> None:
+        """Run up to, not including, the node of index ``to``."""
+        if to <= self.at:
+            return
+        part = self.nodes[self.at : to]
+        for values in self.values:
+            for index, node in enumerate(part, start=self.at):
+                if node.op != "placeholder":
+                    values[node] = self._run(node, values)
+                for read in (*node.all_input_nodes, node):
+                    if self._last[read] <= index and read not in self._pinned:
+                        values.pop(read, None)
+        self.at = to
+
+    def _run(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: values[source])
+        if node in self.watched:
+            self.watched[node](args[0])
+        if node.op == "call_module":
+            return _call(self.root.get_submodule(str(node.target)), args, kwargs)
+        if kwargs.get("inplace") is True:
+            kwargs = {**kwargs, **_INPLACE_ARGUMENT}
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if _overwrites(name):
+            args = (args[0].clone(), *args[1:])
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        function: Any = node.target
+        return function(*args, **kwargs)
+
+    def _attribute(self, name: str) -> Any:
+        if name in self.constants:
+            return self.constants[name]
+        owner, _, last = name.rpartition(".")
+        return getattr(self.root.get_submodule(owner), last)
+
+
+def _call(module: Any, args: Any, kwargs: Any) -> Any:
+    """A layer's output; one that would overwrite its input is given a copy, for others may want to read it again."""
+    if getattr(module, "inplace", False) and isinstance(args[0], Tensor):
+        args = (args[0].clone(), *args[1:])
+    return module(*args, **kwargs)
+
+
+def _overwrites(name: str) -> bool:
+    """Whether an operation of that name writes into its first argument and gives it back."""
+    within = name.endswith("_") and not name.endswith("__")
+    return within or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
+
+
+def batched(images: Tensor) -> list[Tensor]:
+    """Images in batches of one size: at most 64, and at least eight batches where there are as many images.
+
+    Of the sizes that come near, the one that leaves fewest images over.
+    """
+    most = max(1, min(64, len(images) // 8))
+    size = max(range(max(1, most * 3 // 4), most + 1), key=lambda s: (len(images) // s * s, s))
+    return list(torch.split(images[: len(images) // size * size], size))
