@@ -14,12 +14,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ghostify.errors import GhostifyError as GhostifyError
     from ghostify.finetuning import finetune as finetune
+    from ghostify.fitting import rewrite_fitted as rewrite_fitted
     from ghostify.ghosts import CGhost as CGhost
     from ghostify.ghosts import GGhostStage as GGhostStage
     from ghostify.pipeline import convert as convert
     from ghostify.planning import Plan as Plan
     from ghostify.planning import plan as plan
     from ghostify.planning import read_plan as read_plan
+    from ghostify.recipe import FitSettings as FitSettings
     from ghostify.recipe import GhostSettings as GhostSettings
     from ghostify.recipe import Recipe as Recipe
     from ghostify.recipe import TrainSettings as TrainSettings
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CGhost": "ghosts",
     "GGhostStage": "ghosts",
+    "FitSettings": "recipe",
     "GhostSettings": "recipe",
     "Ghosted": "rewriting",
     "GhostifyError": "errors",
@@ -53,6 +56,7 @@ _HOME = {
     "plan": "planning",
     "read_plan": "planning",
     "rewrite": "rewriting",
+    "rewrite_fitted": "fitting",
     "save": "saving",
     "scan": "scanning",
     "trace": "tracing",

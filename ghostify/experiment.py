@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ghostify import measuring
 from ghostify.errors import DataError, RecipeError
 from ghostify.finetuning import Progress, finetune
+from ghostify.fitting import rewrite_fitted
 from ghostify.measuring import Accuracy, Comparison, evaluate
 from ghostify.measuring.borrowing import place_for
 from ghostify.planning import Plan, check, scan_for
@@ -36,7 +37,7 @@ class Watcher(Protocol):
         """Who watches the next training run."""
 
     def counting(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Who is told how many of ``total`` images are done."""
+        """Who is told how many of ``total`` images (or layers) are done."""
 
 
 @dataclass
@@ -70,17 +71,18 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
         traced, agreed = job.planned(given)  # of the weights as they are now
 
     watcher.say(agreed.table().title)
-    ghosted = rewrite(traced, agreed)
+    ghosted = job.rewritten(traced, agreed)
     watcher.say("Measuring the original and the ghosted network")
     latency = measuring.compare(job.subject.model, ghosted.module, job.subject.example, device=job.place)
     accuracy = job.accuracies(original=job.subject.model, converted=ghosted.module)
+    agreed_on = job.agreement(ghosted.module)
     kept = job.subject.model if recipe.pretrain else None
-    outcome = job.save(ghosted, accuracy, "converted", latency, kept)
+    outcome = job.save(ghosted, accuracy, "converted", latency, kept, agreed_on)
 
     if recipe.finetune and recipe.finetune.epochs:
         job.finetune(ghosted.module, recipe.finetune, job.subject.model)
         accuracy |= job.accuracies(finetuned=ghosted.module)
-        outcome = job.save(ghosted, accuracy, "finetuned", latency)
+        outcome = job.save(ghosted, accuracy, "finetuned", latency, agreement=agreed_on)
     clear_checkpoints(folder)
     return outcome
 
@@ -220,6 +222,32 @@ class _Job:
     def planned(self, given: Plan | None) -> tuple[Traced, Plan]:
         return _planned(self.subject, self.recipe, given)
 
+    def rewritten(self, traced: Traced, agreed: Plan) -> Ghosted:
+        """The network rewritten, its weights fitted as the recipe asks: to training images, where there are any."""
+        data, settings = self.subject.data, self.recipe.fit
+        there = data is not None and data.train is not None
+        how = settings.resolved(there)
+        if how in ("data", "polish") and not there:
+            raise DataError(
+                f"fit {how} needs training images, and there are none; give them, as in --data folder:PATH, or choose "
+                "fit weights."
+            )
+        if how == "none":
+            return rewrite(traced, agreed)
+        images = data.calibration(settings.images) if data is not None and how != "weights" else None
+        what = f"{len(images)} images, without labels" if images is not None else "noise, for want of images"
+        self.watcher.say(f"Fitting the weights to {what}")
+        with _counted(self.watcher, "Fitting layers") as told:
+            return rewrite_fitted(traced, agreed, images, settings, device=self.place, told=told)
+
+    def agreement(self, module: nn.Module) -> float | None:
+        """Share of test images that the network puts where the original does; None without images."""
+        data, feeding = self.subject.data, self.recipe.data
+        if data is None or feeding is None:
+            return None
+        loader = data.test_loader(feeding.batch_size, feeding.workers)
+        return measuring.agreement(module, self.subject.model, loader, device=self.place)
+
     def as_it_is(self) -> Ghosted:
         """The subject with the swaps it came with and no others."""
         if self.subject.run:
@@ -267,8 +295,9 @@ class _Job:
         state: str,
         latency: Comparison | None = None,
         original: nn.Module | None = None,
+        agreement: float | None = None,
     ) -> Outcome:
-        report = compare(ghosted, latency, accuracy, self._notes())
+        report = compare(ghosted, latency, accuracy, self._notes(), agreement)
         save(
             _with_earlier_swaps(ghosted, self.subject.run),
             self.folder,
@@ -292,9 +321,23 @@ class _Job:
         return notes
 
 
+@contextmanager
+def _counted(watcher: Watcher, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Somebody to be told how much is done of a total that is known once it begins."""
+    with ExitStack() as stack:
+        counters: list[Callable[[int], None]] = []
+
+        def told(done: int, total: int) -> None:
+            if not counters:
+                counters.append(stack.enter_context(watcher.counting(title, total)))
+            counters[0](done)
+
+        yield told
+
+
 def _with_earlier_swaps(ghosted: Ghosted, earlier: Ghosted | None) -> Ghosted:
     """What rebuilds the network from its first source: the swaps of the run it came from, and the new ones."""
     if earlier is None or earlier is ghosted:
         return ghosted
     both = ghosted.plan.model_copy(update={"swaps": (*earlier.plan.swaps, *ghosted.plan.swaps)})
-    return Ghosted(ghosted.module, both, ghosted.before, ghosted.after)
+    return replace(ghosted, plan=both)

@@ -111,7 +111,7 @@ class GhostSettings(StageForm):
     parts: Annotated[
         Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part")
     ] = "linear"
-    pointwise: Pointwise = "none"
+    pointwise: Pointwise = "auto"
     include: Annotated[tuple[str, ...], Field(description="globs of module names to consider")] = ("*",)
     exclude: Annotated[tuple[str, ...], Field(description="globs of module names to leave alone")] = ()
     also: Annotated[tuple[Role, ...], Field(description="roles to ghost that are left alone by default")] = ()
@@ -202,6 +202,12 @@ class FitSettings(Settings):
         ),
     ] = "select"
     joint: Annotated[bool, Field(description="intrinsic maps are those that serve all maps best, together")] = True
+
+    def resolved(self, images: bool) -> FitMode:
+        """``auto`` by whether there are images; any other way is itself."""
+        if self.how == "auto":
+            return "data" if images else "none"
+        return self.how
 
 
 class Recipe(Settings):

@@ -99,9 +99,7 @@ def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> n
     return module
 
 
-def _replacements(
-    module: nn.Module, swaps: Sequence[Swap], traced: Traced | None, choices: Choices
-) -> dict[int, Any]:
+def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | None, choices: Choices) -> dict[int, Any]:
     """By the ``id`` of what is replaced, its replacement."""
     memo: dict[int, Any] = {}
     for swap in swaps:

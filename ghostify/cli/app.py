@@ -82,6 +82,15 @@ Also = Annotated[
 MinSaving = Annotated[
     float | None, typer.Option(help="Least MACs saved per element moved; 0 ghosts even what gets slower.")
 ]
+FitHow = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        help="How the weights are carried over: data (fitted to training images; the default with --data), weights "
+        "(to noise), polish (data, then by gradient), none.",
+    ),
+]
+Calibration = Annotated[int | None, typer.Option("--calibration", help="Training images the fit looks at.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -178,6 +187,8 @@ def compress(
     exclude: Exclude = None,
     also: Also = None,
     min_saving: MinSaving = None,
+    fit: FitHow = None,
+    calibration: Calibration = None,
     epochs: Epochs = None,
     lr: LearningRate = None,
     distill: Distill = None,
@@ -191,7 +202,7 @@ def compress(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it saves; write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Rewrite a network with ghost modules, measure it, fine-tune it if asked, and save it in a run folder.
+    """Rewrite a network with ghost modules, fit them, measure it, fine-tune it if asked, and save it in a run folder.
 
     ghostify compress torchvision:resnet50 --weights DEFAULT --data folder:imagenet --epochs 3 --distill 0.7
     """
@@ -287,10 +298,8 @@ def report(
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return
-    if layers and found.stages:
-        show.table(found.by_stage())
-    if layers and found.layers:
-        show.table(found.by_layer())
+    for table in found.details() if layers else ():
+        show.table(table)
     show.table(found.summary())
 
 
@@ -375,6 +384,8 @@ _KEYS = {
     "exclude": "ghost.exclude",
     "also": "ghost.also",
     "min_saving": "ghost.min_saving",
+    "fit": "fit.how",
+    "calibration": "fit.images",
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
     "distill": "finetune.distill",

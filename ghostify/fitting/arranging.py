@@ -204,7 +204,7 @@ def _sweep(layers: Sequence[_Layer], roots: np.ndarray, content: dict[int, int])
     """Exchange what lowers the cost, best first, each group of maps once; how many exchanges were made."""
     concerned = [layer for layer in layers if int(roots[0]) in layer.place]
     places = [np.array([layer.place[int(root)] for root in roots]) for layer in concerned]
-    gains = sum(layer.gains(at) for layer, at in zip(concerned, places, strict=True))
+    gains = np.sum([layer.gains(at) for layer, at in zip(concerned, places, strict=True)], 0)
     rows, columns = np.nonzero(np.triu(gains, 1) < -1e-9)
     order = np.argsort(gains[rows, columns])[: 4 * len(roots)]
     touched: list[set[int]] = [set() for _ in concerned]

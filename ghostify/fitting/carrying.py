@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
 from ghostify.fitting.fit import Told, fit
+from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.origins import origins
-from ghostify.fitting.walking import Walk, batched
+from ghostify.fitting.walking import batched
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.planning import Plan
 from ghostify.recipe import FitSettings
@@ -30,7 +31,7 @@ from ghostify.tracing import Traced, trace
 def rewrite_fitted(
     traced: Traced,
     plan: Plan,
-    images: Tensor,
+    images: Tensor | None,
     settings: FitSettings | None = None,
     *,
     device: torch.device | None = None,
@@ -38,15 +39,24 @@ def rewrite_fitted(
 ) -> Ghosted:
     """``rewrite``, and the weights fitted to what the original gives for ``images`` (N, C, H, W), without labels.
 
-    ``device`` is where the work is done (None: where the model is); ``told`` is called with the parts fitted and to be
-    fitted.  Raises what ``rewrite`` raises, and ``FitError`` when the network takes no single image, gives values that
-    are not finite (the layer is named), or there are no images.
+    With ``how`` "weights" no images are looked at: noise stands for them.  ``device`` is where the work is done (None:
+    where the model is); ``told`` is called with the parts fitted and to be fitted.  Raises what ``rewrite`` raises, and
+    ``FitError`` when the network takes no single image, gives values that are not finite (the layer is named), or
+    there are no images.
     """
     settings = settings or FitSettings()
-    _require_images(traced, images)
+    how = settings.resolved(images is not None)
+    if how == "none":
+        return rewrite(traced, plan)
     place = device or _place(traced.module)
+    if how != "weights":
+        _require_images(traced, images)
+    _require_fittable(traced)
     work = _working_copy(traced, place)
-    images = images.to(place, torch.float32)
+    if how == "weights" or images is None:
+        images = noise(work, settings.images)
+    images = images[: settings.images].to(place, torch.float32)
+    notes = looks(work, images)
     arrangement = _arranged(work, plan, images, settings)
     work, plan = arrangement.traced, _ordered(plan, arrangement)
     choices = Choices(orders=arrangement.orders)
@@ -54,23 +64,30 @@ def rewrite_fitted(
     found = fit(
         work.module, ghosted.module, images, settings, origins(work, plan.swaps, ghosted.module, choices.ranking), told
     )
+    found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     return replace(ghosted, module=_as_before(ghosted.module, traced.module), fit=found)
+
+
+def _require_fittable(traced: Traced) -> None:
+    name = type(traced.module).__name__
+    if len(traced.input_shapes) != 1 or len(traced.args) != 1:
+        raise FitError(
+            f"{name} takes other inputs than one tensor of images, to which it could be fitted; use fit none."
+        )
+    if any(tensor.is_meta for tensor in traced.module.parameters()):
+        raise FitError(f"{name} is on the meta device and has no weights to be fitted; use fit none.")
 
 
 def _require_images(traced: Traced, images: Any) -> None:
     name = type(traced.module).__name__
-    if len(traced.input_shapes) != 1 or len(traced.args) != 1:
-        raise FitError(f"{name} takes other inputs than one tensor of images, to which it could be fitted; use fit none.")
     if not isinstance(images, Tensor) or images.dim() < 2 or not len(images):
         raise FitError("There are no calibration images: a tensor (N, C, H, W) is needed, or fit none.")
-    (shape,) = traced.input_shapes
+    shape = traced.input_shapes[0]
     if tuple(images.shape[1:]) != shape[1:]:
         raise FitError(
             f"The calibration images are {'x'.join(map(str, images.shape[1:]))} and {name} was recorded on "
             f"{'x'.join(map(str, shape[1:]))}; give images of that size."
         )
-    if any(tensor.is_meta for tensor in traced.module.parameters()):
-        raise FitError(f"{name} is on the meta device and has no weights to be fitted; use fit none.")
 
 
 def _place(module: nn.Module) -> torch.device:
@@ -83,7 +100,9 @@ def _working_copy(traced: Traced, place: torch.device) -> Traced:
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     if all(tensor.dtype == torch.float32 for tensor in floats) and all(tensor.device == place for tensor in tensors):
         return traced
-    example = traced.args[0].to(place, torch.float32) if traced.args[0].is_floating_point() else traced.args[0].to(place)
+    example = (
+        traced.args[0].to(place, torch.float32) if traced.args[0].is_floating_point() else traced.args[0].to(place)
+    )
     return trace(copy.deepcopy(traced.module).to(place, torch.float32), example, verify=False)
 
 
@@ -116,5 +135,3 @@ def _as_before(module: nn.Module, original: nn.Module) -> nn.Module:
     kinds = {tensor.dtype for tensor in original.parameters() if tensor.is_floating_point()}
     kind = kinds.pop() if len(kinds) == 1 else None
     return module.to(_place(original), kind) if kind is not None else module.to(_place(original))
-
-

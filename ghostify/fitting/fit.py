@@ -107,6 +107,7 @@ class _Job:
     def run(self) -> list[LayerError]:
         norms = self._watched()
         found = []
+        self.told(0, len(self.parts))
         for index, (part, aim) in enumerate(self.parts):
             found.append(self._fit(index, part, aim))
             self.told(index + 1, len(self.parts))
@@ -159,7 +160,9 @@ class _Job:
         shape = part.twin.meta["shapes"][0]
         rows = isinstance(part.module, nn.Linear)
         wanted = positions_wanted(*_size(part))
-        return Positions(shape if rows or len(shape) > 2 else (*shape, 1, 1), wanted, self.pair.batches, index, -1 if rows else 1)
+        return Positions(
+            shape if rows or len(shape) > 2 else (*shape, 1, 1), wanted, self.pair.batches, index, -1 if rows else 1
+        )
 
     def _fitting(self, part: Part, targets: Targets) -> Fitting:
         if part.kind == "ghost":
@@ -193,11 +196,13 @@ class _Job:
 def _size(part: Part) -> tuple[int, int]:
     """Unknowns per filter, and filters."""
     if part.kind == "stage":
-        stage: Any = part.module
-        convolved = stage.cheap[0].weight[0].numel() if isinstance(stage.cheap, nn.Sequential) else 0
-        return convolved + (stage.mix.in_channels if stage.mix is not None else 0), 0 if part.kept is None else len(part.kept)
-    module: Any = part.module.primary if part.kind == "ghost" else part.module
-    return module.weight[0].numel(), len(module.weight)
+        stage = part.module
+        convs = [layer for layer in stage.cheap.modules() if isinstance(layer, nn.Conv2d)]
+        convolved = sum(conv.weight[0].numel() for conv in convs)
+        pooled = 0 if stage.mix is None else stage.mix.in_channels
+        return convolved + pooled, 0 if part.kept is None else len(part.kept)
+    weight = (part.module.primary if part.kind == "ghost" else part.module).weight
+    return weight[0].numel(), len(weight)
 
 
 def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Tensor], touched: Callable[[str], bool]) -> Pair:

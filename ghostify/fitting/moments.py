@@ -22,7 +22,7 @@ from torch import Tensor
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
 _START = 5
-_EXACT = 384
+_EXACT = 160
 """Up to so many features, products are taken in float64; beyond, in float32 within a block, and summed in float64."""
 
 
@@ -132,14 +132,22 @@ class Solution:
 
 def ridge(s: Tensor, c: Tensor, start: Tensor, strength: float) -> Tensor:
     """W of the head of this file, (g, n, D).  A singular S is no obstacle: the ridge grows until it can be solved."""
-    scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
-    eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
-    rest = c - start @ s
+    return start + torch.cholesky_solve((c - start @ s).mT, factored(s, strength)).mT
+
+
+def factored(s: Tensor, strength: float) -> Tensor:
+    """The Cholesky factor of S + ρ s̄ I, (g, D, D), of a stronger ridge where that is what it takes."""
     while True:
-        factor, failed = torch.linalg.cholesky_ex(s + strength * scale * eye)
+        factor, failed = torch.linalg.cholesky_ex(loaded(s, strength))
         if not failed.any():
-            return start + torch.cholesky_solve(rest.mT, factor).mT
+            return factor
         strength *= 10
+
+
+def loaded(s: Tensor, strength: float) -> Tensor:
+    """S + ρ s̄ I, (g, D, D)."""
+    scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
+    return s + strength * scale * torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
 
 
 def solve(
@@ -192,7 +200,7 @@ def solve(
 
 
 def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:
-    """The map of ``rank`` nearest to ``weight`` (n, D) over features of covariance ``s`` (D, D): reduced rank regression.
+    """The map of a rank nearest to ``weight`` (n, D), over features of covariance ``s``: reduced rank regression.
 
     Errors of the n targets count by ``weights`` (n,).  Returns (n, D), of that rank: U Uᵀ W with U the leading
     eigenvectors of W S Wᵀ, in the scale the weights give.

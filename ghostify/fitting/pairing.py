@@ -9,9 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.fitting.stages import ghost_channels
-
 from ghostify.fitting.origins import Origins
+from ghostify.fitting.stages import ghost_channels
 from ghostify.ghosts import CGhost, GGhostStage
 from ghostify.names import within
 from ghostify.tracing import Traced
@@ -25,7 +24,7 @@ class Part:
 
     kind: Kind
     name: str
-    module: nn.Module
+    module: Any
     begin: fx.Node
     """Its first node; before it, everything it reads is known."""
     output: fx.Node
@@ -79,7 +78,9 @@ class Matching:
         """The ghosts of a stage; None where nothing of them can be fitted."""
         stage = self.stages[name]
         modules = self.origins.stages.get(name, ())
-        inside = [n for n in self.original.graph.nodes if any(within(str(n.meta.get("module", "")), m) for m in modules)]
+        inside = [
+            n for n in self.original.graph.nodes if any(within(str(n.meta.get("module", "")), m) for m in modules)
+        ]
         if not inside or (isinstance(stage.cheap, nn.Identity) and (stage.mix is None or stage.mix.layers == 2)):
             return None
         twin = inside[-1].all_input_nodes[0] if stage.act is not None else inside[-1]
@@ -91,21 +92,22 @@ class Matching:
     def _ghost(self, name: str) -> Part | None:
         nodes = [n for n in self.converted.graph.nodes if n.op != "output" and within(str(n.meta["module"]), name)]
         inside = set(nodes)
-        read = list(dict.fromkeys(n for x in nodes for n in x.all_input_nodes if n not in inside and n.op != "get_attr"))
+        read = list(
+            dict.fromkeys(n for x in nodes for n in x.all_input_nodes if n not in inside and n.op != "get_attr")
+        )
         given = [n for n in nodes if any(user not in inside for user in n.users)]
         module, twins = self.ghosts[name], self.twins.get(name, [])
         if not isinstance(module.primary, nn.Conv2d):
-            return self._skip(name, "has norms and activations in its parts")
+            self.skipped[name] = "has norms and activations in its parts"
+            return None
         if len(self.calls.get(f"{name}.primary", [])) != 1 or len(twins) != 1 or len(read) != 1 or len(given) != 1:
-            return self._skip(name, "is used more than once")
+            self.skipped[name] = "is used more than once"
+            return None
         return Part("ghost", name, module, nodes[0], given[0], read[0], twins[0], None)
-
-    def _skip(self, name: str, why: str) -> None:
-        self.skipped[name] = why
 
     def _layer(self, node: fx.Node) -> Part | None:
         name = str(node.target)
-        module = self.root.get_submodule(name)
+        module: Any = self.root.get_submodule(name)
         if type(module) not in (nn.Conv2d, nn.Linear) or len(self.calls[name]) != 1:
             return None
         origin, kept = self.origins.layers.get(name, (name, None))
@@ -130,7 +132,10 @@ def changed(
         same[one] = other
     dirty: set[fx.Node] = set()
     for node in converted.graph.nodes:
-        names = [str(node.meta.get("module", "")), *([str(node.target)] if node.op in ("call_module", "get_attr") else [])]
+        names = [
+            str(node.meta.get("module", "")),
+            *([str(node.target)] if node.op in ("call_module", "get_attr") else []),
+        ]
         if any(map(touched, names)) or any(source in dirty for source in node.all_input_nodes):
             dirty.add(node)
     return same, dirty

@@ -44,14 +44,25 @@ class Fit(BaseModel):
     """The same with the weights as they were carried over."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def summary(self) -> str:
+        """One sentence on it."""
+        to = "noise, for there were no images: expect much less than from images" if self.how == "weights" else "images"
+        return (
+            f"Weights fitted in closed form in {self.seconds:.0f} s to {self.images} {to}; of the outputs' variance "
+            f"{100 * self.error:.1f} % is missed on images held out ({100 * self.unfitted:.1f} % unfitted)."
+        )
+
     def table(self) -> Table:
         """The parts, a row each."""
         rows = [
             [one.target, one.kind, f"{one.before:.3f}", f"{one.error:.3f}", f"{one.ridge:g}", str(one.positions)]
             for one in self.layers
         ]
-        title = f"Fitted to {self.images} images in {self.seconds:.1f} s: error of the outputs {self.error:.3f}"
-        return Table(title, ["layer", "kind", "carried over", "fitted", "ridge", "positions"], rows, frozenset({"kind"}))
+        title = "What was fitted (error on images held out, in shares of the variance there)"
+        return Table(
+            title, ["layer", "kind", "carried over", "fitted", "ridge", "positions"], rows, frozenset({"kind"})
+        )
 
     def __str__(self) -> str:
         return str(self.table())

@@ -1,7 +1,7 @@
 """Positions at which layers are compared, and what layers read and give there, as rows of a matrix.
 
-    convolution   (B, C, H, W), P positions of the output's map  →  values (B·P, C), patches (B·P, g, C/g·k·k')
-    linear layer  (B, …, C)                                      →  rows (P, C), (P, 1, C)
+convolution   (B, C, H, W), P positions of the output's map  →  values (B·P, C), patches (B·P, g, C/g·k·k')
+linear layer  (B, …, C)                                      →  rows (P, C), (P, 1, C)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 _WORK = 3e10
 """Multiply-accumulates spent on one layer's moments, unless its unknowns want more positions."""
-_LEAST, _MOST = 8192, 131072
+_LEAST, _MOST = 8192, 65536
 """Positions, from all images together."""
 _PER_UNKNOWN = 4
 
@@ -30,7 +30,7 @@ class Positions:
     """Random positions of one layer's output, others in every batch, the same whenever asked for."""
 
     def __init__(self, shape: Sequence[int], wanted: int, batches: int, seed: int, channels: int) -> None:
-        """``shape`` of a batch's output, whose channels are dimension ``channels`` (1 of maps, -1 of a linear layer)."""
+        """``shape`` is of a batch's output; ``channels`` its dimension of channels, 1 of maps and -1 of linear layers."""
         self.maps = channels == 1 and len(shape) == 4
         self.width = shape[3] if self.maps else 1
         rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
@@ -73,9 +73,7 @@ def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.pad(x, sides, mode=mode) if any(sides) else x
 
 
-def window(
-    x: Tensor, corners: tuple[Tensor, Tensor], kernel: tuple[int, int], dilation: tuple[int, int]
-) -> Tensor:
+def window(x: Tensor, corners: tuple[Tensor, Tensor], kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
     """(B, C, H, W) at windows with their upper left corners at P places → (B, C, k·k', P)."""
     rows, columns = corners
     return torch.stack(

@@ -60,13 +60,14 @@ class StageFit(LeastSquares):
         weight = weight[0] / self.scale
         convolved = self._convolved
         slope, offset = line(self.norm, len(weight), weight)
+        bias = weight.new_zeros(1, len(weight)) if bias is None else bias
         with torch.no_grad():
             if self.conv is not None:
                 self.conv.weight.copy_((weight[:, :convolved] / slope[:, None]).reshape(self.conv.weight.shape))
             if self.fc is not None:
                 self.fc.weight.copy_(weight[:, convolved:])
                 self.fc.bias.copy_(bias[0] - offset)
-            elif bias is not None:
+            else:
                 shift_mean(self.norm, (bias[0] - offset) / slope)
 
     def outputs(self, batch: int) -> Tensor:

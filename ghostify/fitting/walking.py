@@ -77,7 +77,8 @@ class Walk:
     def _run(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: values[source])
+        read: Any = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: values[source])
+        args, kwargs = read
         if node in self.watched:
             self.watched[node](args[0])
         if node.op == "call_module":
@@ -109,7 +110,9 @@ def _call(module: Any, args: Any, kwargs: Any) -> Any:
 def _overwrites(name: str) -> bool:
     """Whether an operation of that name writes into its first argument and gives it back."""
     within = name.endswith("_") and not name.endswith("__")
-    return within or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
+    return within or (
+        name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__")
+    )
 
 
 def batched(images: Tensor) -> list[Tensor]:

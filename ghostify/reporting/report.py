@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio, stage_model, stage_ratio
+from ghostify.fitting import Fit
 from ghostify.ghosts import intrinsic_maps, pointwise_size
 from ghostify.measuring import Accuracy, Comparison
 from ghostify.recipe import Stream
@@ -99,6 +100,10 @@ class Report(BaseModel):
     latency: Comparison | None = None
     accuracy: dict[str, Accuracy] = {}
     """By stage: original, converted, finetuned."""
+    fit: Fit | None = None
+    """How the weights were fitted, where they were."""
+    agreement: float | None = None
+    """Share of test images that the network, right after conversion, put where the original does."""
     notes: tuple[str, ...] = ()
 
     def summary(self) -> Table:
@@ -114,6 +119,8 @@ class Report(BaseModel):
             [f"accuracy {STAGES[stage]}", *_in_column(stage, f"{100 * accuracy.top1:.2f}%"), "", "", ""]
             for stage, accuracy in self.accuracy.items()
         ]
+        if self.agreement is not None:
+            rows.append(["agreement right after conversion", "", f"{100 * self.agreement:.2f}%", "", "", ""])
         inputs = " and ".join("x".join(map(str, shape)) for shape in self.inputs)
         title = f"{self.network} on {inputs}: {self._became}"
         return Table(title, ["", "original", "ghosted", "ratio", "theory", "approx."], rows, note="\n".join(self.notes))
@@ -169,8 +176,12 @@ class Report(BaseModel):
         return Table(title, columns, rows, left=frozenset({"geometry", "ghost"}))
 
     def __str__(self) -> str:
-        tables = [self.by_stage()] * bool(self.stages) + [self.by_layer()] * bool(self.layers) + [self.summary()]
-        return "\n\n".join(map(str, tables))
+        return "\n\n".join(map(str, (*self.details(), self.summary())))
+
+    def details(self) -> list[Table]:
+        """The tables below the summary: stages, layers, and what each was fitted to."""
+        fitted = [self.fit.table()] if self.fit else []
+        return [self.by_stage()] * bool(self.stages) + [self.by_layer()] * bool(self.layers) + fitted
 
 
 def compare(
@@ -178,6 +189,7 @@ def compare(
     latency: Comparison | None = None,
     accuracy: Mapping[str, Accuracy] | None = None,
     notes: Sequence[str] = (),
+    agreement: float | None = None,
 ) -> Report:
     """The report on a rewrite: its counts beside theory, with whatever was measured (``accuracy`` by stage)."""
     before, after = ghosted.before, ghosted.after
@@ -196,7 +208,9 @@ def compare(
         theory=_whole_theory(before, layers, stages, whole),
         latency=latency,
         accuracy={stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy},
-        notes=(*_observations(before, latency), *notes),
+        fit=ghosted.fit,
+        agreement=agreement,
+        notes=(*_observations(before, latency), *_on_the_fit(ghosted.fit), *notes),
     )
 
 
@@ -238,6 +252,14 @@ def _observations(before: Scan, latency: Comparison | None) -> Iterator[str]:
             "The clock disagrees with theory: the ghosted network is slower here. On small maps and few channels, "
             "starting operations and moving memory outweigh the MACs saved (docs/counting.md)."
         )
+
+
+def _on_the_fit(fit: Fit | None) -> Iterator[str]:
+    """How the weights came about, and what was odd about it."""
+    if fit is None:
+        return
+    yield fit.summary
+    yield from fit.notes
 
 
 def stage_theory(stage: Stage, swap: GGhostSwap) -> StageRatios:

@@ -63,10 +63,13 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
         reason = "is a linear layer, whose outputs take no normalisation"
     if reason is not None:
         return Skip(target=site.name, reason=reason)
+    plain = CGhostSwap(target=site.name, geometry=site.geometry, s=s, d=d, parts=parts, before=site.cost)
     rank = _rank(site, wanted)
-    swap = CGhostSwap(target=site.name, geometry=site.geometry, s=s, d=d, parts=parts, pointwise=rank, before=site.cost)
-    swap = swap.model_copy(update={"after": predict(site, swap)})
-    return _unless_it_loses(site, swap, settings)
+    if rank:
+        proposed = _priced(site, plain.model_copy(update={"pointwise": rank}), settings)
+        if isinstance(proposed, CGhostSwap) or wanted.pointwise != "auto":
+            return proposed
+    return _priced(site, plain, settings)
 
 
 def predict(site: Site, swap: CGhostSwap) -> Cost:
@@ -123,7 +126,9 @@ def _require_buildable(site: Site, s: int, d: int, pointwise: int = 0, parts: Pa
         raise PlanError(f"{site.name}: {problem}") from None
 
 
-def _unless_it_loses(site: Site, swap: CGhostSwap, settings: GhostSettings) -> CGhostSwap | Skip:
+def _priced(site: Site, swap: CGhostSwap, settings: GhostSettings) -> CGhostSwap | Skip:
+    """The swap with its cost, unless it loses."""
+    swap = swap.model_copy(update={"after": predict(site, swap)})
     if settings.min_saving == 0:
         return swap
     saving = saving_per_element(site, swap)

@@ -121,9 +121,7 @@ def find(traced: Traced, swap: GGhostSwap) -> Stage:
     return next(found, None) or name_stage(traced, swap.blocks)
 
 
-def replacements(
-    traced: Traced, swap: GGhostSwap, ranking: Ranking = Channels.strengths
-) -> dict[int, nn.Module]:
+def replacements(traced: Traced, swap: GGhostSwap, ranking: Ranking = Channels.strengths) -> dict[int, nn.Module]:
     """By the ``id`` of each module of blocks 2 … n, what takes its place.
 
     ``ranking`` says which channels stay, where the swap does not keep the first.

@@ -34,9 +34,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Surgery:
     """Builds what follows the first block of one stage."""
 
-    def __init__(
-        self, traced: Traced, stage: Stage, swap: GGhostSwap, ranking: Ranking = Channels.strengths
-    ) -> None:
+    def __init__(self, traced: Traced, stage: Stage, swap: GGhostSwap, ranking: Ranking = Channels.strengths) -> None:
         self.traced, self.stage, self.swap = traced, stage, swap
         self.form = Form(stage, swap)
         self.blocks = stage_nodes(traced, stage)[1:]

@@ -1,0 +1,91 @@
+"""Images that are none: noise that a network's own norms take for what they were trained on; and a check of real ones.
+
+Noise with a spectrum of 1/fᵅ is smooth as photographs are.  Of a few exponents α and gains, the noise is taken with
+which the norms' inputs are nearest to the statistics the norms hold from training:
+
+    d = mean over norms and channels of  (μ − μ*)²/σ*² + (σ/σ* − 1)²
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor, fx, nn
+
+from ghostify.fitting.norms import Seen
+from ghostify.fitting.surroundings import is_norm
+from ghostify.fitting.walking import Walk
+from ghostify.tracing import Traced, trace
+
+_EXPONENTS = (0.0, 0.5, 1.0, 1.5)
+_GAINS = (0.5, 1.0, 2.0)
+_TRIAL = 32
+_FAR = 1.0
+"""A first norm this far off has not been trained on such images."""
+
+
+def noise(traced: Traced, count: int) -> Tensor:
+    """So many images of noise for a network, (N, C, H, W), the same every time."""
+    shape = traced.input_shapes[0][1:]
+    like = traced.args[0]
+    ways = list(product(_EXPONENTS, _GAINS)) if len(shape) == 3 else [(0.0, gain) for gain in _GAINS]
+    trials = [_coloured((_TRIAL, *shape), exponent, gain).to(like.device) for exponent, gain in ways]
+    distances = [distance(traced, trial) for trial in trials]
+    known = [value for value in distances if value is not None]
+    exponent, gain = ways[distances.index(min(known))] if known else (1.0 if len(shape) == 3 else 0.0, 1.0)
+    return _coloured((count, *shape), exponent, gain).to(like.device)
+
+
+def looks(traced: Traced, images: Tensor) -> list[str]:
+    """A sentence where images are not what the network's first norm was trained on: of another scale, say."""
+    first = distance(traced, images[:_TRIAL], norms=1)
+    if first is None or first < _FAR:
+        return []
+    mean, deviation = images.mean(), images.std()
+    return [
+        f"The calibration images (mean {mean:.2f}, standard deviation {deviation:.2f}) are not what the network was "
+        f"trained on: its first norm is off by {first**0.5:.1f} standard deviations. Are they scaled as in training?"
+    ]
+
+
+def distance(traced: Traced, images: Tensor, norms: int | None = None) -> float | None:
+    """d at the head of this file, over the first so many norms (None: all); None where there are none."""
+    modes = [(part, part.training) for part in traced.module.modules()]
+    traced.module.eval()
+    try:
+        with torch.no_grad():
+            found = _distances(trace(traced.module, images, verify=False), traced.module, images, norms)
+    finally:
+        for part, training in modes:
+            part.training = training
+    return float(torch.stack(found).mean()) if found else None
+
+
+def _distances(traced: Traced, module: nn.Module, images: Tensor, norms: int | None) -> list[Tensor]:
+    walk = Walk(traced, module, [images])
+    nodes = [node for node in walk.nodes if is_norm(traced, node)][:norms]
+    for node in nodes:
+        walk.watched[node] = Seen()
+    walk.advance(max((walk.index[node] for node in nodes), default=-1) + 1)
+    return [_off(module.get_submodule(str(node.target)), walk, node) for node in nodes]
+
+
+def _off(norm: nn.Module, walk: Walk, node: fx.Node) -> Tensor:
+    seen = walk.watched[node]
+    assert isinstance(seen, Seen) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_mean is not None and norm.running_var is not None
+    var = norm.running_var.double() + norm.eps
+    ratio = ((seen.variance + norm.eps) / var).sqrt()
+    return ((seen.mean - norm.running_mean.double()).square() / var + (ratio - 1).square()).mean()
+
+
+def _coloured(shape: tuple[int, ...], exponent: float, gain: float) -> Tensor:
+    """Noise with an amplitude spectrum of 1/fᵅ, of standard deviation ``gain``."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    if exponent:
+        rows, columns = torch.fft.fftfreq(shape[-2]), torch.fft.rfftfreq(shape[-1])
+        f = (rows[:, None].square() + columns[None].square()).sqrt().clamp_min(1 / max(shape[-2:]))
+        x = torch.fft.irfft2(torch.fft.rfft2(x) * f**-exponent, s=shape[-2:])
+    return gain * x / x.std(correction=0).clamp_min(1e-12)
