@@ -99,12 +99,20 @@ METHODS = {
 REFERENCE = "c-ghost"
 """The method whose MACs the others get."""
 SLACK = 1.001
+"""How much above it they may be."""
 TRAIN = TrainSettings(lr=0.02, distill=0.7, temperature=4.0)
 BATCH = 128
 
 ABLATED = ("c-ghost-plain", "c-ghost", "g-ghost")
-SWITCHES = ("compensate", "rectified", "kept", "arrange", "joint")
-"""Fields of ``FitSettings`` that are switched off one at a time."""
+LESS: tuple[dict[str, Any], ...] = (
+    {"compensate": False},
+    {"rectified": False},
+    {"kept": False},
+    {"arrange": "reorder"},
+    {"arrange": "none"},
+    {"joint": False},
+)
+"""``FitSettings`` that take a piece of the fit away."""
 SIZES = (16, 64, 256, 512, 1024)
 """Numbers of images to fit to."""
 
@@ -113,18 +121,19 @@ SIZES = (16, 64, 256, 512, 1024)
 class Fit:
     """What is done to the weights of a converted network, and with how many images."""
 
-    how: Literal["images", "weights", "norms", "none"]
+    how: Literal["data", "weights", "norms", "none"]
+    """As ``FitSettings`` have it; norms: not fitted, but the norms' statistics measured anew."""
     images: int = 0
-    off: tuple[str, ...] = ()
-    """Switches that are off."""
+    less: dict[str, Any] = field(default_factory=dict)
+    """Of ``LESS``."""
 
 
 def ablations(images: int) -> dict[str, Fit]:
     """By its name in the table, each fit that is compared with the whole one."""
-    fits = {"all of it": Fit("images", images)}
-    fits |= {f"without {switch}": Fit("images", images, (switch,)) for switch in SWITCHES}
-    fits |= {f"on {size} images": Fit("images", size) for size in SIZES if size != images}
-    fits["on weights, no images"] = Fit("weights")
+    fits = {"all of it": Fit("data", images)}
+    fits |= {" ".join(f"{name}: {value}" for name, value in less.items()): Fit("data", images, less) for less in LESS}
+    fits |= {f"{size} images": Fit("data", size) for size in SIZES if size != images}
+    fits["weights, no images"] = Fit("weights")
     fits["not fitted, norms measured anew"] = Fit("norms", images)
     fits["not fitted"] = Fit("none")
     return fits
@@ -200,11 +209,12 @@ def converted(subject: Subject, method: str, fit: Fit) -> Converted:
 
 
 def rewritten(subject: Subject, settings: dict[str, Any], fit: Fit) -> Converted:
-    images = subject.data.calibration(fit.images) if fit.how == "images" else None
-    changes: dict[str, Any] = {"fit": dict.fromkeys(fit.off, False)} if fit.off else {}
-    if fit.how == "weights":
-        changes["fit"] = {"how": "weights"}
-    made = ghostify.convert(subject.model, subject.example, settings, images=images, **changes)
+    asked = {"how": "none" if fit.how == "norms" else fit.how, **fit.less}
+    images = None
+    if fit.how == "data":
+        images = subject.data.calibration(fit.images)
+        asked["images"] = len(images)
+    made = ghostify.convert(subject.model, subject.example, settings, images=images, fit=asked)
     return Converted(made.module, made.after.cost, json.dumps(settings))
 
 
@@ -453,7 +463,7 @@ def compared(subject: Subject, options: argparse.Namespace, results: Results) ->
     yield original(subject, results)
     settings = TRAIN.model_copy(update={"epochs": options.epochs})
     for method in options.methods:
-        fit = Fit("images" if METHODS[method].fitted else "norms", options.images)
+        fit = Fit("data" if METHODS[method].fitted else "norms", options.images)
         row, key, make = converted_row(subject, method, fit, results)
         _, _, macs, params, accuracy, *_ = row.cells(options.epochs)
         costs = f"MACs {macs}, params {params}"

@@ -14,7 +14,7 @@ The search exchanges two channels at a time wherever that lowers the sum, many d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from ghostify.channels import Ordering, Unreadable, follow
 from ghostify.fitting.ghosts import layout
 from ghostify.fitting.sampling import Positions
 from ghostify.fitting.surroundings import line, surroundings
-from ghostify.fitting.walking import Walk
+from ghostify.fitting.walking import Walk, evaluating
 from ghostify.rules import CGhostSwap
 from ghostify.scanning import network_nodes
 from ghostify.tracing import Traced, trace
@@ -41,7 +41,7 @@ class _Layer:
 
     swap: CGhostSwap
     roots: np.ndarray
-    """The root of each output, (n,)."""
+    """The root of each output, (n,); below zero where it has none that could move."""
     classes: np.ndarray
     """The class of each output: those of one may be exchanged, -1 stays."""
     parts: np.ndarray
@@ -87,6 +87,10 @@ class _Layer:
         inside = np.where(first[:, None] & ~first[None], whole - np.diagonal(whole)[:, None], 0.0)
         return np.where(same, inside + inside.T, gains)
 
+    def moved(self, order: Sequence[int], moves: Mapping[int, int]) -> list[int]:
+        """An order of its own, for each output its place, once other channels have come to where outputs were."""
+        return [order[self.place[moves.get(root, root)]] for root in self.roots.tolist()]
+
     def _whole(self) -> np.ndarray:
         """(m, n): the errors of all contents of a group as ghosts of x."""
         total = np.zeros((self.parts.shape[1], len(self.roots)))
@@ -114,8 +118,9 @@ def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tens
         ordering: Ordering | None = Ordering(follow(traced, *network_nodes(traced)))
     except Unreadable:
         ordering = None
-    walk = Walk(trace(traced.module, batches[0], verify=False), traced.module, batches)
-    layers = list(_layers(swaps, walk, ordering))
+    with evaluating(traced.module):
+        walk = Walk(trace(traced.module, batches[0], verify=False), traced.module, batches)
+        layers = list(_layers(swaps, walk, ordering))
     shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)
     alone = [layer for layer in layers if (layer.classes >= 0).all() and all(shared[c] == 1 for c in layer.classes)]
     together = [layer for layer in layers if layer not in alone]
@@ -126,6 +131,8 @@ def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tens
         try:
             module = ordering.permuted(moves)
             traced = trace(module, traced.args, verify=False)
+            own = {layer.swap.target: layer for layer in together}
+            orders = {name: own[name].moved(order, moves) for name, order in orders.items()}
         except Unreadable:
             orders |= {layer.swap.target: _own_order(layer) for layer in moving if select and layer.selectable}
     return Arrangement(traced, orders)
@@ -142,7 +149,7 @@ def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) 
         roots = ordering.roots(swap.target) if ordering else None
         classes = ordering.movable(swap.target) if ordering else None
         if roots is None or classes is None or len(set(roots.tolist())) < n:
-            roots, classes = np.arange(n), np.full(n, -1)
+            roots, classes = -1 - np.arange(n), np.full(n, -1)
         walk.keep(node)
         walk.advance(walk.index[node] + 1)
         maps = [values[node] for values in walk.values]

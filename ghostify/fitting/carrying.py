@@ -8,6 +8,7 @@ The work is done in float32 on copies; the user's model is not touched, and the 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.origins import origins
 from ghostify.fitting.walking import batched
 from ghostify.ghosts import intrinsic_maps, low_rank
-from ghostify.planning import Plan
+from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import FitSettings
 from ghostify.rewriting import Choices, Ghosted, rewrite
 from ghostify.rules import CGhostSwap
@@ -52,6 +53,7 @@ def rewrite_fitted(
     if how != "weights":
         _require_images(traced, images)
     _require_fittable(traced)
+    plan = check(plan, scan_for(traced, plan)).require_changes()
     work = _working_copy(traced, place)
     if how == "weights" or images is None:
         images = noise(work, settings.images)
@@ -70,7 +72,7 @@ def rewrite_fitted(
 
 def _require_fittable(traced: Traced) -> None:
     name = type(traced.module).__name__
-    if len(traced.input_shapes) != 1 or len(traced.args) != 1:
+    if len(traced.args) != 1 or not isinstance(traced.args[0], Tensor):
         raise FitError(
             f"{name} takes other inputs than one tensor of images, to which it could be fitted; use fit none."
         )
@@ -111,9 +113,7 @@ def _arranged(traced: Traced, plan: Plan, images: Tensor, settings: FitSettings)
     swaps = [swap for swap in plan.swaps if isinstance(swap, CGhostSwap) and _minds_order(traced, swap, settings)]
     if settings.arrange == "none" or not swaps:
         return Arrangement(traced, {})
-    batches = batched(images)
-    with torch.no_grad():
-        return arranged(traced, swaps, batches, select=settings.arrange == "select")
+    return arranged(traced, swaps, batched(images), select=settings.arrange == "select")
 
 
 def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> bool:
@@ -131,7 +131,23 @@ def _ordered(plan: Plan, arrangement: Arrangement) -> Plan:
 
 
 def _as_before(module: nn.Module, original: nn.Module) -> nn.Module:
-    """The fitted network with the original's device and dtypes."""
-    kinds = {tensor.dtype for tensor in original.parameters() if tensor.is_floating_point()}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    return module.to(_place(original), kind) if kind is not None else module.to(_place(original))
+    """The fitted network on the original's device, and every tensor in the dtype that its place there has."""
+    kinds = {name: tensor.dtype for name, tensor in _tensors(original) if tensor.is_floating_point()}
+    for name, tensor in _tensors(module):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(_kind(kinds, name) or tensor.dtype)
+    return module.to(_place(original))
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _kind(kinds: Mapping[str, torch.dtype], name: str) -> torch.dtype | None:
+    """The dtype of a tensor, else of the first one in the innermost module around it that has any."""
+    while name not in kinds:
+        name = name.rpartition(".")[0]
+        inside = (kind for other, kind in kinds.items() if not name or other.startswith(f"{name}."))
+        if (kind := next(inside, None)) or not name:
+            return kind
+    return kinds[name]

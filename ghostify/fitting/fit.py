@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +22,7 @@ from ghostify.fitting.sampling import Positions, positions_wanted
 from ghostify.fitting.stages import StageFit
 from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
-from ghostify.fitting.walking import Walk, batched
+from ghostify.fitting.walking import Walk, batched, evaluating
 from ghostify.recipe import FitSettings
 from ghostify.tracing import Traced, trace
 
@@ -58,7 +57,7 @@ def fit(
     began = time.perf_counter()
     batches = batched(images)
     held = batches[-max(1, len(batches) // _HELD) :]
-    with _evaluating(original, module):
+    with evaluating(original, module):
         pair = _pair(original, module, batches, origins.touch)
         wanted, carried = _outputs(pair.original, original, held), _outputs(pair.converted, module, held)
         _require_faithful(original, wanted[0], held[0])
@@ -215,19 +214,6 @@ def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Tensor], tou
     return Pair(first, second, *walks, held=len(batches) // _HELD)
 
 
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
 def _outputs(traced: Traced, module: nn.Module, batches: Sequence[Tensor]) -> list[list[Tensor]]:
     """What a network gives for each batch."""
     walk = Walk(traced, module, batches)
@@ -248,10 +234,14 @@ def _difference(found: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Ten
 
 
 def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Tensor) -> None:
-    """Refuse a recording that another batch than the one it was made of shows to be wrong."""
-    given = [leaf for leaf in tree_leaves(original(batch)) if isinstance(leaf, Tensor)]
+    """Refuse a recording that another batch than the one it was made of shows to be wrong.
+
+    A copy runs, for a network may remember its runs, and write into what it is given.
+    """
+    given = [leaf for leaf in tree_leaves(copy.deepcopy(original)(batch.clone())) if isinstance(leaf, Tensor)]
     for one, other in zip(given, found, strict=False):
-        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
+        near = 1e-3 * float(one.nan_to_num(0, 0, 0).abs().max())
+        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=near, equal_nan=True):
             raise FitError(
                 f"{type(original).__name__} does on other images something else than its recording, so nothing can be "
                 "fitted to it; use fit none."

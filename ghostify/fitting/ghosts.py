@@ -17,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ghostify.fitting.layers import ROUNDS, Input, has_constant, put, shift_mean, weight_of
-from ghostify.fitting.moments import RIDGES, Moments, ridge, solve, spanning
+from ghostify.fitting.moments import MIXING, RIDGES, Moments, ridge, serving, solve
 from ghostify.fitting.pointwise import Blocks, Both
 from ghostify.fitting.targets import Pair, Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
-
-_RIDGES = RIDGES[:6]
-"""Those tried for the cheap operations, whose few unknowns need no strong one."""
 
 
 def layout(n: int, s: int, groups: int = 1) -> Tensor:
@@ -62,7 +59,7 @@ class GhostFit:
 
     def fit(self) -> float:
         """Fit the module in place; the strength of the ridge on its primary filters."""
-        found = solve(*self._moments(), self.start, weights=self._weights(), constant=self.constant)
+        found = solve(*self._moments(), self.start, weights=self._grouped(self.targets.weights), constant=self.constant)
         s = found.moments.features(self.constant)
         self._put_primary(s, found.weight, found.moments)
         self._fit_cheap()
@@ -107,14 +104,15 @@ class GhostFit:
         y = self.targets.outputs(batch)
         return y[:, None] if self.joint else y[:, self.parts[0]].unflatten(1, self.start.shape[:2])
 
-    def _weights(self) -> Tensor:
-        weights = self.targets.weights
-        return weights[None] if self.joint else weights[self.parts[0]].unflatten(0, self.start.shape[:2])
+    def _grouped(self, values: Tensor) -> Tensor:
+        """Values by output, (n,), as (g, n/g) of those that are ``_wanted``."""
+        return values[None] if self.joint else values[self.parts[0]].unflatten(0, self.start.shape[:2])
 
     def _put_primary(self, s: Tensor, weight: Tensor, moments: Moments) -> None:
         """Write the primary filters, given the solution for what ``_wanted`` is, of these moments."""
         if self.joint:
-            weight = spanning(s[0], weight[0], self.targets.weights, self.primary.out_channels)[None]
+            weight = serving(s[0], weight[0], self.targets.weights, self.parts[0])[None]
+        weight = torch.where(self._grouped(self.targets.alive)[:, :, None], weight, self.start)  # or it stays dead
         bias = moments.intercept(weight) if self.constant else None
         if self.joint:
             weight, bias = weight[:, self.parts[0]], None if bias is None else bias[:, self.parts[0]]
@@ -164,10 +162,10 @@ class GhostFit:
             blocks = Blocks.of(own, others, self.ghost.d**2, self.constant)
             return Both(blocks, strength, self.targets.weights[self.ghosts], self._rank)
 
-        strength = _RIDGES[len(_RIDGES) // 2]
-        if held.count:
-            judge = Blocks.of(held, shared_held, self.ghost.d**2, self.constant)
-            strength = min(_RIDGES, key=lambda one: solved(seen, shared, one).error(judge))
+        judge = Blocks.of(*((held, shared_held) if held.count else (seen, shared)), self.ghost.d**2, self.constant)
+        tried = [solved(seen, shared, strength) for strength in MIXING]
+        sound = [one for one in tried if one.sound] or tried[-1:]
+        strength = min(sound, key=lambda one: one.error(judge)).strength
         both = solved(seen.plus(held), shared.plus(shared_held), strength)
         self._put_pointwise(both.factors)
         self._put_cheap(self._by_map(both.taps), self._by_map(both.bias[:, None])[:, :, 0] if self.constant else None)

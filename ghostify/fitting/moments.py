@@ -22,6 +22,15 @@ from torch import Tensor
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
 _START = 5
+_STRONGEST = 1e9
+_UNWEIGHTED = 1e-12
+"""Targets count at least this share of the one that counts most, where they are scaled by that."""
+_FAINT = 1e-6
+_TURNS = 30
+MIXING = (1e-10, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Ridges on a pointwise convolution, weakest first."""
+LIMIT = 3.0
+"""The most that one map is multiplied by to be added to another."""
 _EXACT = 160
 """Up to so many features, products are taken in float64; beyond, in float32 within a block, and summed in float64."""
 
@@ -78,19 +87,32 @@ class Moments:
         """The moments over all processes of the default group, the same in each; itself where there is one."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self
-        sums = [torch.tensor(self.count, dtype=torch.float64, device=self.mean_u.device)]
-        sums += [self.count * self.mean_u, self.count * self.mean_t]
+        sizes = torch.tensor(self.tu.shape or (0, 0, 0), device=self.mean_u.device)
+        dist.all_reduce(sizes, dist.ReduceOp.MAX)
+        if not sizes.any():
+            return self
+        own = self if self.count else self._of_nothing(*sizes.tolist())
+        sums = [torch.tensor(own.count, dtype=torch.float64, device=own.mean_u.device)]
+        sums += [own.count * own.mean_u, own.count * own.mean_t]
         for tensor in sums:
             dist.all_reduce(tensor)
         total = Moments(self.squares)
         total.count, total.mean_u, total.mean_t = float(sums[0]), sums[1] / sums[0], sums[2] / sums[0]
-        du, dt = self.mean_u - total.mean_u, self.mean_t - total.mean_t
-        total.uu = self.uu + self.count * du[:, :, None] * du[:, None] if self.squares else self.uu
-        total.tu = self.tu + self.count * dt[:, :, None] * du[:, None]
-        total.tt = self.tt + self.count * dt.square()
+        du, dt = own.mean_u - total.mean_u, own.mean_t - total.mean_t
+        total.uu = own.uu + own.count * du[:, :, None] * du[:, None] if self.squares else own.uu
+        total.tu = own.tu + own.count * dt[:, :, None] * du[:, None]
+        total.tt = own.tt + own.count * dt.square()
         for tensor in (total.uu, total.tu, total.tt) if self.squares else (total.tu, total.tt):
             dist.all_reduce(tensor)
         return total
+
+    def _of_nothing(self, g: int, n: int, d: int) -> Moments:
+        """No rows, in the shapes of other processes' moments."""
+        empty = Moments(self.squares)
+        empty.mean_u, empty.mean_t = (torch.zeros(g, size, dtype=torch.float64) for size in (d, n))
+        empty.uu = torch.zeros(g, d, d, dtype=torch.float64) if self.squares else empty.uu
+        empty.tu, empty.tt = torch.zeros(g, n, d, dtype=torch.float64), torch.zeros_like(empty.mean_t)
+        return empty
 
     def features(self, constant: bool = True) -> Tensor:
         """S (g, D, D), the features' covariances; not centred where there is no constant to fit."""
@@ -136,12 +158,16 @@ def ridge(s: Tensor, c: Tensor, start: Tensor, strength: float) -> Tensor:
 
 
 def factored(s: Tensor, strength: float) -> Tensor:
-    """The Cholesky factor of S + ρ s̄ I, (g, D, D), of a stronger ridge where that is what it takes."""
-    while True:
+    """The Cholesky factor of S + ρ s̄ I, (g, D, D), of a stronger ridge where that is what it takes.
+
+    NaN where none is strong enough, for S is not finite.
+    """
+    while strength < _STRONGEST:
         factor, failed = torch.linalg.cholesky_ex(loaded(s, strength))
         if not failed.any():
             return factor
         strength *= 10
+    return torch.full_like(s, torch.nan)
 
 
 def loaded(s: Tensor, strength: float) -> Tensor:
@@ -205,8 +231,46 @@ def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:
     Errors of the n targets count by ``weights`` (n,).  Returns (n, D), of that rank: U Uᵀ W with U the leading
     eigenvectors of W S Wᵀ, in the scale the weights give.
     """
-    scale = weights.double().clamp_min(torch.finfo(torch.float64).tiny).sqrt()[:, None]
+    weights = weights.double()
+    scale = (
+        weights.clamp_min(_UNWEIGHTED * float(weights.max())).clamp_min(torch.finfo(torch.float64).tiny).sqrt()[:, None]
+    )
     scaled = scale * weight
     _, vectors = torch.linalg.eigh(scaled @ s @ scaled.T)
     leading = vectors[:, -rank:]
     return (leading @ (leading.T @ scaled)) / scale
+
+
+def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """The map whose m ``chosen`` rows, mixed, come nearest to all n rows of ``weight`` (n, D); (n, D), of rank m.
+
+    Features have the covariance ``s``, errors count by ``weights`` (n,).  With G = W S Wᵀ, A the identity in the chosen
+    rows and P in the others J, V and P take turns (in the metric Λ of the weights):
+
+        V = (AᵀΛA)⁻¹ AᵀΛ        P = G_J Vᵀ (V G Vᵀ + ρ ḡ I)⁻¹
+
+    Without the ridge ρ that spans what ``spanning`` does, whichever rows are chosen; but where these are nearly
+    dependent, or hardly vary, P is of hundreds, and the first step of training destroys it.  So ρ is the weakest of
+    ``MIXING`` with which no entry of P is above ``LIMIT``.
+    """
+    metric = weights.double().clamp_min(_FAINT * float(weights.max()))
+    g = weight @ s @ weight.T
+    others = torch.ones(len(weight), dtype=torch.bool, device=g.device)
+    others[chosen] = False
+    for strength in MIXING:
+        mix, basis = _in_turns(g, metric, chosen, others, strength)
+        if mix.abs().max() <= LIMIT:
+            break
+    return mix @ (basis @ weight)
+
+
+def _in_turns(g: Tensor, metric: Tensor, chosen: Tensor, others: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """A (n, m) and V (m, n)."""
+    mix = torch.eye(len(g), dtype=g.dtype, device=g.device)[:, chosen]
+    basis = mix.T
+    for _ in range(_TURNS):
+        inner = loaded((basis @ g @ basis.T)[None], strength)[0]
+        mix = mix.clone()
+        mix[others] = torch.linalg.solve(inner, (g[others] @ basis.T).T).T
+        basis = torch.linalg.solve(mix.T @ (metric[:, None] * mix), mix.T * metric)
+    return mix, basis

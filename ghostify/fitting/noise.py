@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ghostify.fitting.norms import Seen
 from ghostify.fitting.surroundings import is_norm
-from ghostify.fitting.walking import Walk
+from ghostify.fitting.walking import Walk, evaluating
 from ghostify.tracing import Traced, trace
 
 _EXPONENTS = (0.0, 0.5, 1.0, 1.5)
@@ -51,14 +51,8 @@ def looks(traced: Traced, images: Tensor) -> list[str]:
 
 def distance(traced: Traced, images: Tensor, norms: int | None = None) -> float | None:
     """d at the head of this file, over the first so many norms (None: all); None where there are none."""
-    modes = [(part, part.training) for part in traced.module.modules()]
-    traced.module.eval()
-    try:
-        with torch.no_grad():
-            found = _distances(trace(traced.module, images, verify=False), traced.module, images, norms)
-    finally:
-        for part, training in modes:
-            part.training = training
+    with evaluating(traced.module):
+        found = _distances(trace(traced.module, images, verify=False), traced.module, images, norms)
     return float(torch.stack(found).mean()) if found else None
 
 

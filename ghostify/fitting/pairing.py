@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,8 @@ class Matching:
         self.calls = _calls(converted)
         self.ghosts = _named(root, CGhost)
         self.stages = _named(root, GGhostStage)
+        held = Counter(id(parameter) for part in root.modules() for parameter in part.parameters(recurse=False))
+        self.tied = {parameter for parameter, times in held.items() if times > 1}
         self.skipped: dict[str, str] = {}
         """Ghosts that are not fitted, and why."""
 
@@ -79,7 +82,9 @@ class Matching:
         stage = self.stages[name]
         modules = self.origins.stages.get(name, ())
         inside = [
-            n for n in self.original.graph.nodes if any(within(str(n.meta.get("module", "")), m) for m in modules)
+            n
+            for n in self.original.graph.nodes
+            if n.users and any(within(str(n.meta.get("module", "")), m) for m in modules)
         ]
         if not inside or (isinstance(stage.cheap, nn.Identity) and (stage.mix is None or stage.mix.layers == 2)):
             return None
@@ -108,7 +113,7 @@ class Matching:
     def _layer(self, node: fx.Node) -> Part | None:
         name = str(node.target)
         module: Any = self.root.get_submodule(name)
-        if type(module) not in (nn.Conv2d, nn.Linear) or len(self.calls[name]) != 1:
+        if type(module) not in (nn.Conv2d, nn.Linear) or len(self.calls[name]) != 1 or id(module.weight) in self.tied:
             return None
         origin, kept = self.origins.layers.get(name, (name, None))
         twins = self.twins.get(origin, [])

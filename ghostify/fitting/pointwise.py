@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ghostify.fitting.moments import Moments, factored, loaded, spanning
+from ghostify.fitting.moments import LIMIT, Moments, factored, loaded, spanning
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Both:
     """
 
     def __init__(self, blocks: Blocks, strength: float, weights: Tensor, rank: int) -> None:
-        self.weights = weights
+        self.weights, self.strength = weights, strength
         self.taps, p = _at_once(blocks, strength)
         self.factors = [p]
         if rank:
@@ -98,6 +98,11 @@ class Both:
         mixed = (torch.einsum("gam,gm->ga", blocks.x[blocks.map], p) * k).sum(1)
         error = blocks.variance - 2 * products + squares + 2 * mixed
         return float((error * self.weights).mean())
+
+    @property
+    def sound(self) -> bool:
+        """Whether no map is multiplied by so much that a step of training would destroy it."""
+        return bool(self.pointwise.abs().max() <= LIMIT)
 
     def _intercept(self, blocks: Blocks) -> Tensor:
         """The bias (n−m,) with which the means are right."""

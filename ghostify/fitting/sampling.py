@@ -30,7 +30,7 @@ class Positions:
     """Random positions of one layer's output, others in every batch, the same whenever asked for."""
 
     def __init__(self, shape: Sequence[int], wanted: int, batches: int, seed: int, channels: int) -> None:
-        """``shape`` is of a batch's output; ``channels`` its dimension of channels, 1 of maps and -1 of linear layers."""
+        """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps and -1 of linear layers."""
         self.maps = channels == 1 and len(shape) == 4
         self.width = shape[3] if self.maps else 1
         rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])

@@ -47,7 +47,7 @@ def surroundings(traced: Traced, output: fx.Node) -> Surroundings:
     """What follows the node that gives a layer's output."""
     here, norm, other = output, None, None
     after = _next(traced, here)
-    if after is not None and is_norm(traced, after):
+    if after is not None and is_norm(traced, after) and _is_own(traced, after, output):
         norm = here = after
         after = _next(traced, here)
     if after is not None and (found := _other(traced, after, here)) is not None:
@@ -82,6 +82,13 @@ def is_norm(traced: Traced, node: fx.Node) -> bool:
     return isinstance(module, _NORMS) and module.running_mean is not None and len(node.all_input_nodes) == 1
 
 
+def _is_own(traced: Traced, norm: fx.Node, output: fx.Node) -> bool:
+    """Whether a norm is that of one layer's channels, and no other's: of rows of vectors it norms the rows."""
+    calls = sum(node.op == "call_module" and node.target == norm.target for node in traced.graph.nodes)
+    linear = output.op == "call_module" and isinstance(traced.leaf(output), nn.Linear)
+    return calls == 1 and not (linear and len(output.meta["shapes"][0]) > 2)
+
+
 def line(norm: nn.Module | None, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """a and b of a norm in eval mode, (n,) each in float64; 1 and 0 where there is none."""
     if norm is None:
@@ -96,15 +103,21 @@ def line(norm: nn.Module | None, width: int, like: Tensor) -> tuple[Tensor, Tens
 
 
 def _next(traced: Traced, node: fx.Node) -> fx.Node | None:
-    """The one node that reads a value, past what changes nothing in eval mode; None where several do."""
-    while len(node.users) == 1:
-        (user,) = node.users
-        if user.op == "output":
+    """The one node that reads a value, past what changes nothing in eval mode; None where several do.
+
+    An Identity may stand there with nobody behind it: who reads what it gives was recorded to read what it was given.
+    """
+    while True:
+        users = [user for user in node.users if user.op == "output" or user.users or not _passes(traced, user)]
+        if len(users) != 1 or users[0].op == "output":
             return None
-        if op_name(traced, user) not in _PASSES or user.all_input_nodes != [node]:
-            return user
-        node = user
-    return None
+        if not _passes(traced, users[0]) or users[0].all_input_nodes != [node]:
+            return users[0]
+        node = users[0]
+
+
+def _passes(traced: Traced, node: fx.Node) -> bool:
+    return op_name(traced, node) in _PASSES
 
 
 def _other(traced: Traced, node: fx.Node, one: fx.Node) -> fx.Node | None:

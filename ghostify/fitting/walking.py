@@ -7,15 +7,15 @@ has come to, and goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ghostify.tracing import Traced
-
-_INPLACE_ARGUMENT = {"inplace": False}
 
 
 class Walk:
@@ -56,6 +56,7 @@ class Walk:
         """Stand at ``at``, with the values that ``other`` has of the nodes that are the ``same`` there."""
         self.at = at
         for mine, theirs in zip(self.values, other.values, strict=True):
+            mine.clear()
             for node, twin in same.items():
                 if twin in theirs and (self._last[node] >= at or node in self._pinned):
                     mine[node] = theirs[twin]
@@ -74,24 +75,51 @@ class Walk:
                         values.pop(read, None)
         self.at = to
 
-    def _run(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        read: Any = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: values[source])
+        fresh = self._apart(node, values)
+        read: Any = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: fresh.get(source, values[source]))
         args, kwargs = read
         if node in self.watched:
             self.watched[node](args[0])
         if node.op == "call_module":
-            return _call(self.root.get_submodule(str(node.target)), args, kwargs)
-        if kwargs.get("inplace") is True:
-            kwargs = {**kwargs, **_INPLACE_ARGUMENT}
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if _overwrites(name):
-            args = (args[0].clone(), *args[1:])
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         function: Any = node.target
         return function(*args, **kwargs)
+
+    def _apart(self, node: fx.Node, values: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """What a node that writes into a tensor reads: that tensor, and all that lies in its memory, in other memory.
+
+        What is read later sees the write; what is only kept does not, nor do the caller's images and the weights.
+        """
+        target = self._written(node)
+        written = values[target] if isinstance(target, fx.Node) else None
+        if not isinstance(written, Tensor) or not written.numel():
+            return {}
+        inside = [leaf for leaf in tree_leaves(list(values.values())) if _overlap(leaf, written)]
+        begin = min(leaf.storage_offset() for leaf in inside)
+        memory = written.as_strided((max(map(_end, inside)) - begin,), (1,), begin).clone()
+
+        def moved(leaf: Any) -> Any:
+            if not _overlap(leaf, written):
+                return leaf
+            return memory.as_strided(leaf.shape, leaf.stride(), leaf.storage_offset() - begin)
+
+        fresh = {other: tree_map(moved, value) for other, value in values.items()}
+        values.update({other: value for other, value in fresh.items() if self._last[other] > self.index[node]})
+        return fresh
+
+    def _written(self, node: fx.Node) -> Any:
+        """The node whose value a node overwrites; None where it overwrites none."""
+        if node.op == "call_module":
+            within = getattr(self.root.get_submodule(str(node.target)), "inplace", False)
+        else:
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            within = node.kwargs.get("inplace") is True or _overwrites(name)
+        return node.args[0] if within and node.args else node.kwargs.get("out")
 
     def _attribute(self, name: str) -> Any:
         if name in self.constants:
@@ -100,19 +128,40 @@ class Walk:
         return getattr(self.root.get_submodule(owner), last)
 
 
-def _call(module: Any, args: Any, kwargs: Any) -> Any:
-    """A layer's output; one that would overwrite its input is given a copy, for others may want to read it again."""
-    if getattr(module, "inplace", False) and isinstance(args[0], Tensor):
-        args = (args[0].clone(), *args[1:])
-    return module(*args, **kwargs)
-
-
 def _overwrites(name: str) -> bool:
-    """Whether an operation of that name writes into its first argument and gives it back."""
+    """Whether an operation of that name writes into its first argument."""
     within = name.endswith("_") and not name.endswith("__")
-    return within or (
-        name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__")
+    return (
+        within
+        or name == "__setitem__"
+        or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
     )
+
+
+def _overlap(leaf: Any, written: Any) -> bool:
+    """Whether something is a tensor that lies in the same memory."""
+    same = isinstance(leaf, Tensor) and leaf.dtype == written.dtype and leaf.numel() > 0
+    return same and leaf.untyped_storage()._cdata == written.untyped_storage()._cdata
+
+
+def _end(tensor: Tensor) -> int:
+    """The element of its memory that follows the last one a tensor takes."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return int(tensor.storage_offset()) + 1 + sum((size - 1) * step for size, step in steps)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's own mode comes back after."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def batched(images: Tensor) -> list[Tensor]:
