@@ -26,7 +26,8 @@ from ghostify.channels import Ordering, Unreadable, follow
 from ghostify.fitting.ghosts import layout
 from ghostify.fitting.sampling import Positions
 from ghostify.fitting.surroundings import line, surroundings
-from ghostify.fitting.walking import Walk, evaluating
+from ghostify.fitting.walking import Walk
+from ghostify.measuring.borrowing import evaluating
 from ghostify.rules import CGhostSwap
 from ghostify.scanning import network_nodes
 from ghostify.tracing import Traced, trace
@@ -118,7 +119,7 @@ def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tens
         ordering: Ordering | None = Ordering(follow(traced, *network_nodes(traced)))
     except Unreadable:
         ordering = None
-    with evaluating(traced.module):
+    with evaluating(traced.module), torch.no_grad():
         walk = Walk(trace(traced.module, batches[0], verify=False), traced.module, batches)
         layers = list(_layers(swaps, walk, ordering))
     shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)

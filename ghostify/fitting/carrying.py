@@ -8,6 +8,7 @@ The work is done in float32 on copies; the user's model is not touched, and the 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,15 @@ from torch import Tensor, nn
 
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
-from ghostify.fitting.fit import Told, fit
+from ghostify.fitting.fit import HELD, Told, fit
 from ghostify.fitting.noise import looks, noise
+from ghostify.fitting.norms import renew_all
 from ghostify.fitting.origins import origins
+from ghostify.fitting.polish import polish
+from ghostify.fitting.report import Fit
 from ghostify.fitting.walking import batched
 from ghostify.ghosts import intrinsic_maps, low_rank
+from ghostify.measuring.borrowing import evaluating
 from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import FitSettings
 from ghostify.rewriting import Choices, Ghosted, rewrite
@@ -57,7 +62,7 @@ def rewrite_fitted(
     work = _working_copy(traced, place)
     if how == "weights" or images is None:
         images = noise(work, settings.images)
-    images = images[: settings.images].to(place, torch.float32)
+    images = images.to(place, torch.float32)
     notes = looks(work, images)
     arrangement = _arranged(work, plan, images, settings)
     work, plan = arrangement.traced, _ordered(plan, arrangement)
@@ -67,7 +72,21 @@ def rewrite_fitted(
         work.module, ghosted.module, images, settings, origins(work, plan.swaps, ghosted.module, choices.ranking), told
     )
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
+    if how == "polish":
+        found = _polished(found, work.module, ghosted.module, images, settings)
     return replace(ghosted, module=_as_before(ghosted.module, traced.module), fit=found)
+
+
+def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Tensor, settings: FitSettings) -> Fit:
+    """What came of the fit and of the descent after it."""
+    began = time.perf_counter()
+    batches = batched(images)
+    free = len(batches) - len(batches) // HELD
+    with evaluating(original, module):
+        _, error = polish(original, module, batches[:free], batches[free:], settings.seconds)
+        renew_all(module, batches)
+    took = found.seconds + time.perf_counter() - began
+    return found.model_copy(update={"seconds": took, "polished": error})
 
 
 def _require_fittable(traced: Traced) -> None:

@@ -22,11 +22,12 @@ from ghostify.fitting.sampling import Positions, positions_wanted
 from ghostify.fitting.stages import StageFit
 from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
-from ghostify.fitting.walking import Walk, batched, evaluating
+from ghostify.fitting.walking import Walk, batched
+from ghostify.measuring.borrowing import evaluating
 from ghostify.recipe import FitSettings
 from ghostify.tracing import Traced, trace
 
-_HELD = 8
+HELD = 8
 """One batch of so many is held out."""
 
 Told = Callable[[int, int], None]
@@ -56,8 +57,8 @@ def fit(
     """
     began = time.perf_counter()
     batches = batched(images)
-    held = batches[-max(1, len(batches) // _HELD) :]
-    with evaluating(original, module):
+    held = batches[-max(1, len(batches) // HELD) :]
+    with evaluating(original, module), torch.no_grad():
         pair = _pair(original, module, batches, origins.touch)
         wanted, carried = _outputs(pair.original, original, held), _outputs(pair.converted, module, held)
         _require_faithful(original, wanted[0], held[0])
@@ -73,7 +74,7 @@ def fit(
         images=sum(map(len, batches)),
         seconds=time.perf_counter() - began,
         layers=tuple(layers),
-        error=min(error, unfitted),
+        error=error if error <= unfitted else unfitted,
         unfitted=unfitted,
         notes=tuple(job.notes),
     )
@@ -159,9 +160,8 @@ class _Job:
         shape = part.twin.meta["shapes"][0]
         rows = isinstance(part.module, nn.Linear)
         wanted = positions_wanted(*_size(part))
-        return Positions(
-            shape if rows or len(shape) > 2 else (*shape, 1, 1), wanted, self.pair.batches, index, -1 if rows else 1
-        )
+        shape = shape if rows or len(shape) > 2 else (*shape, 1, 1)
+        return Positions(shape, wanted, self.pair.batches, index, -1 if rows else 1, self.pair.held)
 
     def _fitting(self, part: Part, targets: Targets) -> Fitting:
         if part.kind == "ghost":
@@ -211,7 +211,7 @@ def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Tensor], tou
     begin = next((index for index, node in enumerate(walks[1].nodes) if node in dirty or node not in same), 0)
     walks[0].advance(begin)
     walks[1].follow(walks[0], same, begin)
-    return Pair(first, second, *walks, held=len(batches) // _HELD)
+    return Pair(first, second, *walks, held=len(batches) // HELD)
 
 
 def _outputs(traced: Traced, module: nn.Module, batches: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -249,7 +249,7 @@ def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Tenso
 
 
 def _require_finite(part: Part, targets: Targets, pair: Pair) -> None:
-    gives = all(bool(torch.isfinite(sums).all()) for sums in targets.sums)
+    gives = all(bool(torch.isfinite(sums).all()) for sums in targets.sums.values())
     reads = all(bool(torch.isfinite(values[part.inputs]).all()) for values in pair.second.values)
     if not (gives and reads):
         where = "reads values" if gives else "of the original gives values"

@@ -85,13 +85,13 @@ class GhostFit:
 
     def _moments(self) -> tuple[Moments, Moments]:
         seen, held = Moments(), Moments()
-        for batch in range(self.pair.batches):
+        for batch in self.targets.positions.batches:
             (held if self.pair.is_held(batch) else seen).add(self._patches(batch), self._wanted(batch))
         return seen.reduced(), held.reduced()
 
     def _renewed(self) -> Moments:
         crossed = Moments(squares=False)
-        for batch in range(self.pair.batches):
+        for batch in self.targets.positions.batches:
             self.targets.bend(batch, self.outputs(batch))
             crossed.add(self._patches(batch), self._wanted(batch))
         return crossed.reduced()
@@ -124,7 +124,7 @@ class GhostFit:
 
     def _fit_cheap(self) -> None:
         own, shared = (Moments(), Moments()), (Moments(), Moments())
-        for batch in range(self.pair.batches):
+        for batch in self.targets.positions.batches:
             side = int(self.pair.is_held(batch))
             v = self.targets.positions.shifts(self.primary(self.inputs(batch)), self.ghost.d, batch).double()
             t = self.targets.outputs(batch)

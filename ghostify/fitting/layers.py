@@ -8,12 +8,12 @@ An intercept goes into the layer's bias or, where it has none, into the mean of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.moments import Moments, ridge, solve
+from ghostify.fitting.moments import Moments, precision, ridge, solve
 from ghostify.fitting.targets import Pair, Targets
 
 Input = Callable[[int], Tensor]
@@ -92,7 +92,7 @@ class LeastSquares:
 
     def _moments(self) -> tuple[Moments, Moments]:
         seen, held = Moments(), Moments()
-        for batch in range(self.pair.batches):
+        for batch in self.targets.positions.batches:
             (held if self.pair.is_held(batch) else seen).add(self.features(batch), self._wanted(batch))
         return seen.reduced(), held.reduced()
 
@@ -102,7 +102,7 @@ class LeastSquares:
     def _renewed(self, weight: Tensor, bias: Tensor | None) -> Moments:
         """The moments with targets renewed by what ``weight`` and ``bias`` give."""
         crossed = Moments(squares=False)
-        for batch in range(self.pair.batches):
+        for batch in self.targets.positions.batches:
             u = self.features(batch)
             y = times(weight, u)
             self.targets.bend(batch, (y if bias is None else y + bias).flatten(1))
@@ -140,12 +140,14 @@ class LayerFit(LeastSquares):
 
 
 def times(weight: Tensor, u: Tensor) -> Tensor:
-    """(g, n, D) and (N, g, D) → (N, g, n), in float64."""
-    return (u.transpose(0, 1).double() @ weight.mT).transpose(0, 1)
+    """(g, n, D) and (N, g, D) → (N, g, n), as precise as moments of so many features are."""
+    kind = precision(u.shape[2])
+    return (u.transpose(0, 1).to(kind) @ weight.mT.to(kind)).transpose(0, 1).double()
 
 
 def errors(pair: Pair, targets: Targets, outputs: Callable[[int], Tensor]) -> float:
     """Mean squared error behind the rectifier over the variance there, on the held-out batches (or all)."""
-    batches: Iterator[int] = iter(range(pair.batches - pair.held, pair.batches) if pair.held else range(pair.batches))
+    used = targets.positions.batches
+    batches = [batch for batch in used if pair.is_held(batch)] or used
     error, variance = torch.stack([targets.errors(batch, outputs(batch)) for batch in batches]).sum(0).tolist()
     return error / variance if variance > 0 else float(error > 0)

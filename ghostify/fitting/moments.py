@@ -23,6 +23,8 @@ RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
 _START = 5
 _STRONGEST = 1e9
+_NOTHING = 1e-100
+"""A variance to stand for zero, by which one can still divide."""
 _UNWEIGHTED = 1e-12
 """Targets count at least this share of the one that counts most, where they are scaled by that."""
 _FAINT = 1e-6
@@ -48,7 +50,7 @@ class Moments:
 
     def add(self, u: Tensor, t: Tensor) -> None:
         """Merge a block in: u (N, g, D), t (N, g, n)."""
-        kind = torch.float64 if u.shape[2] <= _EXACT else torch.float32
+        kind = precision(u.shape[2])
         block = Moments(self.squares)
         block.count = float(len(u))
         block.mean_u, block.mean_t = u.mean(0, dtype=torch.float64), t.mean(0, dtype=torch.float64)
@@ -136,6 +138,11 @@ class Moments:
         return spread.clamp_min(0) + (offset if bias is None else offset - bias).square()
 
 
+def precision(features: int) -> torch.dtype:
+    """In which products of so many features are taken, before they are summed in float64."""
+    return torch.float64 if features <= _EXACT else torch.float32
+
+
 @dataclass(frozen=True)
 class Solution:
     """A fit: ``weight`` (g, n, D), ``bias`` (g, n) or None, and how it came about."""
@@ -172,7 +179,7 @@ def factored(s: Tensor, strength: float) -> Tensor:
 
 def loaded(s: Tensor, strength: float) -> Tensor:
     """S + ρ s̄ I, (g, D, D)."""
-    scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
+    scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_NOTHING)[:, None, None]
     return s + strength * scale * torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
 
 
@@ -231,14 +238,17 @@ def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:
     Errors of the n targets count by ``weights`` (n,).  Returns (n, D), of that rank: U Uᵀ W with U the leading
     eigenvectors of W S Wᵀ, in the scale the weights give.
     """
-    weights = weights.double()
-    scale = (
-        weights.clamp_min(_UNWEIGHTED * float(weights.max())).clamp_min(torch.finfo(torch.float64).tiny).sqrt()[:, None]
-    )
+    scale = _shares(weights, _UNWEIGHTED).sqrt()[:, None]
     scaled = scale * weight
     _, vectors = torch.linalg.eigh(scaled @ s @ scaled.T)
     leading = vectors[:, -rank:]
     return (leading @ (leading.T @ scaled)) / scale
+
+
+def _shares(weights: Tensor, least: float) -> Tensor:
+    """Weights in shares of the largest, and no less than so much of it; all alike where none counts."""
+    weights = weights.double()
+    return (weights / weights.max()).clamp_min(least) if weights.max() > 0 else torch.ones_like(weights)
 
 
 def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -253,7 +263,7 @@ def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tenso
     dependent, or hardly vary, P is of hundreds, and the first step of training destroys it.  So ρ is the weakest of
     ``MIXING`` with which no entry of P is above ``LIMIT``.
     """
-    metric = weights.double().clamp_min(_FAINT * float(weights.max()))
+    metric = _shares(weights, _FAINT)
     g = weight @ s @ weight.T
     others = torch.ones(len(weight), dtype=torch.bool, device=g.device)
     others[chosen] = False

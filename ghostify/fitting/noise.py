@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 
 from ghostify.fitting.norms import Seen
 from ghostify.fitting.surroundings import is_norm
-from ghostify.fitting.walking import Walk, evaluating
+from ghostify.fitting.walking import Walk
+from ghostify.measuring.borrowing import evaluating
 from ghostify.tracing import Traced, trace
 
 _EXPONENTS = (0.0, 0.5, 1.0, 1.5)
@@ -51,7 +52,7 @@ def looks(traced: Traced, images: Tensor) -> list[str]:
 
 def distance(traced: Traced, images: Tensor, norms: int | None = None) -> float | None:
     """d at the head of this file, over the first so many norms (None: all); None where there are none."""
-    with evaluating(traced.module):
+    with evaluating(traced.module), torch.no_grad():
         found = _distances(trace(traced.module, images, verify=False), traced.module, images, norms)
     return float(torch.stack(found).mean()) if found else None
 

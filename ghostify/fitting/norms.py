@@ -8,6 +8,9 @@ where evaluation stands.  Renewing the statistics alone would lose the fit: leas
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +34,29 @@ class Seen:
     @property
     def variance(self) -> Tensor:
         return self.sum / self.count
+
+
+def renew_all(module: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Renew every norm of a network in eval mode by what it sees of ``batches``; not one that is called twice a batch."""
+    norms: list[nn.Module] = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    seen = {norm: Seen() for norm in norms}
+    calls = Counter[nn.Module]()
+
+    def watch(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[norm] += 1
+        seen[norm](inputs[0])
+
+    hooks = [norm.register_forward_pre_hook(watch) for norm in norms]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                module(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm in norms:
+        if calls[norm] == len(batches):
+            renew(norm, seen[norm])
 
 
 def renew(norm: nn.Module, seen: Seen) -> None:

@@ -101,7 +101,7 @@ class Matching:
             dict.fromkeys(n for x in nodes for n in x.all_input_nodes if n not in inside and n.op != "get_attr")
         )
         given = [n for n in nodes if any(user not in inside for user in n.users)]
-        module, twins = self.ghosts[name], self.twins.get(name, [])
+        module, twins = self.ghosts[name], self._twins(name)
         if not isinstance(module.primary, nn.Conv2d):
             self.skipped[name] = "has norms and activations in its parts"
             return None
@@ -109,6 +109,11 @@ class Matching:
             self.skipped[name] = "is used more than once"
             return None
         return Part("ghost", name, module, nodes[0], given[0], read[0], twins[0], None)
+
+    def _twins(self, name: str) -> list[fx.Node]:
+        """What gives a layer's outputs in the original: its calls or, of a class of its own, what others read of it."""
+        inside = [n for n in self.original.graph.nodes if within(str(n.meta.get("module", "")), name)]
+        return self.twins.get(name) or [n for n in inside if any(user not in inside for user in n.users)]
 
     def _layer(self, node: fx.Node) -> Part | None:
         name = str(node.target)

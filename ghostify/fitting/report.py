@@ -42,16 +42,23 @@ class Fit(BaseModel):
     """Squared difference of the network's outputs over their variance, on images held out."""
     unfitted: float
     """The same with the weights as they were carried over."""
+    polished: float | None = None
+    """The same after the descent of polish (as the mean over its batches), where there was one."""
     notes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
         """One sentence on it."""
         to = "noise, for there were no images: expect much less than from images" if self.how == "weights" else "images"
+        before = f"{100 * self.unfitted:.1f} % unfitted{self._after}"
         return (
             f"Weights fitted in closed form in {self.seconds:.0f} s to {self.images} {to}; of the outputs' variance "
-            f"{100 * self.error:.1f} % is missed on images held out ({100 * self.unfitted:.1f} % unfitted)."
+            f"{100 * self.error:.1f} % is missed on images held out ({before})."
         )
+
+    @property
+    def _after(self) -> str:
+        return "" if self.polished is None else f", {100 * self.polished:.1f} % after polish"
 
     def table(self) -> Table:
         """The parts, a row each."""

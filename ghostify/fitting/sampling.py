@@ -13,32 +13,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_WORK = 3e10
+_WORK = 1e10
 """Multiply-accumulates spent on one layer's moments, unless its unknowns want more positions."""
 _LEAST, _MOST = 8192, 65536
 """Positions, from all images together."""
 _PER_UNKNOWN = 4
+_SPARSE = 3
+"""Of what is computed to be sampled from, at most one in so many positions is used, where there are enough."""
+_VALUES = 2**24
+"""Target values kept at a time."""
 
 
 def positions_wanted(features: int, targets: int) -> int:
     """How many positions are worth having for so many features and targets of one system."""
     worth = int(_WORK / (features * (features + targets)))
-    return min(_MOST, max(_LEAST, _PER_UNKNOWN * features, worth))
+    return min(_MOST, max(_LEAST, _PER_UNKNOWN * features, min(worth, _VALUES // max(1, targets))))
 
 
 class Positions:
     """Random positions of one layer's output, others in every batch, the same whenever asked for."""
 
-    def __init__(self, shape: Sequence[int], wanted: int, batches: int, seed: int, channels: int) -> None:
-        """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps and -1 of linear layers."""
+    def __init__(
+        self, shape: Sequence[int], wanted: int, batches: int, seed: int, channels: int, held: int = 0
+    ) -> None:
+        """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps and -1 of linear layers.
+
+        Of large maps, some of the ``batches`` are enough; of the last ``held``, all are used.
+        """
         self.maps = channels == 1 and len(shape) == 4
         self.width = shape[3] if self.maps else 1
         rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
         images = shape[0] if self.maps else 1
-        self.each = min(rows, math.ceil(wanted / (batches * images)))
+        self.batches = _spread(batches, held, _SPARSE * wanted / (rows * images))
+        """The batches that are used."""
+        self.each = min(rows, math.ceil(wanted / (len(self.batches) * images)))
         generator = torch.Generator().manual_seed(seed)
         self.chosen = [torch.randperm(rows, generator=generator)[: self.each] for _ in range(batches)]
-        self.total = self.each * images * batches
+        self.total = self.each * images * len(self.batches)
 
     def values(self, x: Tensor, batch: int) -> Tensor:
         """What stands there: (N, C)."""
@@ -64,6 +75,13 @@ class Positions:
         around = F.pad(y, (d // 2,) * 4)
         taps = window(around, (index // self.width, index % self.width), (d, d), (1, 1))
         return taps.permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def _spread(batches: int, held: int, enough: float) -> list[int]:
+    """Evenly over all batches, ``enough`` of those that are not held out, two at least, and all that are."""
+    free = batches - held
+    count = min(free, max(2, math.ceil(enough)))
+    return [*(index * free // count for index in range(count)), *range(free, batches)]
 
 
 def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -48,7 +48,7 @@ class StageFit(LeastSquares):
         self.norm: Any = stage.cheap[1] if isinstance(stage.cheap, nn.Sequential) else None
         self.fc: Any = stage.mix.fc if stage.mix is not None and stage.mix.layers == 1 else None
         self.constant = self.fc is not None or self.norm is not None
-        rows = self._raw(0)
+        rows = self._raw(targets.positions.batches[0])
         deviation = rows.double().std(0, unbiased=False)
         self.scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
         self.start = (self._now() * self.scale)[None]

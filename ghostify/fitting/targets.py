@@ -80,16 +80,18 @@ class Targets:
     def __init__(self, pair: Pair, aim: Aim, positions: Positions, norm: nn.Module | None, rectified: bool) -> None:
         self.positions, self.norm = positions, norm
         self.ceiling = aim.ours.ceiling if rectified and aim.theirs.ceiling == aim.ours.ceiling else None
-        self.sums = [self._picked(pair.first.values[b][aim.theirs.sum], b, aim.kept) for b in range(pair.batches)]
-        self.added = [self._added(pair, aim, b) for b in range(pair.batches)]
-        like = self.sums[0]
+        used = positions.batches
+        self.sums = {b: self._picked(pair.first.values[b][aim.theirs.sum], b, aim.kept) for b in used}
+        self.added = {b: self._added(pair, aim, b) for b in used}
+        like = self.sums[used[0]]
         self.slope, self.offset = line(norm, like.shape[1], like)
         self.alive = self.slope.abs() > _DEAD * self.slope.abs().max()
-        self._bent: list[Tensor] = self.sums
+        self._bent = self.sums
 
     def refresh(self) -> None:
         """Read the norm anew, for its mean has taken an intercept in."""
-        self.slope, self.offset = line(self.norm, self.sums[0].shape[1], self.sums[0])
+        like = next(iter(self.sums.values()))
+        self.slope, self.offset = line(self.norm, like.shape[1], like)
 
     @property
     def weights(self) -> Tensor:
@@ -106,7 +108,7 @@ class Targets:
         if self.ceiling is None:
             return
         if self._bent is self.sums:
-            self._bent = list(self.sums)
+            self._bent = dict(self.sums)
         now, wanted = self._sum(batch, y), self.sums[batch].double()
         bent = torch.where(wanted > 0, wanted, now.clamp_max(0))
         if self.ceiling < float("inf"):
@@ -129,7 +131,7 @@ class Targets:
 
     def _added(self, pair: Pair, aim: Aim, batch: int) -> Tensor | float:
         if aim.added is not None:
-            return self._picked(pair.second.values[batch][aim.added], batch, None).double()
+            return self._picked(pair.second.values[batch][aim.added], batch, None)
         if aim.added_there is not None:
-            return self._picked(pair.first.values[batch][aim.added_there], batch, aim.kept).double()
+            return self._picked(pair.first.values[batch][aim.added_there], batch, aim.kept)
         return 0.0

@@ -1,0 +1,1014 @@
+"""Fitting: exact where the converted network can be the original, on any network no worse, and nobody else's bother."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from zoo import ZOO, Counting, Net, Residual, conv_bn, head, mobile, plain, residual
+
+import ghostify.fitting.fit as fit_module
+from ghostify import Ghosted, Plan, Traced, load, plan, rewrite, save, trace
+from ghostify.errors import FitError, PlanError
+from ghostify.fitting import rewrite_fitted
+from ghostify.fitting.norms import Seen
+from ghostify.fitting.norms import renew as real_renew
+from ghostify.fitting.walking import batched
+from ghostify.ghosts import CGhost, CGhostLinear, GGhostStage
+from ghostify.planning import scan_for
+from ghostify.recipe import FitSettings, GhostSettings, Role
+
+IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+EXACT = 3e-6
+"""Relative to the largest output."""
+
+
+def norms(module: nn.Module) -> dict[str, Any]:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
+
+
+def settled(model: nn.Module, images: Tensor = IMAGES) -> nn.Module:
+    """With norms whose lines are drawn at random, and which know the images' statistics; in eval mode."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for norm in norms(model).values():
+            for tensor, least in ((norm.weight, 0.5), (norm.bias, -0.5)):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + least)
+        trained = copy.deepcopy(model).train()
+        for norm in norms(trained).values():
+            norm.momentum = 1.0
+        trained(images.clone().to(next(model.parameters()).dtype))
+        for name, norm in norms(model).items():
+            norm.load_state_dict(norms(trained)[name].state_dict())
+    return model.eval()
+
+
+def planned(model: nn.Module, example: Any, **settings: Any) -> tuple[Traced, Plan]:
+    traced = trace(model, example)
+    wanted = GhostSettings(**settings)
+    return traced, plan(scan_for(traced, wanted), wanted)
+
+
+def fitted(model: nn.Module, images: Tensor = IMAGES, fit: dict[str, Any] | None = None, **settings: Any) -> Ghosted:
+    traced, proposal = planned(model, images[:2], **settings)
+    return rewrite_fitted(traced, proposal, images, FitSettings(**(fit or {})))
+
+
+def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """In eval mode, of a copy."""
+    with torch.no_grad():
+        given = copy.deepcopy(model).eval()(images.clone())
+    return [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+
+
+def relative_error(model: nn.Module, other: nn.Module) -> float:
+    """Largest difference of outputs for images that were not fitted to."""
+    fresh = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    (wanted,), (found,) = outputs(model, fresh), outputs(other, fresh)
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def assert_exact(model: nn.Module, ghosted: Ghosted, at_first: float = 1e-3) -> None:
+    """The network is the original, and was far from it with its weights as they were carried over."""
+    assert ghosted.fit is not None
+    assert relative_error(model, ghosted.module) < EXACT
+    assert ghosted.fit.error < 1e-9 and ghosted.fit.unfitted > at_first
+    assert all(layer.error < 1e-8 for layer in ghosted.fit.layers)
+
+
+# -- networks that ghosts can be -------------------------------------------------------------------------------
+
+
+def with_filters(conv: nn.Conv2d, filters: Tensor) -> nn.Conv2d:
+    with torch.no_grad():
+        conv.weight.copy_(filters.reshape(conv.weight.shape))
+    return conv
+
+
+def of_mixtures(c: int, n: int) -> nn.Conv2d:
+    """A convolution half of whose filters are mixtures of the others."""
+    filters = torch.randn(n // 2, 9 * c) / (9 * c) ** 0.5
+    mixtures = torch.randn(n // 2, n // 2) @ filters / (n // 2) ** 0.5
+    return with_filters(nn.Conv2d(c, n, 3, padding=1, bias=False), torch.cat([filters, mixtures]))
+
+
+def of_pixels(c: int, n: int, s: int, mixed: int = 0) -> nn.Conv2d:
+    """A convolution of pixels (1x1), and 3x3 filters of what those give; ``mixed``: rank of mixtures added to these."""
+    m = math.ceil(n / s)
+    pixels = torch.randn(m, c, 1, 1) / c**0.5
+    filters = torch.randn(n - m, 1, 3, 3) / 3
+    if mixed:
+        filters[:, :, 1, 1] = 0  # else a mixture would have to tell its own map apart
+    ghosts = pixels[torch.arange(n - m) % m] * filters
+    if mixed:
+        mixture = (torch.rand(n - m, mixed) - 0.5) @ (torch.rand(mixed, m) - 0.5)
+        ghosts = ghosts + F.pad((mixture @ pixels.flatten(1))[:, :, None, None], (1, 1, 1, 1))
+    return with_filters(nn.Conv2d(c, n, 3, padding=1, bias=False), torch.cat([F.pad(pixels, (1, 1, 1, 1)), ghosts]))
+
+
+class Body(nn.Module):
+    """A block of two convolutions and their norms, with or without a shortcut around."""
+
+    def __init__(self, one: nn.Conv2d, two: nn.Conv2d, shortcut: bool) -> None:
+        super().__init__()
+        self.one, self.two = one, two
+        self.norm1, self.norm2 = nn.BatchNorm2d(one.out_channels), nn.BatchNorm2d(two.out_channels)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.two(F.relu(self.norm1(self.one(x)))))
+        return F.relu(x + y if self.shortcut else y)
+
+
+def two_blocks(make: Callable[[int, int], nn.Conv2d], shortcut: bool) -> nn.Module:
+    torch.manual_seed(0)
+    blocks = (Body(make(8, 12), make(12, 8), shortcut) for _ in range(2))
+    return settled(nn.Sequential(conv_bn(3, 8), *blocks, head(8)))
+
+
+shortcuts = pytest.mark.parametrize("shortcut", [True, False], ids=["residual", "plain"])
+
+
+@shortcuts
+@pytest.mark.parametrize("joint", [True, False])
+def test_filters_of_half_rank_become_full_pointwise_ghosts(shortcut: bool, joint: bool) -> None:
+    model = two_blocks(of_mixtures, shortcut)
+    ghosted = fitted(model, pointwise="full", min_saving=0, fit={"joint": joint, "arrange": "none"})
+    assert all(isinstance(ghost.pointwise, nn.Conv2d) for ghost in ghosts(ghosted.module).values())
+    assert_exact(model, ghosted)
+
+
+@shortcuts
+@pytest.mark.parametrize("s", [2, 3])
+def test_filters_of_pixels_become_plain_ghosts(shortcut: bool, s: int) -> None:
+    """As they stand; ``test_arranging`` has them in other orders."""
+    model = two_blocks(lambda c, n: of_pixels(c, n, s), shortcut)
+    ghosted = fitted(model, pointwise="none", s=s, min_saving=0, fit={"arrange": "none"})
+    assert len(ghosts(ghosted.module)) == 4
+    assert_exact(model, ghosted)
+
+
+@shortcuts
+def test_filters_of_pixels_and_mixtures_become_pointwise_ghosts_of_low_rank(shortcut: bool) -> None:
+    model = two_blocks(lambda c, n: of_pixels(c, n, 2, mixed=1), shortcut)
+    ghosted = fitted(model, pointwise=1, min_saving=0, fit={"arrange": "none"})
+    assert all(isinstance(ghost.pointwise, nn.Sequential) for ghost in ghosts(ghosted.module).values())
+    assert_exact(model, ghosted)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_intercepts_go_to_biases_where_there_are_any_and_else_to_norms(bias: bool) -> None:
+    """Of joint ghosts, too, whose maps are far from zero in the mean."""
+
+    def conv(c: int, n: int) -> nn.Conv2d:
+        made = of_mixtures(c, n)
+        made.bias = nn.Parameter(5 * torch.randn(n)) if bias else None
+        return made
+
+    torch.manual_seed(0)
+    layers: Iterator[nn.Module] = iter([conv(8, 12), nn.ReLU(), conv(12, 8), nn.BatchNorm2d(8), nn.ReLU()])
+    model = settled(nn.Sequential(conv_bn(3, 8), *layers, head(8)))
+    assert_exact(model, fitted(model, pointwise="full", min_saving=0))
+
+
+def test_groups_have_ghosts_of_their_own() -> None:
+    torch.manual_seed(0)
+    halves = [of_pixels(4, 6, 2).weight for _ in range(2)]
+    conv = with_filters(nn.Conv2d(8, 12, 3, padding=1, groups=2, bias=False), torch.cat(halves))
+    model = settled(nn.Sequential(conv_bn(3, 8), conv, nn.BatchNorm2d(12), nn.ReLU(), head(12)))
+    assert_exact(model, fitted(model, pointwise="none", min_saving=0, fit={"arrange": "none"}))
+
+
+@pytest.mark.parametrize("pointwise", ["none", "full"])
+def test_linear_layers_become_ghosts_too(pointwise: str) -> None:
+    """Multiples of others without a pointwise convolution, mixtures with one; multiples are found in any order."""
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 12, bias=False)
+    with torch.no_grad():
+        if pointwise == "full":
+            linear.weight[6:] = torch.randn(6, 6) @ linear.weight[:6]
+        else:
+            linear.weight[6:] = torch.randn(6, 1) * linear.weight[:6]
+            linear.weight.copy_(linear.weight[torch.randperm(12)])
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = settled(nn.Sequential(conv_bn(3, 8), *pooled, linear, nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4)))
+    ghosted = fitted(model, pointwise=pointwise, min_saving=0, also=("classifier",), exclude=("6",))
+    assert isinstance(ghosted.module.get_submodule("3"), CGhostLinear)
+    assert relative_error(model, ghosted.module) < EXACT
+
+
+# -- networks that can do with fewer channels ------------------------------------------------------------------
+
+
+def with_copies(one: nn.Conv2d, norm: nn.BatchNorm2d, two: nn.Module, dead: bool) -> None:
+    """Let half of the channels between two layers be weak copies of the others behind the rectifier; some unread.
+
+    Copies differ from what they copy by a positive factor; all stand in a random order.
+    """
+    n = one.out_channels
+    factor = 0.1 + 0.4 * torch.rand(n // 2)
+    again = torch.cat([torch.arange(n // 2)] * 2)
+    scale = torch.cat([torch.ones(n // 2), factor])
+    places = torch.randperm(n)
+    with torch.no_grad():
+        one.weight.copy_((one.weight[again] * scale[:, None, None, None])[places])
+        norm.running_mean.copy_((norm.running_mean[again] * scale)[places])
+        norm.running_var.copy_(((norm.running_var[again] + norm.eps) * scale.square() - norm.eps)[places])
+        gain = torch.cat([torch.ones(n // 2), 0.5 + torch.rand(n // 2)])
+        norm.weight.copy_((norm.weight[again] * gain)[places])
+        norm.bias.copy_((norm.bias[again] * gain)[places])
+        if dead:
+            two.weight[:, places >= n * 3 // 4] = 0
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["some-unread", "all-read"])
+def test_thin_blocks_do_without_copies_and_what_nobody_reads(dead: bool) -> None:
+    """Inside blocks; the layers after take the copies' part over."""
+    torch.manual_seed(0)
+    blocks = [Body(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1), True) for _ in range(2)]
+    model = settled(nn.Sequential(conv_bn(3, 8), *blocks, head(8)))
+    for block in blocks:
+        block.one.bias = None
+        with_copies(block.one, block.norm1, block.two, dead)
+    ghosted = fitted(model, method="thin", width=0.5, round_to=1)
+    assert [ghosted.module.get_submodule(f"{i}.one").out_channels for i in (1, 2)] == [8, 8]
+    assert_exact(model, ghosted)
+
+
+def test_thin_blocks_do_without_mixtures_where_no_activation_is_between() -> None:
+    torch.manual_seed(0)
+    bodies = [nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.Conv2d(16, 8, 3, padding=1)) for _ in range(2)]
+    for one, _ in bodies:
+        with torch.no_grad():
+            one.weight[8:] = 0.2 * torch.einsum("ij,jchw->ichw", torch.randn(8, 8), one.weight[:8])
+    model = settled(nn.Sequential(conv_bn(3, 8), *(Residual(body, 8, 8, 1) for body in bodies), head(8)))
+    assert_exact(model, fitted(model, method="thin", width=0.5, round_to=1))
+
+
+def test_a_narrower_network_does_without_copies_and_what_nobody_reads() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv_bn(3, 16), conv_bn(16, 16, 1), conv_bn(16, 16), head(16))
+    settled(model)
+    for part, after, dead in ((0, model[1][0], False), (1, model[2][0], True)):
+        with_copies(model[part][0], model[part][1], after, dead)
+    with_copies(model[2][0], model[2][1], model[3][2], False)
+    assert_exact(model, fitted(model, method="width", width=0.5, round_to=1, keep="strongest"))
+
+
+@pytest.mark.parametrize("method", ["thin", "width"])
+def test_nothing_is_lost_where_what_is_dropped_was_dead(method: str) -> None:
+    """Weak filters that nobody reads: the thinner network is exact at once, and stays so."""
+    torch.manual_seed(0)
+    model = settled(nn.Sequential(conv_bn(3, 16), conv_bn(16, 16), head(16)))
+    with torch.no_grad():
+        for index, reader in ((0, model[1][0]), (1, model[2][2])):
+            places = torch.randperm(16)[:8]
+            model[index][0].weight[places] *= 0.01
+            reader.weight[:, places] = 0
+    ghosted = fitted(model, method=method, width=0.5, round_to=1, keep="strongest")
+    assert ghosted.fit is not None and ghosted.fit.error <= ghosted.fit.unfitted < 1e-9
+    assert relative_error(model, ghosted.module) < EXACT
+
+
+# -- stages ----------------------------------------------------------------------------------------------------
+
+
+def apart(block: Residual) -> Residual:
+    """Let both halves of a block's channels keep to themselves; what the second adds is a 1x1 map, and positive."""
+    (conv1, norm, _), conv2 = block.body
+    with torch.no_grad():
+        for conv in (conv1, conv2):
+            conv.weight[:8, 8:] = 0
+            conv.weight[8:] = 0
+            conv.weight[8:, 8:, 1, 1] = torch.rand(8, 8) / 8
+        conv2.bias[8:] = 0
+        norm.running_mean[8:] = norm.bias[8:] = 0  # what is positive stays so
+        norm.running_var[8:] = 1
+    return block
+
+
+def basic_block(c: int, n: int, stride: int) -> Residual:
+    body = nn.Sequential(nn.Conv2d(c, n, 3, stride, 1, bias=False), nn.BatchNorm2d(n), nn.ReLU())
+    return Residual(nn.Sequential(body, nn.Conv2d(n, n, 3, padding=1)), c, n, stride)
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("cheap", ["1x1", "3x3"])
+def test_a_stage_whose_ghosts_are_a_map_of_its_first_block_becomes_one(end: bool, cheap: str) -> None:
+    torch.manual_seed(0)
+    blocks = [basic_block(8, 16, 2), *(basic_block(16, 16, 1) for _ in range(3))]
+    model = settled(nn.Sequential(conv_bn(3, 8), nn.Sequential(*blocks), head(16)))
+    for block in blocks[1:]:
+        apart(block)
+    ghosted = fitted(model, method="g-ghost", end=end, cheap=cheap, keep="first", round_to=1)
+    (stage,) = (part for part in ghosted.module.modules() if isinstance(part, GGhostStage))
+    assert stage.kept == 8 and (stage.end is not None) == end
+    assert_exact(model, ghosted)
+
+
+def test_a_mix_operation_makes_what_is_added_to_whole_maps() -> None:
+    """Ghosts of the first block's maps, and of the mean of the thin path's."""
+
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pooled = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.Linear(16, 16, bias=False)
+            with torch.no_grad():
+                self.conv.weight[:8, 8:] = self.conv.weight[8:] = 0
+                self.pooled.weight[:8] = self.pooled.weight[:, 8:] = 0
+                self.pooled.weight[8:, :8].uniform_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x + self.conv(x) + self.pooled(x.mean((2, 3)))[:, :, None, None])
+
+    torch.manual_seed(0)
+    model = settled(nn.Sequential(conv_bn(3, 16, stride=2), nn.Sequential(*(Pooling() for _ in range(3))), head(16)))
+    many = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    assert_exact(model, fitted(model, many, method="g-ghost", end=False, keep="first", round_to=1))
+
+
+# -- any network -----------------------------------------------------------------------------------------------
+
+EAGER: dict[str, Any] = {"also": get_args(Role), "min_saving": 0}
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {**EAGER, "pointwise": "none"},
+    "pointwise": {**EAGER, "pointwise": "full"},
+    "low-rank": {**EAGER, "pointwise": 1},
+    "g-ghost": {"method": "g-ghost"},
+    "thin": {"method": "thin", "width": 0.5, "round_to": 1},
+    "width": {"method": "width", "width": 0.5, "round_to": 1},
+}
+SEVERAL_INPUTS = ("by-name", "nested")
+UNREADABLE = ("subclassed", "parametrised", "in-place", "attentive")
+UNFIT = ("shuffled", "functional", "scaled-stage", "shuffle-stage")
+"""Nets whose channels cannot be followed, or whose code cannot work with fewer of them."""
+NETS = {net.name: net for net in ZOO}
+GHOSTED = [net for net in ZOO if net.name not in SEVERAL_INPUTS]
+NARROWED = [net for net in GHOSTED if net.name not in (*UNREADABLE, *UNFIT)]
+CASES = [
+    *((net, "plain") for net in GHOSTED),
+    *((net, "pointwise") for net in GHOSTED),
+    *((net, "low-rank") for net in GHOSTED if net.name in ("bottlenecks", "mobile", "residual-stage")),
+    *((net, "g-ghost") for net in ZOO if net.stages),
+    *((net, method) for net in NARROWED for method in ("thin", "width")),
+]
+each_case = pytest.mark.parametrize(
+    ("net", "method"), [pytest.param(net, method, id=f"{net.name}-{method}") for net, method in CASES]
+)
+
+
+@dataclass
+class Case:
+    """One net, converted and fitted, with what else there was to be seen."""
+
+    model: nn.Module
+    images: Tensor
+    traced: Traced
+    plan: Plan
+    ghosted: Ghosted
+    renewed: dict[int, tuple[dict[str, Tensor], Seen]]
+    """By the id of a norm, its state before it was renewed, and what it saw."""
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+    @property
+    def kept_fit(self) -> bool:
+        """Whether the fit was any good."""
+        return not any("as carried over" in note for note in self.ghosted.fit.notes)  # type: ignore[union-attr]
+
+
+def visible(traced: Traced, model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """What somebody could notice a change in: two modules' tensors, modes and attributes, images, random states."""
+    seen: dict[str, Any] = {"images": images.tolist(), "random": torch.get_rng_state().tolist()}
+    for which, root in (("model", model), ("traced", traced.module)):
+        for name, tensor in root.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor):
+                version = tensor._version if which == "model" else 0
+                seen[f"{which} {name}"] = (id(tensor), version, tensor.requires_grad, tensor.grad, tensor.tolist())
+        for name, part in root.named_modules():
+            plain = {k: v for k, v in vars(part).items() if v is None or isinstance(v, (bool, int, float, str))}
+            seen[f"{which} {name} attributes"] = plain
+    return seen
+
+
+@cache
+def case(name: str, method: str) -> Case:
+    net = NETS[name]
+    example = net.example()
+    images = torch.randn(24, *example.shape[1:], generator=torch.Generator().manual_seed(3))
+    model = settled(net.build(), images)
+    for part, mode in zip(model.modules(), [part.training for part in net.build().modules()], strict=True):
+        part.training = mode
+    traced, proposal = planned(model, example, **METHODS[method])
+    renewed: dict[int, tuple[dict[str, Tensor], Seen]] = {}
+
+    def renew(norm: nn.Module, seen: Seen) -> None:
+        renewed[id(norm)] = copy.deepcopy(norm.state_dict()), seen
+        real_renew(norm, seen)
+
+    before = visible(traced, model, images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "renew", renew)
+        ghosted = rewrite_fitted(traced, proposal, images)
+    return Case(model, images, traced, proposal, ghosted, renewed, before, visible(traced, model, images))
+
+
+def ghosts(module: nn.Module) -> dict[str, CGhost]:
+    return {name: part for name, part in module.named_modules() if isinstance(part, CGhost)}
+
+
+def missed(model: nn.Module, other: nn.Module, batches: list[Tensor], kind: torch.dtype) -> float:
+    """Squared difference of outputs over their variance within batches."""
+    wrong = total = 0.0
+    for batch in batches:
+        for wanted, found in zip(*(outputs(one, batch.to(kind)) for one in (model, other)), strict=True):
+            wrong += float((found.double() - wanted.double()).square().sum())
+            total += float((wanted.double() - wanted.double().mean(0)).square().sum())
+    return wrong / total
+
+
+def tolerances(the: Case) -> dict[str, float]:
+    """Of an error counted again; in half precision, rounding is an error of its own."""
+    exact = all(p.dtype in (torch.float32, torch.float64) for p in the.model.parameters())
+    return {"rel": 1e-3, "abs": 1e-6} if exact else {"rel": 0.2, "abs": 0.02}
+
+
+@each_case
+def test_the_model_its_recording_and_the_images_are_untouched(net: Net, method: str) -> None:
+    the = case(net.name, method)
+    assert the.after.keys() == the.before.keys()
+    assert [key for key in the.before if the.after[key] != the.before[key]] == []
+
+
+@each_case
+def test_what_is_missed_of_the_outputs_is_as_told_and_never_more_than_before(net: Net, method: str) -> None:
+    """Counted again on the images held out; of what it was unfitted, too, where no channels were arranged first."""
+    the = case(net.name, method)
+    found = the.ghosted.fit
+    assert found is not None and found.images == 24 and found.layers
+    held, kind = batched(the.images)[-1:], next(the.model.parameters()).dtype
+    again = missed(the.model, the.ghosted.module, held, kind)
+    assert again == pytest.approx(found.error, **tolerances(the))
+    assert found.error <= found.unfitted
+    if method in ("g-ghost", "thin", "width"):
+        carried = missed(the.model, rewrite(the.traced, the.plan).module, held, kind)
+        assert carried == pytest.approx(found.unfitted, **tolerances(the))
+
+
+@each_case
+def test_every_part_is_told_of_and_no_worse_where_it_is_fitted(net: Net, method: str) -> None:
+    """Fitted parts are layers of the network, each once; what is missed there is finite."""
+    the = case(net.name, method)
+    layers = the.ghosted.fit.layers  # type: ignore[union-attr]
+    names = [layer.target for layer in layers]
+    assert len(names) == len(set(names))
+    kinds = {"ghost": CGhost, "layer": (nn.Conv2d, nn.Linear), "stage": GGhostStage}
+    for layer in layers:
+        assert isinstance(the.ghosted.module.get_submodule(layer.target), kinds[layer.kind])
+        assert math.isfinite(layer.before) and math.isfinite(layer.error) and layer.positions > 0
+    twice = {"aliased": {"body.0"}, "shared-head": {"shared", "out"}}.get(net.name, set())
+    made = set(ghosts(the.ghosted.module))
+    assert made - set(names) == twice & made
+
+
+@each_case
+def test_the_result_has_the_modes_names_kinds_and_places_of_a_rewrite(net: Net, method: str) -> None:
+    """But for the orders of ghosts, and what images decide."""
+    the = case(net.name, method)
+    plainly = rewrite(the.traced, the.plan).module
+    old, new = dict(plainly.named_modules()), dict(the.ghosted.module.named_modules())
+    assert list(old) == list(new)
+    one, other = ([(type(part).__name__, part.training) for part in parts.values()] for parts in (old, new))
+    assert one == other
+    before, after = plainly.state_dict(keep_vars=True), the.ghosted.module.state_dict(keep_vars=True)
+    assert list(before) == [name for name in after if not name.endswith(".order") or name in before]
+    for name, tensor in before.items():
+        if isinstance(tensor, Tensor):
+            other = after[name]
+            assert (tensor.shape, tensor.dtype, tensor.device) == (other.shape, other.dtype, other.device), name
+            assert tensor.requires_grad == other.requires_grad and type(tensor) is type(other)
+            assert not other.is_floating_point() or other.isfinite().all(), name
+
+
+@each_case
+def test_nothing_is_shared_with_the_model(net: Net, method: str) -> None:
+    the = case(net.name, method)
+
+    def memory(module: nn.Module) -> set[int]:
+        return {tensor.untyped_storage().data_ptr() for tensor in [*module.parameters(), *module.buffers()]}
+
+    assert memory(the.model).isdisjoint(memory(the.ghosted.module))
+    assert memory(the.traced.module).isdisjoint(memory(the.ghosted.module))
+
+
+@each_case
+def test_it_trains_from_where_it_stands(net: Net, method: str) -> None:
+    """Forward and backward in train mode; gradients are finite and reach what the fit wrote."""
+    the = case(net.name, method)
+    module = copy.deepcopy(the.ghosted.module).train()
+    given = module(the.images[:8].to(next(the.model.parameters()).dtype))
+    found = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    sum(leaf.float().square().mean() for leaf in found).backward()
+    for layer in the.ghosted.fit.layers:  # type: ignore[union-attr]
+        for name, parameter in module.get_submodule(layer.target).named_parameters():
+            assert not parameter.requires_grad or parameter.grad is not None, f"{layer.target}.{name}"
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+
+@each_case
+def test_renewed_norms_leave_the_function_as_it_was(net: Net, method: str) -> None:
+    """With the state of every norm from before it was renewed, the network gives the same in eval mode."""
+    the = case(net.name, method)
+    if not the.kept_fit:
+        return
+    renewed = {
+        name: the.renewed[id(norm)][0] for name, norm in norms(the.ghosted.module).items() if id(norm) in the.renewed
+    }
+    assert len(renewed) == len(the.renewed)
+    undone = copy.deepcopy(the.ghosted.module)
+    for name, state in renewed.items():
+        undone.get_submodule(name).load_state_dict(state)
+    kind = next(the.model.parameters()).dtype
+    for one, other in zip(*(outputs(m, the.images.to(kind)) for m in (the.ghosted.module, undone)), strict=True):
+        near = 0.05 if kind == torch.bfloat16 else 1e-4
+        assert torch.allclose(one, other, rtol=near, atol=near * float(one.abs().max()))
+
+
+@each_case
+def test_renewed_norms_hold_the_statistics_of_what_they_see(net: Net, method: str) -> None:
+    """Over the calibration images, in eval mode; but for channels that do not vary."""
+    the = case(net.name, method)
+    kind = next(the.model.parameters()).dtype
+    if not the.kept_fit or kind == torch.bfloat16:
+        return
+    module, seen = copy.deepcopy(the.ghosted.module).eval(), {}
+    for name, norm in norms(module).items():
+        if id(the.ghosted.module.get_submodule(name)) in the.renewed:
+            norm.register_forward_pre_hook(lambda part, args, name=name: seen.setdefault(name, []).append(args[0]))
+    with torch.no_grad():
+        for batch in batched(the.images):
+            module(batch.to(kind))
+    assert len(seen) == len(the.renewed)
+    for name, inputs in seen.items():
+        y, norm = torch.cat(inputs).double().transpose(0, 1).flatten(1), module.get_submodule(name)
+        mean, var = y.mean(1), y.var(1, unbiased=False)
+        varies = var > 1e-6 * var.max()
+        scale = var.sqrt() + norm.eps**0.5
+        assert ((norm.running_mean - mean).abs() <= 1e-3 * scale)[varies].all(), name
+        assert torch.allclose(norm.running_var.double()[varies], var[varies], rtol=1e-3), name
+
+
+@each_case
+def test_fitting_is_deterministic(net: Net, method: str) -> None:
+    """Another recording of an equal net, at another random state, gives the same bits; on some nets of every kind."""
+    if net.name not in ("plain", "bottlenecks", "mobile", "resnet8", "grouped-stage", "next-stage", "in-place"):
+        return
+    the = case(net.name, method)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        again = rewrite_fitted(trace(the.model, net.example()), the.plan, the.images)
+    state, expected = again.module.state_dict(), the.ghosted.module.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(value, state[name]) for name, value in expected.items() if isinstance(value, Tensor))
+    assert again.fit.model_copy(update={"seconds": 0}) == the.ghosted.fit.model_copy(update={"seconds": 0})  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("net", "method"), [(net, method) for net, method in CASES if method in ("plain", "g-ghost")])
+def test_a_run_folder_gives_the_fitted_module_back(net: Net, method: str, tmp_path: Any) -> None:
+    the = case(net.name, method)
+    save(the.ghosted, tmp_path / "run")
+    again = load(tmp_path / "run", model=net.build(), example=net.example())
+    assert again.plan == the.ghosted.plan
+    images = the.images.to(next(the.model.parameters()).dtype)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(outputs(again.module, images), outputs(the.ghosted.module, images), strict=True)
+    )
+
+
+@pytest.mark.parametrize("method", ["plain", "thin"])
+@pytest.mark.parametrize("name", SEVERAL_INPUTS)
+def test_nets_that_take_several_inputs_are_refused(name: str, method: str) -> None:
+    if (name, method) == ("nested", "thin"):
+        return  # has nothing to be thinned
+    net = NETS[name]
+    traced, proposal = planned(net.build(), net.example(), **METHODS[method])
+    assert_refused("takes other inputs than one tensor of images", traced, proposal, IMAGES)
+
+
+# -- settings --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"compensate": False}, {"rectified": False}, {"kept": False}, {"joint": False}], ids=str
+)
+@pytest.mark.parametrize("method", ["plain", "pointwise", "thin"])
+def test_every_switch_gives_a_fit(method: str, change: dict[str, bool]) -> None:
+    ghosted = fitted(settled(residual()), fit=change, **METHODS[method])
+    assert ghosted.fit is not None and ghosted.fit.error < 0.2 * ghosted.fit.unfitted
+
+
+def test_layers_that_are_kept_are_fitted_only_where_that_is_wanted() -> None:
+    """Else they have the weights they had."""
+    torch.manual_seed(0)
+    model = settled(mobile())
+    for wanted in (True, False):
+        ghosted = fitted(model, fit={"kept": wanted, "arrange": "none"}, min_saving=0)
+        kinds = {layer.kind for layer in ghosted.fit.layers}  # type: ignore[union-attr]
+        assert kinds == ({"ghost", "layer"} if wanted else {"ghost"})
+        kept = {name: part for name, part in model.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))}
+        same = {
+            name
+            for name, part in kept.items()
+            if not isinstance(new := ghosted.module.get_submodule(name), CGhost)
+            and torch.equal(new.weight, part.weight)
+        }
+        swapped = {swap.target for swap in ghosted.plan.swaps}
+        assert same == set(kept) - swapped if not wanted else "0.0" in same < set(kept) - swapped
+
+
+@pytest.mark.parametrize("how", ["none", "auto"])
+def test_without_a_fit_it_is_a_rewrite(how: Any) -> None:
+    """By wish, and where there are no images."""
+    traced, proposal = planned(plain(), IMAGES[:2])
+    ghosted = rewrite_fitted(traced, proposal, IMAGES if how == "none" else None, FitSettings(how=how))
+    wanted = rewrite(traced, proposal).module.state_dict()
+    assert ghosted.fit is None
+    assert all(torch.equal(value, wanted[name]) for name, value in ghosted.module.state_dict().items())
+
+
+def test_progress_is_told_part_by_part() -> None:
+    told: list[tuple[int, int]] = []
+    traced, proposal = planned(residual(), IMAGES[:2], min_saving=0)
+    ghosted = rewrite_fitted(traced, proposal, IMAGES, told=lambda done, total: told.append((done, total)))
+    parts = len(ghosted.fit.layers)  # type: ignore[union-attr]
+    assert told == [(done, parts) for done in range(parts + 1)]
+
+
+def test_no_more_images_are_used_than_asked_for() -> None:
+    model = settled(plain())
+    few = fitted(model, IMAGES, fit={"images": 16}, min_saving=0)
+    same = fitted(model, IMAGES[:16], min_saving=0)
+    assert few.fit is not None and few.fit.images == 16
+    assert all(torch.equal(a, b) for a, b in zip(few.module.parameters(), same.module.parameters(), strict=True))
+
+
+# -- few images, dead channels, dtypes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["plain", "pointwise", "thin"])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_few_images_do_no_harm(count: int, method: str) -> None:
+    ghosted = fitted(settled(residual()), IMAGES[:count], **METHODS[method])
+    found = ghosted.fit
+    assert found is not None and found.images == count and found.error <= found.unfitted
+    assert all(tensor.isfinite().all() for tensor in ghosted.module.state_dict().values())
+
+
+def test_a_layer_with_fewer_positions_than_unknowns_is_named() -> None:
+    """Of the rest nothing is said."""
+    torch.manual_seed(0)
+    model = settled(nn.Sequential(conv_bn(3, 8), conv_bn(8, 8), nn.AdaptiveAvgPool2d(1), conv_bn(8, 64, 1), head(64)))
+    ghosted = fitted(model, IMAGES[:16], min_saving=0, also=("pooled",))
+    (note,) = ghosted.fit.notes  # type: ignore[union-attr]
+    assert note.startswith("4.2 has 64 unknowns per filter and 16 positions") and note.endswith("better.")
+
+
+@pytest.mark.parametrize("method", ["plain", "pointwise", "low-rank", "thin"])
+@pytest.mark.parametrize("silent", [0, 5, slice(0, 8), slice(None)], ids=str)
+def test_channels_that_a_norm_silences_do_no_harm(method: str, silent: Any) -> None:
+    """Intrinsic maps, ghosts, or all; in the output they stay silent, and training could wake them."""
+    torch.manual_seed(0)
+    model = settled(nn.Sequential(conv_bn(3, 8), conv_bn(8, 16), conv_bn(16, 16), head(16)))
+    with torch.no_grad():
+        model[1][1].weight[silent] = 0
+    ghosted = fitted(model, **METHODS[method])
+    assert ghosted.fit is not None and ghosted.fit.error <= ghosted.fit.unfitted
+    assert all(tensor.abs().max() < 1e3 for tensor in ghosted.module.parameters())
+    layer: Any = ghosted.module[1][0]
+    primary = layer.primary if isinstance(layer, CGhost) else layer
+    assert (primary.weight.flatten(1).norm(dim=1) > 1e-3).all()
+
+
+def test_weights_are_finite_where_features_repeat() -> None:
+    """Two channels alike, one that is constant, and one of zeros."""
+    torch.manual_seed(0)
+    model = settled(nn.Sequential(conv_bn(3, 8), conv_bn(8, 16), conv_bn(16, 16), head(16)))
+    with torch.no_grad():
+        conv, norm, _ = model[1]
+        conv.weight[1], conv.weight[2] = conv.weight[0], 0
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor[1] = tensor[0]
+        norm.bias[2], norm.bias[3], norm.weight[3] = 3.0, -1.0, 0
+    for method in ("plain", "pointwise", "thin", "width"):
+        ghosted = fitted(model, **METHODS[method])
+        assert all(tensor.isfinite().all() for tensor in ghosted.module.state_dict().values())
+        assert ghosted.fit is not None and ghosted.fit.error < ghosted.fit.unfitted
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", ["plain", "pointwise", "thin"])
+def test_other_dtypes_come_back(kind: torch.dtype, method: str) -> None:
+    """The fit works in float32 and gives back what it was given, as good as a float32 network's within rounding."""
+    torch.manual_seed(0)
+    model = settled(plain())
+    exact = fitted(model, **METHODS[method])
+    traced, proposal = planned(copy.deepcopy(model).to(kind), IMAGES[:2].to(kind), **METHODS[method])
+    ghosted = rewrite_fitted(traced, proposal, IMAGES)
+    assert {tensor.dtype for tensor in ghosted.module.state_dict().values() if tensor.is_floating_point()} == {kind}
+    assert all(tensor.dtype == kind for tensor in traced.module.parameters())
+    assert ghosted.fit is not None and exact.fit is not None
+    assert ghosted.fit.error == pytest.approx(exact.fit.error, rel=0.5)
+    (wanted,), (found,) = outputs(exact.module, IMAGES), outputs(ghosted.module, IMAGES.to(kind))
+    assert found.dtype == kind
+    assert (found - wanted).abs().max() < (1e-3 if kind == torch.float64 else 0.5) * wanted.abs().max()
+
+
+class Mixed(nn.Module):
+    """A part in half precision between others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv_bn(3, 8), conv_bn(8, 16).to(torch.bfloat16), head(16)
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x).to(self.body[1].weight.dtype))
+        return self.head(x.to(self.head[2].weight.dtype) * self.scale)
+
+
+def test_every_tensor_gets_its_own_dtype_back() -> None:
+    """New ones that of what they took the place of."""
+    torch.manual_seed(0)
+    model = settled(Mixed())
+    ghosted = fitted(model, min_saving=0, exclude=("head.*",), also=("stem",))
+    wanted = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    for name, tensor in ghosted.module.state_dict().items():
+        layer = next((swap.target for swap in ghosted.plan.swaps if name.startswith(f"{swap.target}.")), None)
+        assert tensor.dtype == wanted[name if layer is None else f"{layer}.weight"], name
+    assert ghosted.module.get_submodule("body.1").running_mean.dtype == torch.bfloat16
+
+
+# -- structures that need care ---------------------------------------------------------------------------------
+
+
+class SharedNorm(nn.Module):
+    """One norm behind two convolutions without a bias: no intercept may go into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = conv_bn(3, 8), nn.BatchNorm2d(8), head(8)
+        self.one, self.two = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.one(self.stem(x))))
+        return self.head(F.relu(self.norm(self.two(x))))
+
+
+@pytest.mark.parametrize("method", ["plain", "pointwise"])
+def test_a_norm_that_is_used_twice_stays_as_it_is(method: str) -> None:
+    torch.manual_seed(0)
+    model = settled(SharedNorm())
+    ghosted = fitted(model, **METHODS[method])
+    new, old = ghosted.module.norm.state_dict(), model.norm.state_dict()
+    assert all(torch.equal(old[name], value) for name, value in new.items())
+    last = ghosted.fit.layers[-1]  # type: ignore[union-attr]
+    assert last.target == "head.2" and ghosted.fit.error == pytest.approx(last.error, rel=0.05)  # type: ignore[union-attr]
+
+
+class TiedLayers(nn.Module):
+    """Two kept layers over one weight, of which neither may be fitted by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv_bn(3, 8), conv_bn(8, 8), head(8)
+        self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(F.relu(self.one(self.body(self.stem(x))))))
+
+
+def test_tied_layers_that_are_kept_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = settled(TiedLayers())
+    ghosted = fitted(model, min_saving=0, exclude=("one", "two"))
+    assert {layer.target for layer in ghosted.fit.layers} == {"body.0", "head.2"}  # type: ignore[union-attr]
+    assert ghosted.module.one.weight is ghosted.module.two.weight
+    assert torch.equal(ghosted.module.one.weight, model.one.weight)
+
+
+class Rows(nn.Module):
+    """A linear layer over rows, whose norm is one of the rows and not of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.linear = conv_bn(3, 6), conv_bn(6, 6), nn.Linear(64, 10)
+        self.norm, self.out = nn.BatchNorm1d(6), nn.Linear(60, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.norm(self.linear(self.body(self.stem(x)).flatten(2)))).flatten(1))
+
+
+def test_a_linear_layer_over_rows_is_fitted() -> None:
+    torch.manual_seed(0)
+    ghosted = fitted(settled(Rows()), min_saving=0)
+    fits = {layer.target: layer for layer in ghosted.fit.layers}  # type: ignore[union-attr]
+    assert "linear" in fits and fits["linear"].error <= fits["linear"].before * 1.01
+
+
+class Idle(nn.Module):
+    """Identities and dropouts wherever a network may have them, as timm's do."""
+
+    def __init__(self, idle: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.one, self.two = conv_bn(3, 8), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm1, self.norm2, self.head = nn.BatchNorm2d(8), nn.BatchNorm2d(8), head(8)
+        self.idle = idle
+        self.drop, self.path = nn.Dropout(0.5), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if not self.idle:
+            return self.head(F.relu(self.norm2(self.two(F.relu(self.norm1(self.one(x))))) + x))
+        y = self.drop(F.relu(self.path(self.norm1(self.path(self.one(x))))))
+        return self.head(self.path(F.relu(self.path(self.norm2(self.path(self.two(y)))) + x)))
+
+
+def test_what_does_nothing_changes_nothing() -> None:
+    without, within = settled(Idle(False)), Idle(True).eval()
+    within.load_state_dict(without.state_dict())
+    one, other = (fitted(model, min_saving=0).module.state_dict() for model in (without, within))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class WritesItsInput(nn.Module):
+    def __init__(self, how: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.body = how, plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.how(x)
+        return self.body(x)
+
+
+@pytest.mark.parametrize("how", [lambda x: x.sub_(0.5), lambda x: x[:, :1].zero_(), lambda x: x.__setitem__(0, 1.0)])
+def test_a_network_that_writes_into_its_images_writes_into_others(how: Callable[[Tensor], Any]) -> None:
+    images = IMAGES.clone()
+    ghosted = fitted(settled(WritesItsInput(how)), images, min_saving=0)
+    assert torch.equal(images, IMAGES)
+    assert ghosted.fit is not None and ghosted.fit.error < ghosted.fit.unfitted
+
+
+def test_what_a_network_remembers_of_its_runs_is_not_of_the_fit() -> None:
+    model = Counting().eval()
+    traced, proposal = planned(model, IMAGES[:2], min_saving=0)
+    ghosted = rewrite_fitted(traced, proposal, IMAGES)
+    for one in (model, traced.module, ghosted.module):
+        assert (one.times, one.last, int(one.calls)) == (0, None, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_fit_is_the_same_in_either_mode_and_the_mode_stays(mode: bool) -> None:
+    torch.manual_seed(0)
+    model = settled(residual())
+    wanted = fitted(model, **METHODS["plain"]).module.state_dict()
+    module = fitted(model.train(mode), **METHODS["plain"]).module
+    assert all(part.training == mode for part in module.modules())
+    assert all(torch.equal(wanted[name], value) for name, value in module.state_dict().items())
+
+
+def test_parts_with_norms_of_their_own_are_left_and_what_follows_is_fitted() -> None:
+    torch.manual_seed(0)
+    ghosted = fitted(settled(residual()), min_saving=0, parts="norm-act", include=("1.body.0.0",))
+    targets = {layer.target for layer in ghosted.fit.layers}  # type: ignore[union-attr]
+    assert "1.body.0.0" not in targets and "1.body.1" in targets
+
+
+# -- what is refused -------------------------------------------------------------------------------------------
+
+
+def assert_refused(reason: str, *args: Any, error: type[Exception] = FitError, **settings: Any) -> None:
+    """In one sentence (and, it may be, what to do), and without a trace."""
+    with pytest.raises(error, match=reason) as refused:
+        rewrite_fitted(*args, **settings)
+    message = str(refused.value)
+    assert "\n" not in message and message.endswith((".", "?")) and message[0] == message[0].upper()
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (torch.zeros(0, 3, 8, 8), "no calibration images"),
+        (torch.zeros(8), "no calibration images"),
+        ([1, 2, 3], "no calibration images"),
+        (torch.zeros(8, 3, 16, 16), "are 3x16x16 and Sequential was recorded on 3x8x8"),
+        (torch.zeros(8, 1, 8, 8), "are 1x8x8 and Sequential was recorded on 3x8x8"),
+        (torch.zeros(3, 8, 8), "are 8x8 and"),
+    ],
+    ids=["none", "flat", "list", "size", "channels", "one"],
+)
+def test_images_that_do_not_fit_are_refused(images: Any, reason: str) -> None:
+    traced, proposal = planned(plain(), IMAGES[:2], min_saving=0)
+    assert_refused(reason, traced, proposal, images)
+
+
+def test_data_without_images_is_refused() -> None:
+    traced, proposal = planned(plain(), IMAGES[:2], min_saving=0)
+    assert_refused("no calibration images", traced, proposal, None, FitSettings(how="data"))
+
+
+@pytest.mark.parametrize("method", ["plain", "pointwise"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["1.0.weight", "2.1.running_mean", "2.1.weight"])
+def test_a_layer_that_gives_what_is_not_finite_is_named(method: str, value: float, where: str) -> None:
+    """The layer itself, or the one before a norm that does."""
+    torch.manual_seed(0)
+    model = settled(plain())
+    with torch.no_grad():
+        model.state_dict()[where][0] = value
+    traced, proposal = planned(model, IMAGES[:2], **METHODS[method])
+    name = where.rpartition(".")[0].replace("2.1", "2.0")
+    assert_refused(f"{name} of the original gives values that are not finite", traced, proposal, IMAGES)
+
+
+def test_images_that_are_not_finite_are_refused() -> None:
+    images = IMAGES.clone()
+    images[3, 0, 2, 2] = math.nan
+    traced, proposal = planned(plain(), IMAGES[:2], min_saving=0)
+    assert_refused("not finite", traced, proposal, images)
+
+
+def test_a_network_on_the_meta_device_is_refused() -> None:
+    with torch.device("meta"):
+        traced, proposal = planned(plain(), torch.empty(2, 3, 8, 8), min_saving=0)
+    assert_refused("Sequential is on the meta device", traced, proposal, IMAGES)
+
+
+class FromList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain()
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.body(images[0])
+
+
+@pytest.mark.parametrize("example", [([IMAGES[:2]],), {"images": [IMAGES[:2]]}], ids=["list", "keyword"])
+def test_a_network_that_takes_a_tensor_in_something_is_refused(example: Any) -> None:
+    traced, proposal = planned(FromList(), example, min_saving=0)
+    assert_refused("FromList takes other inputs", traced, proposal, IMAGES)
+
+
+class Chooses(nn.Module):
+    """Takes another way for other images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(-x if x.mean() > 5 else x)
+
+
+def test_a_network_that_goes_other_ways_for_other_images_is_refused() -> None:
+    images = IMAGES.clone()
+    images[-8:] += 10
+    traced, proposal = planned(settled(Chooses()), IMAGES[:2], min_saving=0)
+    assert_refused("Chooses does on other images something else", traced, proposal, images)
+
+
+def test_a_plan_is_checked_before_anything_is_done() -> None:
+    """One for another network, and one that changes nothing, as ``rewrite`` refuses them."""
+    traced, proposal = planned(plain(), IMAGES[:2], min_saving=0)
+    other, others = planned(residual(), IMAGES[:2], min_saving=0)
+    assert_refused("which Sequential does not have|made for another network", other, proposal, IMAGES, error=PlanError)
+    nothing = proposal.model_copy(update={"swaps": ()})
+    assert_refused("changes nothing", traced, nothing, IMAGES, error=PlanError)
+    assert len(others.swaps) != len(proposal.swaps)
+
+
+def test_a_layer_may_be_named_by_any_of_its_names() -> None:
+    net = NETS["aliased"]
+    traced, proposal = planned(net.build(), net.example(), **METHODS["plain"])
+    renamed = tuple(
+        swap.model_copy(update={"target": "again"}) if swap.target == "body.0" else swap for swap in proposal.swaps
+    )
+    found = [
+        rewrite_fitted(traced, proposal.model_copy(update={"swaps": swaps}), IMAGES)
+        for swaps in (proposal.swaps, renamed)
+    ]
+    states = [ghosted.module.state_dict() for ghosted in found]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
