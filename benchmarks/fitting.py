@@ -100,8 +100,8 @@ REFERENCE = "c-ghost"
 """The method whose MACs the others get."""
 SLACK = 1.001
 """How much above it they may be."""
-TRAIN = TrainSettings(lr=0.02, distill=0.7, temperature=4.0)
-BATCH = 128
+TRAIN = TrainSettings(lr=0.01, distill=0.7, temperature=4.0)
+BATCH = 64
 
 ABLATED = ("c-ghost-plain", "c-ghost", "g-ghost")
 LESS: tuple[dict[str, Any], ...] = (

@@ -46,7 +46,7 @@ Pointwise = Annotated[
     BeforeValidator(_known_pointwise),
     Field(
         description="1x1 convolution over all intrinsic maps, added to the ghosts: none, as in the papers; full; a "
-        "rank; auto: full for kernels larger than 1x1, else the largest rank within 5 % of the ghost's weights"
+        "rank; auto: full for kernels larger than 1x1, none for 1x1, where a full one would cost half a ghost"
     ),
 ]
 

@@ -655,12 +655,43 @@ def test_progress_is_told_part_by_part() -> None:
     assert told == [(done, parts) for done in range(parts + 1)]
 
 
-def test_no_more_images_are_used_than_asked_for() -> None:
+def test_images_that_are_noise_stand_in_for_none() -> None:
+    """As many as are set, the same every time; none that are given are looked at."""
     model = settled(plain())
-    few = fitted(model, IMAGES, fit={"images": 16}, min_saving=0)
-    same = fitted(model, IMAGES[:16], min_saving=0)
-    assert few.fit is not None and few.fit.images == 16
-    assert all(torch.equal(a, b) for a, b in zip(few.module.parameters(), same.module.parameters(), strict=True))
+    found = [fitted(model, images, fit={"how": "weights", "images": 64}, min_saving=0) for images in (IMAGES, -IMAGES)]
+    one, other = (ghosted.module.state_dict() for ghosted in found)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    told = found[0].fit
+    assert told is not None and (told.how, told.images) == ("weights", 64) and told.error < told.unfitted
+
+
+@pytest.mark.parametrize("method", ["plain", "thin"])
+def test_polish_goes_on_from_the_fit_and_never_back(method: str) -> None:
+    """By the error on images held out, counted again; norms then hold the statistics of what they see."""
+    model = settled(residual())
+    ghosted = fitted(model, fit={"how": "polish", "seconds": 1.0}, **METHODS[method])
+    plainly = fitted(model, **METHODS[method])
+    found = ghosted.fit
+    assert found is not None and found.how == "polish" and plainly.fit is not None
+    held = batched(IMAGES)[-1:]
+    assert found.polished == pytest.approx(missed(model, ghosted.module, held, torch.float32), rel=1e-3)
+    assert found.error == plainly.fit.error and found.polished <= found.error * (1 + 1e-6)
+    assert [part.training for part in ghosted.module.modules()] == [part.training for part in plainly.module.modules()]
+    module, seen = copy.deepcopy(ghosted.module).eval(), Seen()
+    norm = norms(module)["0.1"]
+    norm.register_forward_pre_hook(lambda part, args: seen(args[0]))
+    with torch.no_grad():
+        module(IMAGES)
+    assert torch.allclose(norm.running_mean.double(), seen.mean, atol=1e-5)
+    assert torch.allclose(norm.running_var.double(), seen.variance, rtol=1e-4)
+
+
+def test_polish_without_images_to_judge_by_changes_nothing() -> None:
+    model = settled(plain())
+    polished, plainly = (fitted(model, IMAGES[:7], fit={"how": how, "seconds": 1.0}) for how in ("polish", "data"))
+    images = torch.randn(16, 3, 8, 8)
+    (one,), (other,) = outputs(polished.module, images), outputs(plainly.module, images)
+    assert torch.allclose(one, other, atol=1e-5)
 
 
 # -- few images, dead channels, dtypes -------------------------------------------------------------------------
@@ -864,18 +895,29 @@ class WritesItsInput(nn.Module):
         return self.body(x)
 
 
+each_way = pytest.mark.parametrize("fit", [{}, {"how": "polish", "seconds": 0.1}], ids=["data", "polish"])
+
+
+@each_way
 @pytest.mark.parametrize("how", [lambda x: x.sub_(0.5), lambda x: x[:, :1].zero_(), lambda x: x.__setitem__(0, 1.0)])
-def test_a_network_that_writes_into_its_images_writes_into_others(how: Callable[[Tensor], Any]) -> None:
+def test_a_network_that_writes_into_its_images_writes_into_others(
+    how: Callable[[Tensor], Any], fit: dict[str, Any]
+) -> None:
     images = IMAGES.clone()
-    ghosted = fitted(settled(WritesItsInput(how)), images, min_saving=0)
+    model = settled(WritesItsInput(how))
+    ghosted = fitted(model, images, fit, min_saving=0)
     assert torch.equal(images, IMAGES)
-    assert ghosted.fit is not None and ghosted.fit.error < ghosted.fit.unfitted
+    found = ghosted.fit
+    assert found is not None and found.error < found.unfitted
+    told = found.error if found.polished is None else found.polished
+    assert told == pytest.approx(missed(model, ghosted.module, batched(IMAGES)[-1:], torch.float32), rel=1e-3)
 
 
-def test_what_a_network_remembers_of_its_runs_is_not_of_the_fit() -> None:
+@each_way
+def test_what_a_network_remembers_of_its_runs_is_not_of_the_fit(fit: dict[str, Any]) -> None:
     model = Counting().eval()
     traced, proposal = planned(model, IMAGES[:2], min_saving=0)
-    ghosted = rewrite_fitted(traced, proposal, IMAGES)
+    ghosted = rewrite_fitted(traced, proposal, IMAGES, FitSettings(**fit))
     for one in (model, traced.module, ghosted.module):
         assert (one.times, one.last, int(one.calls)) == (0, None, 0)  # type: ignore[arg-type]
 

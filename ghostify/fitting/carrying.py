@@ -78,13 +78,20 @@ def rewrite_fitted(
 
 
 def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Tensor, settings: FitSettings) -> Fit:
-    """What came of the fit and of the descent after it."""
+    """What came of the fit and of the descent after it.  Copies run, for a network may remember its runs."""
     began = time.perf_counter()
     batches = batched(images)
     free = len(batches) - len(batches) // HELD
-    with evaluating(original, module):
-        _, error = polish(original, module, batches[:free], batches[free:], settings.seconds)
-        renew_all(module, batches)
+    original, tried = copy.deepcopy(original), copy.deepcopy(module)
+    with evaluating(original, tried):
+        _, error = polish(original, tried, batches[:free], batches[free:], settings.seconds)
+        renew_all(tried, batches)
+    for part, other in zip(module.modules(), tried.modules(), strict=True):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        for parameter, found_one in zip(module.parameters(), tried.parameters(), strict=True):
+            parameter.copy_(found_one)
     took = found.seconds + time.perf_counter() - began
     return found.model_copy(update={"seconds": took, "polished": error})
 

@@ -50,7 +50,7 @@ def renew_all(module: nn.Module, batches: Sequence[Tensor]) -> None:
     try:
         with torch.no_grad():
             for batch in batches:
-                module(batch)
+                module(batch.clone())  # a network may write into what it is given
     finally:
         for hook in hooks:
             hook.remove()

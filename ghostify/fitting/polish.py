@@ -52,7 +52,7 @@ def _one_pass(
 ) -> None:
     for batch, aims in zip(batches, wanted, strict=True):
         with torch.enable_grad():
-            found = [leaf for leaf in tree_leaves(module(batch)) if isinstance(leaf, Tensor)]
+            found = [leaf for leaf in tree_leaves(module(batch.clone())) if isinstance(leaf, Tensor)]
             loss = torch.stack([_missed(one, aim) for one, aim in zip(found, aims, strict=True)]).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -64,7 +64,7 @@ def _one_pass(
 
 def _outputs(module: nn.Module, batch: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return [leaf for leaf in tree_leaves(module(batch)) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in tree_leaves(module(batch.clone())) if isinstance(leaf, Tensor)]
 
 
 def _error(module: nn.Module, batches: Sequence[Tensor], aims: Sequence[list[Tensor]]) -> float:

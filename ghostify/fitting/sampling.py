@@ -57,7 +57,7 @@ class Positions:
         if not self.maps:
             return x.reshape(-1, x.shape[-1])[index]
         x = x[:, :, None, None] if x.dim() == 2 else x
-        return x.flatten(2)[:, :, index].transpose(1, 2).reshape(-1, x.shape[1])
+        return _channels_last(x).index_select(1, index).flatten(0, 1)
 
     def patches(self, x: Tensor, layer: nn.Module, batch: int) -> Tensor:
         """What ``layer`` reads for it: (N, g, D), in the order of its weight's dimensions."""
@@ -67,14 +67,14 @@ class Positions:
         index = self.chosen[batch].to(x.device)
         corners = (index // self.width * layer.stride[0], index % self.width * layer.stride[1])
         taps = window(padded(x, layer), corners, layer.kernel_size, layer.dilation)  # type: ignore[arg-type]
-        return taps.permute(0, 3, 1, 2).reshape(-1, layer.groups, taps.shape[1] // layer.groups * taps.shape[2])
+        return taps.reshape(-1, layer.groups, taps.shape[2] // layer.groups * taps.shape[3])
 
     def shifts(self, y: Tensor, d: int, batch: int) -> Tensor:
         """The d x d neighbourhood in every map of ``y``, zero outside of it: (N, C, d·d)."""
         index = self.chosen[batch].to(y.device)
         around = F.pad(y, (d // 2,) * 4)
         taps = window(around, (index // self.width, index % self.width), (d, d), (1, 1))
-        return taps.permute(0, 3, 1, 2).flatten(0, 1)
+        return taps.flatten(0, 1)
 
 
 def _spread(batches: int, held: int, enough: float) -> list[int]:
@@ -92,13 +92,17 @@ def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def window(x: Tensor, corners: tuple[Tensor, Tensor], kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) at windows with their upper left corners at P places → (B, C, k·k', P)."""
+    """(B, C, H, W) at windows with their upper left corners at P places → (B, P, C, k·k')."""
     rows, columns = corners
-    return torch.stack(
-        [
-            x[:, :, rows + i * dilation[0], columns + j * dilation[1]]
-            for i in range(kernel[0])
-            for j in range(kernel[1])
-        ],
-        2,
-    )
+    pixels, width = _channels_last(x), x.shape[3]
+    taps = [
+        pixels.index_select(1, (rows + i * dilation[0]) * width + columns + j * dilation[1])
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return taps[0][..., None] if len(taps) == 1 else torch.stack(taps, 3)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, H·W, C): so that what stands at a position lies together, and is fetched as one."""
+    return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)

@@ -32,8 +32,6 @@ _KEPT = {
     "pooled": "works on a pooled 1x1 map (a gate or a head), where there is nothing to save (also: [pooled] takes it)",
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
-_AUTO_SHARE = 0.05
-"""What ``pointwise: auto`` may add to the weights of a 1x1 ghost, to which a full one would often add half."""
 
 
 class _Wanted(NamedTuple):
@@ -170,17 +168,8 @@ def _rank(site: Site, wanted: _Wanted) -> int:
     possible = site.groups == 1 and wanted.parts == "linear"
     n, m = site.out_channels, intrinsic_maps(site.out_channels, wanted.s, site.groups)
     if wanted.pointwise == "auto":
-        return _auto_rank(site, wanted, n, m) if possible and site.kind != "linear" else 0
-    if wanted.pointwise == "none" or not (possible or "pointwise" in wanted.named):
+        possible = possible and math.prod(site.kernel) > 1
+    if wanted.pointwise == "none" or not (possible or ("pointwise" in wanted.named and wanted.pointwise != "auto")):
         return 0
     full = min(m, n - m)
     return min(wanted.pointwise, full) if isinstance(wanted.pointwise, int) else full
-
-
-def _auto_rank(site: Site, wanted: _Wanted, n: int, m: int) -> int:
-    """Full for kernels larger than 1x1; else the largest rank within a small share of the plain ghost's weights."""
-    full = min(m, n - m)
-    if math.prod(site.kernel) > 1:
-        return full
-    most = _AUTO_SHARE * _plain_size(site, wanted.s, wanted.d, m)
-    return next((rank for rank in range(full, 0, -1) if pointwise_size(n, m, rank) <= most), 0)
