@@ -1,13 +1,14 @@
 """From where on is a C-Ghost module faster than the convolution it replaces?
 
     python benchmarks/break_even.py [--engine eager|onnxruntime] [--norm-act] [--s 2] [--d 3] [--seconds 0.5]
-    python benchmarks/break_even.py --whole resnet50 [--engine eager|onnxruntime]
+    python benchmarks/break_even.py --whole resnet50 [--engine eager|onnxruntime] [--pointwise auto]
 
 The first form times the distinct convolutions of a few networks one by one, each beside its ghost, in turns and on one
 thread, and prints the speed-up beside the figure the C-Ghost rule decides by (MACs saved per element moved more), then
 the threshold that separates faster from slower best.  ``--norm-act`` lets batch norm and ReLU follow both, as they do
 in a network.  The second form times a whole network, rewritten with several thresholds, beside the original
-(thresholds that swap the same layers are timed once, at the lowest).
+(thresholds that swap the same layers are timed once, at the lowest).  Ghosts are the papers' plain ones, unless
+``--pointwise`` says otherwise.
 
 The engine ``onnxruntime`` needs ``pip install onnx onnxruntime onnxscript``.
 """
@@ -81,7 +82,7 @@ def layers(s: int, d: int, networks: Iterable[str] = NETWORKS) -> Iterator[Layer
             model, example = models.get_model(name, weights=None), torch.empty(1, 3, 224, 224)
         traced = trace(model, example)
         scanned = scan(traced)
-        proposed = plan(scanned, s=s, d=d, min_saving=0, also=("stem",)).swaps
+        proposed = plan(scanned, s=s, d=d, pointwise="none", min_saving=0, also=("stem",)).swaps
         shapes = {node.target: node.all_input_nodes[0].meta["shapes"][0] for node in traced.graph.nodes if node.args}
         for swap in proposed:
             site = scanned.site(swap.target)
@@ -139,7 +140,7 @@ def report(rows: list[Measured]) -> Iterator[str]:
         )
 
 
-def whole(name: str, engine: str, s: int, d: int, seconds: float) -> Iterator[str]:
+def whole(name: str, engine: str, s: int, d: int, pointwise: str, seconds: float) -> Iterator[str]:
     """The speed-up of a whole network at each threshold, all versions in turns."""
     torch.manual_seed(0)
     size = models.get_model_weights(name).DEFAULT.transforms.keywords["crop_size"]
@@ -149,7 +150,7 @@ def whole(name: str, engine: str, s: int, d: int, seconds: float) -> Iterator[st
     labels = {"original": ""}
     for value in THRESHOLDS:
         try:
-            ghosted = rewrite(traced, plan(scan(traced), s=s, d=d, min_saving=value))
+            ghosted = rewrite(traced, plan(scan(traced), s=s, d=d, pointwise=pointwise, min_saving=value))
         except PlanError:
             continue
         swaps = ghosted.plan.swaps
@@ -169,10 +170,11 @@ def main() -> int:
     parser.add_argument("--whole", metavar="NAME", help="a whole torchvision network instead of single layers")
     parser.add_argument("--s", type=int, default=2)
     parser.add_argument("--d", type=int, default=3)
+    parser.add_argument("--pointwise", default="none", help="with --whole: none, auto, full or a rank")
     parser.add_argument("--seconds", type=float, default=0.5, help="per layer; ten times that per version with --whole")
     options = parser.parse_args()
     if options.whole:
-        for line in whole(options.whole, options.engine, options.s, options.d, 10 * options.seconds):
+        for line in whole(options.whole, options.engine, options.s, options.d, options.pointwise, 10 * options.seconds):
             print(line, flush=True)
         return 0
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ghostify.fitting.moments import RIDGES, Moments, ridge, solve, spanning
+from ghostify.fitting.moments import LIMIT, RIDGES, Moments, ridge, serving, solve, spanning
 
 GROUPS = pytest.mark.parametrize("g", [1, 3])
 CONSTANT = pytest.mark.parametrize("constant", [True, False], ids=["constant", "no-constant"])
@@ -301,6 +301,46 @@ def test_targets_without_weight_have_no_part_in_the_nearest_map_and_stay_finite(
     assert cut.isfinite().all() and cut.abs().max() <= 10 * weight.abs().max()
     assert near(cut[alive], by_singular_values(s, weight[alive], weights[alive], 2), 1e-5)
     assert spanning(s, weight, torch.zeros(6), 2).isfinite().all()
+
+
+def mixing(weight: Tensor, chosen: Tensor) -> Tensor:
+    """How the chosen rows are mixed into all (n, m)."""
+    return torch.linalg.lstsq(weight[chosen].T, weight.T, driver="gelsd").solution.T
+
+
+def least(weight: Tensor, s: Tensor, weights: Tensor, found: Tensor) -> float:
+    """The weighted error of a map for another one's outputs."""
+    wrong = found - weight
+    return float((((wrong @ s) * wrong).sum(1) * weights).sum())
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2], [5, 0, 3]])
+def test_rows_that_serve_all_come_as_near_as_any_map_of_their_rank(chosen: list[int]) -> None:
+    """Whichever rows are chosen, as long as nothing is multiplied by much."""
+    noise = torch.randn(6, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    weight, others = torch.zeros_like(noise), [row for row in range(6) if row not in chosen]
+    weight[chosen] = torch.linalg.qr(noise[chosen].T).Q.T
+    weight[others] = noise[others, :3] @ weight[chosen] / 2
+    weight = weight + 0.1 * noise
+    s, weights = moments(*rows(300, d=8)).features()[0], torch.arange(1.0, 7, dtype=torch.float64)
+    s = s / s.diagonal().mean() + torch.eye(8)
+    found = serving(s, weight, weights, torch.tensor(chosen))
+    assert torch.linalg.matrix_rank(found, rtol=1e-9) == 3
+    assert mixing(found, torch.tensor(chosen)).abs().max() <= LIMIT
+    best = least(weight, s, weights, spanning(s, weight, weights, 3))
+    assert best <= least(weight, s, weights, found) * (1 + 1e-9) <= best * 1.01
+
+
+def test_rows_that_hardly_differ_serve_without_large_factors() -> None:
+    """Where the chosen rows are all but dependent, or nothing, accuracy is given up for small factors."""
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight[1], weight[2] = weight[0] + 1e-4 * weight[1], 1e-4 * weight[2]
+    chosen, eye = torch.tensor([0, 1, 2]), torch.eye(8, dtype=torch.float64)
+    found = serving(eye, weight, torch.ones(6), chosen)
+    assert found.isfinite().all() and mixing(found, chosen).abs().max() <= LIMIT * (1 + 1e-6)
+    for weights in (torch.zeros(6), torch.tensor([0.0, 1, 1, 0, 1, 1])):
+        assert serving(eye, weight, weights, chosen).isfinite().all()
+    assert serving(0 * eye, weight, torch.ones(6), chosen).isfinite().all()
 
 
 # -- several processes -----------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +17,12 @@ from torch.utils._pytree import tree_leaves
 from zoo import ZOO, InvertedResidual, Net, conv_bn, plain, residual
 
 from ghostify.fitting.layers import put, times, weight_of
+from ghostify.fitting.moments import Moments
 from ghostify.fitting.norms import Seen, renew
+from ghostify.fitting.pointwise import Blocks, Both
 from ghostify.fitting.sampling import _LEAST, _MOST, Positions, positions_wanted
 from ghostify.fitting.surroundings import bare, is_norm, line, surroundings, without_addition
+from ghostify.fitting.targets import Aim, Targets
 from ghostify.fitting.walking import Walk, batched
 from ghostify.networks import resnet8
 from ghostify.tracing import trace
@@ -509,6 +514,147 @@ def test_a_norm_without_a_line_of_its_own_or_that_saw_nothing_stays() -> None:
         before = copy.deepcopy(norm.state_dict())
         renew(norm, what)
         assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
+
+
+# -- depthwise and pointwise at once ---------------------------------------------------------------------------
+
+
+def both_features(d: int, m: int = 3, ghosts: int = 5) -> tuple[Tensor, Tensor, Blocks]:
+    """Shifts of m maps (N, m, d·d), what the ghosts should be (N, n−m), and the moments of both, by blocks."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(12, m, 9, 7, generator=generator).double() + torch.arange(1.0, m + 1)[:, None, None]
+    v = Positions(y.shape, 10**6, 1, 0, 1).shifts(y, d, 0)
+    t = torch.randn(len(v), ghosts, generator=generator).double()
+    t = t + v.flatten(1) @ torch.randn(m * d * d, ghosts, generator=generator).double()
+    own, shared, parts = Moments(), Moments(), -(-ghosts // m)
+    spread = torch.cat([t, torch.zeros(len(t), parts * m - ghosts)], 1).unflatten(1, (parts, m)).transpose(1, 2)
+    for some in torch.arange(len(v)).split(100):
+        centre = v[some][:, :, d * d // 2]
+        own.add(v[some], spread[some])
+        shared.add(centre[:, None], torch.cat([v[some].flatten(1), t[some]], 1)[:, None])
+    return v, t, Blocks.of(own, shared, d * d, True)
+
+
+def given_by(both: Both, v: Tensor) -> Tensor:
+    """What depthwise filters and pointwise convolution make of the maps: (N, n−m)."""
+    own = torch.arange(len(both.taps)) % v.shape[1]
+    return torch.einsum("nga,ga->ng", v[:, own], both.taps) + v[:, :, v.shape[2] // 2] @ both.pointwise.T + both.bias
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_filters_and_mixtures_are_the_least_squares_of_both(d: int) -> None:
+    """Ghost by ghost on the rows themselves: shifts of its own map and the centres of all, and a constant."""
+    v, t, blocks = both_features(d)
+    both = Both(blocks, 1e-12, torch.ones(5, dtype=torch.float64), rank=0)
+    for ghost in range(5):
+        x = torch.cat([v[:, ghost % 3], v[:, :, d * d // 2], torch.ones(len(v), 1)], 1)
+        wanted = x @ torch.linalg.lstsq(x, t[:, ghost : ghost + 1], driver="gelsd").solution
+        assert torch.allclose(given_by(both, v)[:, ghost : ghost + 1], wanted, atol=1e-6)
+    weights = torch.arange(1.0, 6, dtype=torch.float64)
+    error = ((given_by(both, v) - t).square().mean(0) * weights).mean()
+    assert Both(blocks, 1e-12, weights, rank=0).error(blocks) == pytest.approx(float(error))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_mixtures_of_low_rank_leave_the_rest_to_the_filters(rank: int) -> None:
+    """P = A·B of that rank, and the filters are the least squares of what it leaves."""
+    v, t, blocks = both_features(3)
+    both = Both(blocks, 1e-12, torch.ones(5, dtype=torch.float64), rank)
+    b, a = both.factors
+    assert b.shape == (rank, 3) and a.shape == (5, rank) and torch.allclose(a @ b, both.pointwise)
+    left = t - v[:, :, 4] @ both.pointwise.T
+    for ghost in range(5):
+        x = torch.cat([v[:, ghost % 3], torch.ones(len(v), 1)], 1)
+        solved = torch.linalg.lstsq(x, left[:, ghost : ghost + 1], driver="gelsd").solution
+        assert torch.allclose(both.taps[ghost], solved[:-1, 0], atol=1e-6)
+        assert both.bias[ghost] == pytest.approx(float(solved[-1, 0]), abs=1e-6)
+    full = Both(blocks, 1e-12, torch.ones(5, dtype=torch.float64), rank=0)
+    assert full.error(blocks) <= both.error(blocks) and torch.linalg.matrix_rank(both.pointwise) == rank
+
+
+# -- targets ---------------------------------------------------------------------------------------------------
+
+
+def targets_behind(ceiling: float | None, added: bool, norm: nn.Module | None) -> tuple[Targets, Tensor, Tensor]:
+    """Targets of a layer of four maps at all positions of two batches; the sums wanted, and what is added."""
+    wanted, other = torch.randn(2, 2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0)) * 4
+    there, here = "their sum", "our addition"
+    first, second = ([{there: x} for x in wanted], [{here: x} for x in other])
+    pair: Any = SimpleNamespace(first=SimpleNamespace(values=first), second=SimpleNamespace(values=second), batches=2)
+    side: Any = SimpleNamespace(sum=there, ceiling=ceiling)
+    aim = Aim(side, side, None, here if added else None, None)  # type: ignore[arg-type]
+    targets = Targets(pair, aim, Positions((3, 4, 5, 5), 10**6, 2, 0, 1), norm, True)
+    return targets, wanted, other
+
+
+def line_of(norm: nn.Module | None, y: Tensor) -> Tensor:
+    return y if norm is None else norm(y)
+
+
+each_ceiling = pytest.mark.parametrize("ceiling", [None, INF, 6.0])
+each_norm = pytest.mark.parametrize("norm", [None, scrambled(nn.BatchNorm2d(4)).eval()], ids=["bare", "norm"])
+
+
+@each_ceiling
+@each_norm
+@pytest.mark.parametrize("added", [True, False])
+def test_a_layer_that_gives_its_targets_makes_the_sums_right(ceiling: float | None, norm: Any, added: bool) -> None:
+    targets, wanted, other = targets_behind(ceiling, added, norm)
+    for batch in range(2):
+        y = targets.outputs(batch).float()
+        maps = y.reshape(3, 25, 4).transpose(1, 2).unflatten(2, (5, 5))
+        order = targets.positions.chosen[batch].argsort()
+        maps = maps.flatten(2)[:, :, order].unflatten(2, (5, 5))
+        assert torch.allclose(line_of(norm, maps) + (other[batch] if added else 0), wanted[batch], atol=1e-4)
+        error, variance = targets.errors(batch, y.double()).tolist()
+        assert error < 1e-10 < variance
+
+
+@each_ceiling
+@each_norm
+def test_behind_a_rectifier_what_it_hides_is_free(ceiling: float | None, norm: Any) -> None:
+    """Targets come to where the layer is now, as far as the rectifier does not see it."""
+    targets, _, _ = targets_behind(ceiling, True, norm)
+    generator = torch.Generator().manual_seed(1)
+    y = targets.outputs(0) + 3 * torch.randn(75, 4, generator=generator).double()
+    now, wanted = targets._sum(0, y), targets.sums[0].double()
+    plain = targets.outputs(0)
+    targets.bend(0, y)
+    bent = targets._sum(0, targets.outputs(0))
+    if ceiling is None:
+        assert torch.equal(targets.outputs(0), plain)
+        return
+    seen = (wanted > 0) & (wanted < ceiling)
+    assert torch.allclose(bent[seen], wanted[seen], atol=1e-4)
+    hidden = ((wanted <= 0) & (now <= 0)) | ((wanted >= ceiling) & (now >= ceiling))
+    assert hidden.any() and torch.allclose(bent[hidden], now[hidden], atol=1e-4)
+    assert torch.allclose(bent.clamp(0, ceiling), wanted.clamp(0, ceiling), atol=1e-4)
+    assert ((bent - now).abs() <= (wanted - now).abs() + 1e-4).all()
+
+
+def test_renewing_targets_never_makes_the_fit_worse_behind_the_rectifier() -> None:
+    """Least squares and renewed targets in turns: the bound on the error that a rectifier sees falls with each."""
+    targets, _, _ = targets_behind(INF, False, None)
+    x = torch.randn(75, 6, generator=torch.Generator().manual_seed(2)).double()
+    x = torch.cat([x, torch.ones(75, 1)], 1)
+    errors = []
+    for _ in range(8):
+        y = x @ torch.linalg.lstsq(x, targets.outputs(0)).solution
+        missed = torch.where(targets.sums[0] > 0, y - targets.sums[0], y.clamp_min(0))
+        errors.append(float(missed.square().sum()))
+        targets.bend(0, y)
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(errors))
+    assert errors[-1] < 0.95 * errors[0]
+
+
+def test_what_a_norm_silences_asks_for_nothing() -> None:
+    norm = scrambled(nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        norm.weight[1] = 0
+    targets, _, _ = targets_behind(None, False, norm)
+    assert targets.alive.tolist() == [True, False, True, True]
+    assert targets.weights[1] == 0 and (targets.outputs(0)[:, 1] == 0).all()
+    assert torch.allclose(targets.weights, line(norm, 4, torch.zeros(1))[0].square() * targets.alive)
 
 
 # -- layers ----------------------------------------------------------------------------------------------------

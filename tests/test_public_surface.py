@@ -13,6 +13,7 @@ import ghostify
 
 NAMES = [
     "CGhost",
+    "FitSettings",
     "GGhostStage",
     "GhostSettings",
     "Ghosted",
@@ -30,6 +31,7 @@ NAMES = [
     "plan",
     "read_plan",
     "rewrite",
+    "rewrite_fitted",
     "save",
     "scan",
     "trace",
@@ -54,6 +56,7 @@ SIGNATURES = {
         "norm: Callable[[int], nn.Module] | None = None",
         "act: Callable[[], nn.Module] | None = None",
         "pointwise: int = 0",
+        "ordered: bool = False",
         "-> None",
     ],
     "compare": [
@@ -61,12 +64,16 @@ SIGNATURES = {
         "latency: Comparison | None = None",
         "accuracy: Mapping[str, Accuracy] | None = None",
         "notes: Sequence[str] = ()",
+        "agreement: float | None = None",
         "-> Report",
     ],
     "convert": [
         "model: nn.Module",
         "example: Any",
         "ghost: GhostSettings | Mapping[str, Any] | None = None",
+        "*",
+        "images: Tensor | None = None",
+        "fit: FitSettings | Mapping[str, Any] | None = None",
         "**changes: Any",
         "-> Ghosted",
     ],
@@ -105,6 +112,17 @@ SIGNATURES = {
     "rewrite": [
         "traced: Traced",
         "plan: Plan",
+        "choices: Choices | None = None",
+        "-> Ghosted",
+    ],
+    "rewrite_fitted": [
+        "traced: Traced",
+        "plan: Plan",
+        "images: Tensor | None",
+        "settings: FitSettings | None = None",
+        "*",
+        "device: torch.device | None = None",
+        "told: Told | None = None",
         "-> Ghosted",
     ],
     "save": [

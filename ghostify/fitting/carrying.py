@@ -41,7 +41,7 @@ def rewrite_fitted(
     settings: FitSettings | None = None,
     *,
     device: torch.device | None = None,
-    told: Told = lambda done, total: None,
+    told: Told | None = None,
 ) -> Ghosted:
     """``rewrite``, and the weights fitted to what the original gives for ``images`` (N, C, H, W), without labels.
 
@@ -69,12 +69,20 @@ def rewrite_fitted(
     choices = Choices(orders=arrangement.orders)
     ghosted = rewrite(work, plan, choices)
     found = fit(
-        work.module, ghosted.module, images, settings, origins(work, plan.swaps, ghosted.module, choices.ranking), told
+        work.module,
+        ghosted.module,
+        images,
+        settings,
+        origins(work, plan.swaps, ghosted.module, choices.ranking),
+        told or _silent,
     )
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     if how == "polish":
         found = _polished(found, work.module, ghosted.module, images, settings)
     return replace(ghosted, module=_as_before(ghosted.module, traced.module), fit=found)
+
+
+def _silent(done: int, total: int) -> None: ...
 
 
 def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Tensor, settings: FitSettings) -> Fit:

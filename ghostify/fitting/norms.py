@@ -37,7 +37,7 @@ class Seen:
 
 
 def renew_all(module: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Renew every norm of a network in eval mode by what it sees of ``batches``; not one that is called twice a batch."""
+    """Renew every norm of a network in eval mode by what it sees of ``batches``, but those called twice a batch."""
     norms: list[nn.Module] = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     seen = {norm: Seen() for norm in norms}
     calls = Counter[nn.Module]()
