@@ -1,4 +1,4 @@
-"""Fine-tune a ghosted network with the original as its teacher, save it, and load it again.
+"""Ghost a network, fit it to images, fine-tune it with the original as its teacher, save it, and load it again.
 
 python examples/train_and_save.py [FOLDER]
 """
@@ -22,14 +22,15 @@ torch.manual_seed(0)
 original = resnet8(in_channels=1)
 ghostify.finetune(original, digits, ghostify.TrainSettings(epochs=8, lr=0.1))
 
-ghosted = ghostify.convert(original, digits.calibration(1), s=2)
-settings = ghostify.TrainSettings(epochs=4, lr=0.05, distill=0.7)
+images = digits.calibration(256)  # no labels
+ghosted = ghostify.convert(original, images[:1], s=2, images=images)
+print(ghosted.fit)
+settings = ghostify.TrainSettings(epochs=2, lr=0.01, distill=0.7)
 history = ghostify.finetune(ghosted.module, digits, settings, teacher=original)
 print(history)
 
 ghostify.save(ghosted, folder, model=source, report=ghostify.compare(ghosted))
 print("saved in", folder)
 
-images = digits.calibration(4)
 again = ghostify.load(folder).module
-print("the same outputs:", torch.equal(again(images), ghosted.module.eval()(images)))
+print("the same outputs:", torch.equal(again(images[:4]), ghosted.module.eval()(images[:4])))

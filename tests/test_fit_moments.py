@@ -190,6 +190,7 @@ def test_the_ridge_that_does_best_on_what_is_held_out_is_taken(
     assert errors[at] <= min(before, *errors[max(0, at - 1) : at + 2]) * (1 + 1e-6)
     weight, bias = direct(torch.cat([u, held[0]]), torch.cat([t, held[1]]), start, found.ridge, constant)
     assert near(found.weight, weight, 1e-8) and (bias is None) == (found.bias is None)
+    assert bias is None or near(found.bias, bias, 1e-8)
 
 
 def test_few_noisy_rows_want_a_stronger_ridge_than_many_clean_ones() -> None:

@@ -207,6 +207,26 @@ def test_linear_layers_become_ghosts_too(pointwise: str) -> None:
     assert relative_error(model, ghosted.module) < EXACT
 
 
+@pytest.mark.parametrize("method", ["none", "full", 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_a_layer_gives_is_right_in_the_mean_and_its_error_is_as_told(method: Any, bias: bool) -> None:
+    """Of maps that no ghost can make: least squares with a constant, over all positions of all images."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 12, 3, padding=1, bias=bias)
+    model = settled(nn.Sequential(conv_bn(3, 8), conv, nn.BatchNorm2d(12), nn.ReLU(), head(12)))
+    settings: dict[str, Any] = {"pointwise": method, "min_saving": 0}
+    ghosted = fitted(model, fit={"arrange": "none", "rectified": False}, **settings)
+    with torch.no_grad():
+        wanted, found = (copy.deepcopy(one).eval()[:3](IMAGES) for one in (model, ghosted.module))
+    assert (found - wanted).abs().mean() > 0.1
+    assert torch.allclose(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), atol=1e-5)
+    told = next(layer for layer in ghosted.fit.layers if layer.target == "1")  # type: ignore[union-attr]
+    held = slice(-len(batched(IMAGES)[-1]), None)
+    variance = wanted[held].transpose(0, 1).flatten(1).var(1, unbiased=False).mean()
+    assert told.error == pytest.approx(float((found - wanted)[held].square().mean() / variance), rel=1e-3)
+    assert told.positions == 32 * 64
+
+
 # -- networks that can do with fewer channels ------------------------------------------------------------------
 
 
@@ -544,23 +564,40 @@ def test_renewed_norms_leave_the_function_as_it_was(net: Net, method: str) -> No
         assert torch.allclose(one, other, rtol=near, atol=near * float(one.abs().max()))
 
 
+def read_by_norms(model: nn.Module, images: Tensor) -> dict[str, Tensor | None]:
+    """What each norm reads in eval mode, (C, N·H·W); None where it is called more than once a batch."""
+    module, read = copy.deepcopy(model).eval(), {}
+    for name, norm in norms(module).items():
+        norm.register_forward_pre_hook(lambda part, args, name=name: read.setdefault(name, []).append(args[0]))
+    batches = batched(images)
+    with torch.no_grad():
+        for batch in batches:
+            module(batch)
+    rows = {name: torch.cat(maps).double().transpose(0, 1).flatten(1) for name, maps in read.items()}
+    return {name: y if len(read[name]) == len(batches) else None for name, y in rows.items()}
+
+
+def alike(y: Tensor, other: Tensor | None) -> bool:
+    """Whether two are the same maps, in whichever order."""
+    if other is None or y.shape != other.shape:
+        return False
+    return torch.allclose(y.mean(1).sort().values, other.mean(1).sort().values, rtol=1e-3, atol=1e-5)
+
+
 @each_case
 def test_renewed_norms_hold_the_statistics_of_what_they_see(net: Net, method: str) -> None:
-    """Over the calibration images, in eval mode; but for channels that do not vary."""
+    """Over the calibration images, in eval mode, but for channels that do not vary; and all are, that see other maps."""
     the = case(net.name, method)
     kind = next(the.model.parameters()).dtype
     if not the.kept_fit or kind == torch.bfloat16:
         return
-    module, seen = copy.deepcopy(the.ghosted.module).eval(), {}
-    for name, norm in norms(module).items():
-        if id(the.ghosted.module.get_submodule(name)) in the.renewed:
-            norm.register_forward_pre_hook(lambda part, args, name=name: seen.setdefault(name, []).append(args[0]))
-    with torch.no_grad():
-        for batch in batched(the.images):
-            module(batch.to(kind))
-    assert len(seen) == len(the.renewed)
-    for name, inputs in seen.items():
-        y, norm = torch.cat(inputs).double().transpose(0, 1).flatten(1), module.get_submodule(name)
+    before, seen = (read_by_norms(one, the.images.to(kind)) for one in (the.model, the.ghosted.module))
+    renewed = {name for name, norm in norms(the.ghosted.module).items() if id(norm) in the.renewed}
+    assert len(renewed) == len(the.renewed)
+    assert {name for name, y in seen.items() if y is not None and not alike(y, before.get(name))} <= renewed
+    for name in renewed:
+        y, norm = seen[name], the.ghosted.module.get_submodule(name)
+        assert y is not None
         mean, var = y.mean(1), y.var(1, unbiased=False)
         varies = var > 1e-6 * var.max()
         scale = var.sqrt() + norm.eps**0.5
@@ -614,8 +651,9 @@ def test_nets_that_take_several_inputs_are_refused(name: str, method: str) -> No
 )
 @pytest.mark.parametrize("method", ["plain", "pointwise", "thin"])
 def test_every_switch_gives_a_fit(method: str, change: dict[str, bool]) -> None:
+    torch.manual_seed(0)
     ghosted = fitted(settled(residual()), fit=change, **METHODS[method])
-    assert ghosted.fit is not None and ghosted.fit.error < 0.2 * ghosted.fit.unfitted
+    assert ghosted.fit is not None and ghosted.fit.error < 0.5 * ghosted.fit.unfitted
 
 
 def test_layers_that_are_kept_are_fitted_only_where_that_is_wanted() -> None:
@@ -718,17 +756,34 @@ def test_a_layer_with_fewer_positions_than_unknowns_is_named() -> None:
 @pytest.mark.parametrize("method", ["plain", "pointwise", "low-rank", "thin"])
 @pytest.mark.parametrize("silent", [0, 5, slice(0, 8), slice(None)], ids=str)
 def test_channels_that_a_norm_silences_do_no_harm(method: str, silent: Any) -> None:
-    """Intrinsic maps, ghosts, or all; in the output they stay silent, and training could wake them."""
+    """Intrinsic maps, ghosts, or all.  They keep the filters they had, so that training may wake them."""
     torch.manual_seed(0)
     model = settled(nn.Sequential(conv_bn(3, 8), conv_bn(8, 16), conv_bn(16, 16), head(16)))
     with torch.no_grad():
         model[1][1].weight[silent] = 0
-    ghosted = fitted(model, **METHODS[method])
-    assert ghosted.fit is not None and ghosted.fit.error <= ghosted.fit.unfitted
+    ghosted = fitted(model, fit={"arrange": "none"}, **METHODS[method])
+    found = ghosted.fit
+    assert (
+        found is not None and found.error <= found.unfitted and not any("carried over" in note for note in found.notes)
+    )
     assert all(tensor.abs().max() < 1e3 for tensor in ghosted.module.parameters())
-    layer: Any = ghosted.module[1][0]
-    primary = layer.primary if isinstance(layer, CGhost) else layer
-    assert (primary.weight.flatten(1).norm(dim=1) > 1e-3).all()
+    if method != "thin":
+        primary: Any = ghosted.module.get_submodule("1.0.primary")
+        dead = torch.zeros(16, dtype=torch.bool)
+        dead[silent] = True
+        kept = [torch.equal(one, other) for one, other in zip(primary.weight, model[1][0].weight, strict=False)]
+        assert kept == dead[:8].tolist()
+
+
+def test_a_layer_keeps_the_filters_of_what_a_norm_silences() -> None:
+    torch.manual_seed(0)
+    blocks = [Body(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1), True) for _ in range(2)]
+    model = settled(nn.Sequential(conv_bn(3, 8), *blocks, head(8)))
+    with torch.no_grad():
+        blocks[0].norm2.weight[2] = 0
+    layer = fitted(model, method="thin", width=0.5, round_to=1).module.get_submodule("1.two")
+    kept = [bool(torch.isin(row, old).all()) for row, old in zip(layer.weight, blocks[0].two.weight, strict=True)]
+    assert kept == [row == 2 for row in range(8)]
 
 
 def test_weights_are_finite_where_features_repeat() -> None:

@@ -22,7 +22,7 @@ from ghostify.fitting.norms import Seen, renew
 from ghostify.fitting.pointwise import Blocks, Both
 from ghostify.fitting.sampling import _LEAST, _MOST, Positions, positions_wanted
 from ghostify.fitting.surroundings import bare, is_norm, line, surroundings, without_addition
-from ghostify.fitting.targets import Aim, Targets
+from ghostify.fitting.targets import Aim, Pair, Targets
 from ghostify.fitting.walking import Walk, batched
 from ghostify.networks import resnet8
 from ghostify.tracing import trace
@@ -467,6 +467,31 @@ def test_less_can_be_looked_at() -> None:
     alone = bare(whole)
     assert (alone.norm, alone.other, alone.sum, alone.ceiling) == (None, None, node, None)
     assert without_addition(less) is less
+
+
+# -- what is added ---------------------------------------------------------------------------------------------
+
+
+def aim(model: nn.Module, x: Tensor, name: str, compensate: bool = True) -> tuple[Aim, list[Any]]:
+    """The aim of a layer of a network that stands for itself, and both recordings' nodes by target."""
+    walks = [walk(model, [x]), walk(copy.deepcopy(model), [x])]
+    pair = Pair(walks[0].traced, walks[1].traced, *walks, held=0)
+    nodes: list[Any] = [{str(node.target): node for node in one.nodes} for one in walks]
+    theirs, ours = (by_target[name] for by_target in nodes)
+    return Aim.of(pair, ours, theirs, ours, None, compensate), nodes
+
+
+def test_what_is_added_is_the_converted_networks_where_that_is_known() -> None:
+    """The way that runs first aims at the original's sum with the original's other way, the second makes good for it."""
+    down = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.BatchNorm2d(16))
+    model, x = tv.resnet.Bottleneck(8, 4, stride=2, downsample=down), torch.randn(2, 8, 6, 6)
+    first, (theirs, _) = aim(model, x, "conv3")
+    assert (first.added, first.added_there) == (None, theirs["downsample.1"])
+    second, (theirs, ours) = aim(model, x, "downsample.0")
+    assert (second.added, second.added_there) == (ours["bn3"], None)
+    assert second.needed == [second.theirs.sum] and set(first.needed) == {first.theirs.sum, theirs["downsample.1"]}
+    alone, _ = aim(model, x, "downsample.0", compensate=False)
+    assert (alone.added, alone.added_there, alone.theirs.sum) == (None, None, _[0]["downsample.1"])
 
 
 # -- norms -----------------------------------------------------------------------------------------------------

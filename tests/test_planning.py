@@ -17,7 +17,6 @@ from zoo import Aliased, conv_bn, grouped, head, mobile, odd, plain, residual
 from ghostify import GhostSettings, Plan, plan, read_plan, rewrite, scan, trace
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RecipeError
-from ghostify.ghosts import pointwise_size
 from ghostify.networks import resnet8
 from ghostify.planning import check
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, c_ghost

@@ -160,7 +160,7 @@ def test_a_rule_that_promises_too_much_is_caught_at_its_layer(monkeypatch: pytes
 
 
 def test_a_rule_that_builds_something_else_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(module: nn.Module, swap: CGhostSwap) -> nn.Module:
+    def build(module: nn.Module, swap: CGhostSwap, order: Any = None) -> nn.Module:
         return HONEST.build(module, swap.model_copy(update={"s": 4}))
 
     monkeypatch.setattr(c_ghost, "build", build)
@@ -169,7 +169,7 @@ def test_a_rule_that_builds_something_else_is_caught(monkeypatch: pytest.MonkeyP
 
 
 def test_a_rule_that_changes_the_shape_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(module: nn.Module, swap: CGhostSwap) -> nn.Module:
+    def build(module: nn.Module, swap: CGhostSwap, order: Any = None) -> nn.Module:
         return nn.Sequential(HONEST.build(module, swap), nn.MaxPool2d(2))
 
     monkeypatch.setattr(c_ghost, "build", build)
@@ -181,7 +181,7 @@ def test_a_rule_that_changes_the_shape_is_caught(monkeypatch: pytest.MonkeyPatch
 def test_a_rule_that_meddles_elsewhere_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layer is as promised; the whole is not."""
 
-    def build(module: nn.Module, swap: CGhostSwap) -> nn.Module:
+    def build(module: nn.Module, swap: CGhostSwap, order: Any = None) -> nn.Module:
         other.register_parameter("extra", nn.Parameter(torch.zeros(1)))
         return HONEST.build(module, swap)
 

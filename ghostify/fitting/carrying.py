@@ -68,14 +68,8 @@ def rewrite_fitted(
     work, plan = arrangement.traced, _ordered(plan, arrangement)
     choices = Choices(orders=arrangement.orders)
     ghosted = rewrite(work, plan, choices)
-    found = fit(
-        work.module,
-        ghosted.module,
-        images,
-        settings,
-        origins(work, plan.swaps, ghosted.module, choices.ranking),
-        told or _silent,
-    )
+    came_from = origins(work, plan.swaps, ghosted.module, choices.ranking)
+    found = fit(work.module, ghosted.module, images, settings, came_from, told or _silent)
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     if how == "polish":
         found = _polished(found, work.module, ghosted.module, images, settings)
