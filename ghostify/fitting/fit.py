@@ -98,6 +98,7 @@ class _Job:
         _, self.dirty = changed(pair.original, pair.converted, origins.touch)
         self.once = used_once(pair.converted)
         self.notes: list[str] = []
+        self.starved: list[str] = []
         wanted = [part for part in self.matching.parts() if self._wants(part)]
         self.parts = [(part, self._aim(part)) for part in wanted]
         self.needed: list[fx.Node] = [node for _, aim in self.parts for node in aim.needed]
@@ -114,6 +115,7 @@ class _Job:
         self.pair.second.advance(len(self.pair.second.nodes))
         for norm, seen in norms.items():
             renew(norm, seen)
+        self.notes += self._on_starved()
         return found
 
     def _wants(self, part: Part) -> bool:
@@ -180,10 +182,17 @@ class _Job:
     def _note(self, part: Part, positions: Positions) -> None:
         unknowns = _size(part)[0]
         if positions.total < unknowns:
-            self.notes.append(
-                f"{part.name} has {unknowns:,} unknowns per filter and {positions.total:,} positions to fit them to: "
-                "a stronger ridge holds it to its trained weights; more images would serve it better."
-            )
+            self.starved.append(f"{part.name} has {unknowns:,} unknowns per filter and {positions.total:,} positions")
+
+    def _on_starved(self) -> list[str]:
+        """One sentence on the parts with too few positions."""
+        if not self.starved:
+            return []
+        others = f" (and {len(self.starved) - 1} more have too few)" if len(self.starved) > 1 else ""
+        return [
+            f"{self.starved[0]} to fit them to{others}: a stronger ridge holds it to its trained weights; more images "
+            "would serve it better."
+        ]
 
     def _release(self, aim: Aim) -> None:
         for node in aim.needed:

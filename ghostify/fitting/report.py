@@ -49,7 +49,9 @@ class Fit(BaseModel):
     @property
     def summary(self) -> str:
         """One sentence on it."""
-        to = "noise, for there were no images: expect much less than from images" if self.how == "weights" else "images"
+        to = "images"
+        if self.how == "weights":
+            to = "images of noise, for want of real ones (expect much less than from those)"
         before = f"{100 * self.unfitted:.1f} % unfitted{self._after}"
         return (
             f"Weights fitted in closed form in {self.seconds:.0f} s to {self.images} {to}; of the outputs' variance "
