@@ -586,7 +586,7 @@ def alike(y: Tensor, other: Tensor | None) -> bool:
 
 @each_case
 def test_renewed_norms_hold_the_statistics_of_what_they_see(net: Net, method: str) -> None:
-    """Over the calibration images, in eval mode, but for channels that do not vary; and all are, that see other maps."""
+    """Over the calibration images, but for channels that do not vary; and all that see other maps are renewed."""
     the = case(net.name, method)
     kind = next(the.model.parameters()).dtype
     if not the.kept_fit or kind == torch.bfloat16:

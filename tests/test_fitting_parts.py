@@ -482,16 +482,17 @@ def aim(model: nn.Module, x: Tensor, name: str, compensate: bool = True) -> tupl
 
 
 def test_what_is_added_is_the_converted_networks_where_that_is_known() -> None:
-    """The way that runs first aims at the original's sum with the original's other way, the second makes good for it."""
+    """The way that runs first counts on the original's other way, the second makes good what became of the first."""
     down = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.BatchNorm2d(16))
     model, x = tv.resnet.Bottleneck(8, 4, stride=2, downsample=down), torch.randn(2, 8, 6, 6)
     first, (theirs, _) = aim(model, x, "conv3")
     assert (first.added, first.added_there) == (None, theirs["downsample.1"])
-    second, (theirs, ours) = aim(model, x, "downsample.0")
+    assert first.needed == [first.theirs.sum, theirs["downsample.1"]]
+    second, (_, ours) = aim(model, x, "downsample.0")
     assert (second.added, second.added_there) == (ours["bn3"], None)
-    assert second.needed == [second.theirs.sum] and set(first.needed) == {first.theirs.sum, theirs["downsample.1"]}
-    alone, _ = aim(model, x, "downsample.0", compensate=False)
-    assert (alone.added, alone.added_there, alone.theirs.sum) == (None, None, _[0]["downsample.1"])
+    assert second.needed == [second.theirs.sum]
+    alone, (theirs, _) = aim(model, x, "downsample.0", compensate=False)
+    assert (alone.added, alone.added_there, alone.theirs.sum) == (None, None, theirs["downsample.1"])
 
 
 # -- norms -----------------------------------------------------------------------------------------------------
