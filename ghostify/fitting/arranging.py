@@ -33,7 +33,9 @@ from ghostify.scanning import network_nodes
 from ghostify.tracing import Traced, trace
 
 _POSITIONS = 8192
-_SWEEPS = 200
+_SWEEPS, _LEAST_SWEEPS = 200, 6
+_PAIRS = 2 * 10**7
+"""Pairs of channels looked at in all sweeps: wide layers get fewer, and the first of them gain the most."""
 
 
 @dataclass(eq=False)
@@ -202,7 +204,8 @@ def _search(layers: Sequence[_Layer]) -> dict[int, int]:
         for label in np.unique(layer.classes[layer.classes >= 0]):
             classes[int(label)] = layer.roots[layer.classes == label]
     content = {int(root): int(root) for roots in classes.values() for root in roots}
-    for _ in range(_SWEEPS):
+    widest = max((len(layer.roots) for layer in layers), default=1)
+    for _ in range(min(_SWEEPS, max(_LEAST_SWEEPS, _PAIRS // widest**2))):
         if not sum(_sweep(layers, roots, content) for roots in classes.values()):
             break
     return {root: other for root, other in content.items() if root != other}
