@@ -90,7 +90,9 @@ def test_theory_counts_the_inputs_of_one_filter_and_the_area_of_its_kernel() -> 
 def test_theory_of_the_whole_leaves_the_rest_as_it_is() -> None:
     """A stem of 8·27 MACs stays; 16 filters of 72 shrink by r_s = 72 / (36 + 4.5); maps are 4x4."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 16, 3, padding=1))
-    report = compare(convert(model, torch.zeros(1, 3, 4, 4), pointwise="none", min_saving=0, include=["1"], also=["classifier"]))
+    report = compare(
+        convert(model, torch.zeros(1, 3, 4, 4), pointwise="none", min_saving=0, include=["1"], also=["classifier"])
+    )
     kept, swapped, r_s = 8 * 27, 16 * 72, 72 / 40.5
     assert report.theory.r_s == pytest.approx((kept + swapped) / (kept + swapped / r_s))
     assert report.theory.r_c == pytest.approx((kept + swapped + 16) / (kept + swapped / r_s + 16))
