@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from zoo import ZOO, conv_bn, head, residual
 from ghostify import load, plan, read_plan, rewrite, save, scan, trace
 from ghostify.errors import PlanError
 from ghostify.fitting import rewrite_fitted
-from ghostify.fitting.arranging import Arrangement, _Layer, _own_order, _search, arranged, pair_errors
+from ghostify.fitting.arranging import Arrangement, _Layer, _own_order, _search, arranged
 from ghostify.fitting.ghosts import layout
+from ghostify.fitting.pairs import PairMoments, as_maps
+from ghostify.fitting.sampling import Positions
 from ghostify.fitting.walking import batched
 from ghostify.ghosts import CGhost, intrinsic_maps
 from ghostify.planning import check
@@ -61,27 +64,34 @@ def related_maps(d: int) -> Tensor:
     return y * torch.tensor([1.0, 3, 1, 0.1, 2, 1])[:, None, None]
 
 
+def pair_moments(batches: Sequence[Tensor], d: int) -> PairMoments:
+    """Of all positions."""
+    pairs = PairMoments()
+    for y in map(as_maps, batches):
+        pairs.add(Positions(y.shape, 10**6, 1, 0, 1).shifts(y, d, 0))
+    return pairs
+
+
 @pytest.mark.parametrize("d", [1, 3])
 @pytest.mark.parametrize("offset", [0.0, 20.0])
 def test_the_error_of_a_pair_is_what_the_best_filter_leaves(d: int, offset: float) -> None:
-    """By one least squares per pair on all positions, in shares of the weighted variance; also far from the origin."""
+    """By one least squares per pair on all positions; also far from the origin."""
     y = related_maps(d) + offset
-    weights = torch.tensor([1.0, 1, 2, 0, 1, 3], dtype=torch.float64)
-    found = pair_errors(list(y.split(6)), weights, d)
+    pairs = pair_moments(y.split(6), d)
+    found = pairs.errors()
     shifts = F.unfold(y, d, padding=d // 2).unflatten(1, (6, d * d)).permute(1, 0, 3, 2).flatten(1, 2).double()
     values = y.double().transpose(0, 1).flatten(1)
-    total = float((weights * values.var(1, unbiased=False)).sum())
+    assert torch.allclose(pairs.variances, values.var(1, unbiased=False), rtol=1e-6)
     for i in range(6):
         x = torch.cat([shifts[i], torch.ones(shifts.shape[1], 1, dtype=torch.float64)], 1)
         left = values.T - x @ torch.linalg.lstsq(x, values.T, driver="gelsd").solution
-        wanted = weights * left.square().mean(0) / total
-        assert found[i] == pytest.approx(wanted.numpy(), abs=2e-4), i
+        assert torch.allclose(found[i], left.square().mean(0), rtol=1e-6, atol=1e-5), i
 
 
 def test_vectors_are_compared_without_neighbours() -> None:
     y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     y = torch.cat([y, -2 * y[:, :1] + 5], 1)
-    errors = pair_errors(list(y.split(10)), torch.ones(4, dtype=torch.float64), 3)
+    errors = pair_moments(y.split(10), 3).errors()
     assert errors[0, 3] < 1e-5 and errors[3, 0] < 1e-5 < errors[1, 3]
 
 
@@ -92,9 +102,8 @@ def layer(n: int, s: int, groups: int = 1, seed: int = 0, classes: list[int] | N
     """A layer of outputs with roots from ``first`` on, and errors at random."""
     errors = np.random.default_rng(seed).random((n, n))
     np.fill_diagonal(errors, 0)
-    swap = CGhostSwap(target=f"layer{seed}", geometry="", s=s, d=3)
     labels = np.array(classes or [0] * n)
-    return _Layer(swap, first + np.arange(n), labels, layout(n, s, groups).numpy(), errors)
+    return _Layer(f"layer{seed}", first + np.arange(n), labels, layout(n, s, groups).numpy(), errors)
 
 
 def cost(one: _Layer, content: np.ndarray) -> float:

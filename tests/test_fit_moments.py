@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ghostify.fitting.moments import LIMIT, RIDGES, Moments, ridge, serving, solve, spanning
+from ghostify.fitting.moments import LIMIT, RIDGES, Moments, Normal, serving, solve, spanning
 
 GROUPS = pytest.mark.parametrize("g", [1, 3])
 CONSTANT = pytest.mark.parametrize("constant", [True, False], ids=["constant", "no-constant"])
@@ -86,7 +86,7 @@ def test_blocks_of_any_size_in_any_order_give_the_solve_on_all_rows(sizes, g, co
     for block, targets in blocks:
         found.add(block, targets)
     start = torch.ones(g, 3, 5, dtype=torch.float64)
-    weight = ridge(found.features(constant), found.crossed(constant), start, 1e-3)
+    weight = Normal(found.features(constant), start, 1e-3).solve(found.crossed(constant))
     wanted, bias = direct(u, t, start, 1e-3, constant)
     assert near(weight, wanted)
     if constant:

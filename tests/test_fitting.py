@@ -207,14 +207,18 @@ def test_linear_layers_become_ghosts_too(pointwise: str) -> None:
     assert relative_error(model, ghosted.module) < EXACT
 
 
-@pytest.mark.parametrize("method", ["none", "full", 1])
+@pytest.mark.parametrize(
+    "settings",
+    [{"min_saving": 0, "pointwise": rank} for rank in ("none", "full", 1)]
+    + [{"method": "thin", "width": 0.5, "exclude": ("1",)}],
+    ids=["plain", "full", "low-rank", "thin"],
+)
 @pytest.mark.parametrize("bias", [True, False])
-def test_what_a_layer_gives_is_right_in_the_mean_and_its_error_is_as_told(method: Any, bias: bool) -> None:
-    """Of maps that no ghost can make: least squares with a constant, over all positions of all images."""
+def test_what_a_layer_gives_is_right_in_the_mean_and_its_error_is_as_told(settings: dict[str, Any], bias: bool) -> None:
+    """Of maps that it cannot make: least squares with a constant, over all positions of all images."""
     torch.manual_seed(0)
-    conv = nn.Conv2d(8, 12, 3, padding=1, bias=bias)
-    model = settled(nn.Sequential(conv_bn(3, 8), conv, nn.BatchNorm2d(12), nn.ReLU(), head(12)))
-    settings: dict[str, Any] = {"pointwise": method, "min_saving": 0}
+    conv = nn.Conv2d(16, 12, 3, padding=1, bias=bias)
+    model = settled(nn.Sequential(conv_bn(3, 16), conv, nn.BatchNorm2d(12), nn.ReLU(), head(12)))
     ghosted = fitted(model, fit={"arrange": "none", "rectified": False}, **settings)
     with torch.no_grad():
         wanted, found = (copy.deepcopy(one).eval()[:3](IMAGES) for one in (model, ghosted.module))
@@ -303,18 +307,18 @@ def test_nothing_is_lost_where_what_is_dropped_was_dead(method: str) -> None:
 # -- stages ----------------------------------------------------------------------------------------------------
 
 
-def apart(block: Residual) -> Residual:
-    """Let both halves of a block's channels keep to themselves; what the second adds is a 1x1 map, and positive."""
+def apart(block: Residual, kept: Tensor) -> None:
+    """Let some channels of a block and the rest keep to themselves; what the rest adds is a 1x1 map, and positive."""
     (conv1, norm, _), conv2 = block.body
+    rest = torch.tensor([channel for channel in range(16) if channel not in kept.tolist()])
     with torch.no_grad():
         for conv in (conv1, conv2):
-            conv.weight[:8, 8:] = 0
-            conv.weight[8:] = 0
-            conv.weight[8:, 8:, 1, 1] = torch.rand(8, 8) / 8
-        conv2.bias[8:] = 0
-        norm.running_mean[8:] = norm.bias[8:] = 0  # what is positive stays so
-        norm.running_var[8:] = 1
-    return block
+            conv.weight[kept[:, None], rest] = 0
+            conv.weight[rest] = 0
+            conv.weight[rest[:, None], rest, 1, 1] = torch.rand(8, 8) / 8
+        conv2.bias[rest] = 0
+        norm.running_mean[rest] = norm.bias[rest] = 0  # what is positive stays so
+        norm.running_var[rest] = 1
 
 
 def basic_block(c: int, n: int, stride: int) -> Residual:
@@ -324,15 +328,21 @@ def basic_block(c: int, n: int, stride: int) -> Residual:
 
 @pytest.mark.parametrize("end", [True, False])
 @pytest.mark.parametrize("cheap", ["1x1", "3x3"])
-def test_a_stage_whose_ghosts_are_a_map_of_its_first_block_becomes_one(end: bool, cheap: str) -> None:
+@pytest.mark.parametrize("keep", ["first", "strongest"])
+def test_a_stage_whose_ghosts_are_a_map_of_its_first_block_becomes_one(end: bool, cheap: str, keep: str) -> None:
+    """Whichever channels are kept; the thin layers are fitted to theirs."""
     torch.manual_seed(0)
     blocks = [basic_block(8, 16, 2), *(basic_block(16, 16, 1) for _ in range(3))]
     model = settled(nn.Sequential(conv_bn(3, 8), nn.Sequential(*blocks), head(16)))
+    kept = torch.arange(8) if keep == "first" else torch.randperm(16)[:8]
     for block in blocks[1:]:
-        apart(block)
-    ghosted = fitted(model, method="g-ghost", end=end, cheap=cheap, keep="first", round_to=1)
-    (stage,) = (part for part in ghosted.module.modules() if isinstance(part, GGhostStage))
-    assert stage.kept == 8 and (stage.end is not None) == end
+        apart(block, kept)
+    ghosted = fitted(model, method="g-ghost", end=end, cheap=cheap, keep=keep, round_to=1)
+    ((name, stage),) = ((name, part) for name, part in ghosted.module.named_modules() if isinstance(part, GGhostStage))
+    assert stage.kept == 8 and (stage.end is not None) == end and (stage.order is None) == (keep == "first")
+    inside = {f"{name}.{inner}" for inner, part in stage.named_modules() if isinstance(part, nn.Conv2d)}
+    told = {layer.target for layer in ghosted.fit.layers}  # type: ignore[union-attr]
+    assert told == {name, "2.2", *inside} - {f"{name}.cheap.0"}
     assert_exact(model, ghosted)
 
 
@@ -775,13 +785,15 @@ def test_channels_that_a_norm_silences_do_no_harm(method: str, silent: Any) -> N
         assert kept == dead[:8].tolist()
 
 
-def test_a_layer_keeps_the_filters_of_what_a_norm_silences() -> None:
+@pytest.mark.parametrize("rectified", [True, False])
+def test_a_layer_keeps_the_filters_of_what_a_norm_silences(rectified: bool) -> None:
     torch.manual_seed(0)
     blocks = [Body(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1), True) for _ in range(2)]
     model = settled(nn.Sequential(conv_bn(3, 8), *blocks, head(8)))
     with torch.no_grad():
         blocks[0].norm2.weight[2] = 0
-    layer = fitted(model, method="thin", width=0.5, round_to=1).module.get_submodule("1.two")
+    ghosted = fitted(model, fit={"rectified": rectified}, method="thin", width=0.5, round_to=1)
+    layer = ghosted.module.get_submodule("1.two")
     kept = [bool(torch.isin(row, old).all()) for row, old in zip(layer.weight, blocks[0].two.weight, strict=True)]
     assert kept == [row == 2 for row in range(8)]
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ghostify.channels import Ordering, Unreadable, follow
 from ghostify.fitting.ghosts import layout
-from ghostify.fitting.sampling import Positions
+from ghostify.fitting.pairs import PairMoments, as_maps, pair_positions
+from ghostify.fitting.splitting import split
 from ghostify.fitting.surroundings import line, surroundings
 from ghostify.fitting.walking import Walk
 from ghostify.measuring.borrowing import evaluating
@@ -32,7 +33,6 @@ from ghostify.rules import CGhostSwap
 from ghostify.scanning import network_nodes
 from ghostify.tracing import Traced, trace
 
-_POSITIONS = 8192
 _SWEEPS, _LEAST_SWEEPS = 200, 6
 _PAIRS = 2 * 10**7
 """Pairs of channels looked at in all sweeps: wide layers get fewer, and the first of them gain the most."""
@@ -42,7 +42,7 @@ _PAIRS = 2 * 10**7
 class _Layer:
     """A layer whose order of outputs matters."""
 
-    swap: CGhostSwap
+    target: str
     roots: np.ndarray
     """The root of each output, (n,); below zero where it has none that could move."""
     classes: np.ndarray
@@ -127,22 +127,23 @@ def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tens
     shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)
     alone = [layer for layer in layers if (layer.classes >= 0).all() and all(shared[c] == 1 for c in layer.classes)]
     together = [layer for layer in layers if layer not in alone]
-    orders = {layer.swap.target: _own_order(layer) for layer in together if select and layer.selectable}
-    moving = [layer for layer in layers if layer.swap.target not in orders]
+    orders = {layer.target: _own_order(layer) for layer in together if select and layer.selectable}
+    moving = [layer for layer in layers if layer.target not in orders]
     moves = _search(moving) if ordering is not None else {}
     if moves and ordering is not None:
         try:
             module = ordering.permuted(moves)
             traced = trace(module, traced.args, verify=False)
-            own = {layer.swap.target: layer for layer in together}
+            own = {layer.target: layer for layer in together}
             orders = {name: own[name].moved(order, moves) for name, order in orders.items()}
         except Unreadable:
-            orders |= {layer.swap.target: _own_order(layer) for layer in moving if select and layer.selectable}
+            orders |= {layer.target: _own_order(layer) for layer in moving if select and layer.selectable}
     return Arrangement(traced, orders)
 
 
 def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) -> Iterator[_Layer]:
     wanted = {swap.target: swap for swap in swaps}
+    started: set[int] = set()
     for node in walk.nodes:
         swap = wanted.pop(str(node.target), None) if node.op == "call_module" else None
         if swap is None:
@@ -153,51 +154,42 @@ def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) 
         classes = ordering.movable(swap.target) if ordering else None
         if roots is None or classes is None or len(set(roots.tolist())) < n:
             roots, classes = -1 - np.arange(n), np.full(n, -1)
+        positions = pair_positions(node.meta["shapes"][0], swap.d, len(walk.values))
+        started |= set(positions.batches)
         walk.keep(node)
-        walk.advance(walk.index[node] + 1)
-        maps = [values[node] for values in walk.values]
+        walk.advance(walk.index[node] + 1, started)
+        pairs = PairMoments()
+        for batch in positions.batches:
+            pairs.add(positions.shifts(as_maps(walk.values[batch][node]), swap.d, batch))
         norm = surroundings(walk.traced, node).norm
-        slope = line(walk.root.get_submodule(str(norm.target)) if norm else None, n, maps[0])[0]
-        errors = pair_errors(maps, slope.square(), swap.d)
+        slope = line(walk.root.get_submodule(str(norm.target)) if norm else None, n, pairs.variances)[0]
         walk.drop(node)
+        weights = slope.square()
+        errors = pairs.errors() * weights / (weights * pairs.variances).sum().clamp_min(1e-30)
         selectable = groups == 1 and isinstance(conv, nn.Conv2d)
-        yield _Layer(swap, roots, classes, layout(n, swap.s, groups).numpy(), errors, selectable)
+        yield _Layer(swap.target, roots, classes, layout(n, swap.s, groups).numpy(), errors.cpu().numpy(), selectable)
 
 
-def pair_errors(maps: Sequence[Tensor], weights: Tensor, d: int) -> np.ndarray:
-    """e (n, n) at the head of this file, weighted and in shares of the whole variance.  ``maps``: batches (B, n, …)."""
-    maps = [y if y.dim() == 4 else y[:, :, None, None] for y in maps]
-    positions = Positions(tuple(maps[0].shape), _POSITIONS, len(maps), 0, 1)
-    n, area = maps[0].shape[1], d * d
-    total = inner = crossed = mean = torch.zeros((), dtype=torch.float64)
-    for batch, y in enumerate(maps):
-        v = positions.shifts(y, d, batch)  # (N, n, d²)
-        flat, centre = v.flatten(1), v[:, :, area // 2]
-        inner = inner + torch.einsum("nia,nib->iab", v, v).double()
-        crossed = crossed + (flat.T @ centre).double()
-        mean, total = mean + v.sum(0, dtype=torch.float64), total + len(v)
-    mean = mean / total
-    centres = mean[:, area // 2]
-    r = inner / total - mean[:, :, None] * mean[:, None]
-    c = (crossed / total).unflatten(0, (n, area)) - mean[:, :, None] * centres
-    variance = torch.diagonal(c[:, area // 2]).clone()
-    load = 1e-6 * r.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    r = r + load[:, None, None] * torch.eye(area, dtype=r.dtype, device=r.device)
-    errors = (variance - (c * torch.linalg.solve(r, c)).sum(1)).clamp_min(0)
-    errors.fill_diagonal_(0)
-    shares = weights / (weights * variance).sum().clamp_min(1e-30)
-    return (errors * shares).cpu().numpy()
+def own_split(errors: np.ndarray, parts: np.ndarray, classes: np.ndarray, pairs: int = _PAIRS) -> np.ndarray:
+    """Whose map best stands at each place of one layer by itself, (n,); see ``splitting.split``.
+
+    About so many ``pairs`` are looked at to improve on that.
+    """
+    n = len(errors)
+    free = _Layer("", np.arange(n), classes, parts, errors)
+    free.content = split(errors, parts, classes)
+    _search([free], pairs)
+    return free.content
 
 
 def _own_order(layer: _Layer) -> list[int]:
     """The best order of one layer by itself: for each output its place."""
-    free = _Layer(layer.swap, np.arange(len(layer.roots)), np.zeros_like(layer.classes), layer.parts, layer.errors)
-    _search([free])
-    order: list[int] = np.argsort(free.content).tolist()
+    content = own_split(layer.errors, layer.parts, np.zeros_like(layer.classes))
+    order: list[int] = np.argsort(content).tolist()
     return order
 
 
-def _search(layers: Sequence[_Layer]) -> dict[int, int]:
+def _search(layers: Sequence[_Layer], pairs: int = _PAIRS) -> dict[int, int]:
     """By root, the root whose content is best moved there."""
     classes: dict[int, np.ndarray] = {}
     for layer in layers:
@@ -205,7 +197,8 @@ def _search(layers: Sequence[_Layer]) -> dict[int, int]:
             classes[int(label)] = layer.roots[layer.classes == label]
     content = {int(root): int(root) for roots in classes.values() for root in roots}
     widest = max((len(layer.roots) for layer in layers), default=1)
-    for _ in range(min(_SWEEPS, max(_LEAST_SWEEPS, _PAIRS // widest**2))):
+    least = _LEAST_SWEEPS if pairs >= _PAIRS else 0
+    for _ in range(min(_SWEEPS, max(least, pairs // widest**2))):
         if not sum(_sweep(layers, roots, content) for roots in classes.values()):
             break
     return {root: other for root, other in content.items() if root != other}

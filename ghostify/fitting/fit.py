@@ -99,6 +99,8 @@ class _Job:
         self.once = used_once(pair.converted)
         self.notes: list[str] = []
         self.starved: list[str] = []
+        self.started: set[int] = set()
+        """The batches that some part has asked for; once on their way, they go with the others."""
         wanted = [part for part in self.matching.parts() if self._wants(part)]
         self.parts = [(part, self._aim(part)) for part in wanted]
         self.needed: list[fx.Node] = [node for _, aim in self.parts for node in aim.needed]
@@ -140,11 +142,11 @@ class _Job:
         return norms
 
     def _fit(self, index: int, part: Part, aim: Aim) -> LayerError:
-        pair = self.pair
-        pair.second.advance(pair.second.index[part.begin])
-        pair.first.advance(max(pair.first.index[node] for node in aim.needed) + 1)
+        pair, positions = self.pair, self._positions(index, part)
+        self.started |= set(positions.batches)
+        pair.second.advance(pair.second.index[part.begin], self.started)
+        pair.first.advance(max(pair.first.index[node] for node in aim.needed) + 1, self.started)
         norm = None if aim.ours.norm is None else self.module.get_submodule(str(aim.ours.norm.target))
-        positions = self._positions(index, part)
         targets = Targets(pair, aim, positions, norm, self.settings.rectified)
         _require_finite(part, targets, pair)
         fitting = self._fitting(part, targets)
@@ -259,7 +261,9 @@ def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Tenso
 
 def _require_finite(part: Part, targets: Targets, pair: Pair) -> None:
     gives = all(bool(torch.isfinite(sums).all()) for sums in targets.sums.values())
-    reads = all(bool(torch.isfinite(values[part.inputs]).all()) for values in pair.second.values)
+    reads = all(
+        bool(torch.isfinite(pair.second.values[batch][part.inputs]).all()) for batch in targets.positions.batches
+    )
     if not (gives and reads):
         where = "reads values" if gives else "of the original gives values"
         raise FitError(

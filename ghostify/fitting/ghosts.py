@@ -16,11 +16,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.layers import ROUNDS, Input, has_constant, put, shift_mean, weight_of
-from ghostify.fitting.moments import MIXING, RIDGES, Moments, ridge, serving, solve
+from ghostify.fitting.layers import ROUNDS, Input, Kept, has_constant, put, shift_mean, weight_of
+from ghostify.fitting.moments import MIXING, RIDGES, Moments, Normal, serving, solve
 from ghostify.fitting.pointwise import Blocks, Both
 from ghostify.fitting.targets import Pair, Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
+
+_FEW = 16384
+_PER_UNKNOWN = 32
+"""Positions that cheap operations are fitted to: so many, and so many for each unknown."""
 
 
 def layout(n: int, s: int, groups: int = 1) -> Tensor:
@@ -56,18 +60,21 @@ class GhostFit:
             self.start = self.start[0, self.parts[0]].unflatten(0, (self.primary.groups, -1))
         self.offset = torch.zeros(ghost.out_channels, dtype=torch.float64, device=start.device)
         """What is added to each output: by the norm, or already in the biases."""
+        unknowns = ghost.d**2 + (0 if ghost.pointwise is None else self.parts.shape[1])
+        self.few = targets.positions.rows(max(_FEW, _PER_UNKNOWN * unknowns))
+        self._read = Kept(self._patches)
+        self._given = Kept(self._shifts)
 
     def fit(self) -> float:
         """Fit the module in place; the strength of the ridge on its primary filters."""
         found = solve(*self._moments(), self.start, weights=self._grouped(self.targets.weights), constant=self.constant)
-        s = found.moments.features(self.constant)
+        s = found.normal.s
         self._put_primary(s, found.weight, found.moments)
         self._fit_cheap()
-        strength = found.ridge if found.ridge < float("inf") else RIDGES[-1]
+        normal = found.normal if found.ridge < float("inf") else Normal(s, self.start, RIDGES[-1])
         for _ in range(ROUNDS if self.targets.ceiling is not None else 0):
             crossed = self._renewed()
-            weight = ridge(s, crossed.crossed(self.constant), self.start, strength)
-            self._put_primary(s, weight, crossed)
+            self._put_primary(s, normal.solve(crossed.crossed(self.constant)), crossed)
             self._fit_cheap()
         if self.primary.bias is None and self.constant:
             with torch.no_grad():
@@ -78,26 +85,38 @@ class GhostFit:
 
     def outputs(self, batch: int) -> Tensor:
         """What the module as it is gives at the positions, the offset included: (N, n)."""
-        y = self.targets.positions.values(CGhost.forward(self.ghost, self.inputs(batch)), batch).double()
-        return y + self.offset if self.primary.bias is None else y
+        v = self._given(batch)
+        maps = v[:, :, v.shape[2] // 2]
+        y = v.new_zeros(len(v), self.ghost.out_channels)
+        y[:, self.parts[0]] = maps
+        for part, conv in zip(self.parts[1:], self.cheap, strict=True):
+            made = torch.einsum("nma,ma->nm", v, conv.weight.flatten(1))
+            made = made if conv.bias is None else made + conv.bias
+            y[:, part[part >= 0]] = made[:, part >= 0]
+        if self.ghost.pointwise is not None:
+            y[:, self.ghosts] += self.ghost.pointwise(maps[:, :, None, None])[:, :, 0, 0]
+        return y.double() + self.offset if self.primary.bias is None else y.double()
 
     # -- primary -----------------------------------------------------------------------------------------------
 
     def _moments(self) -> tuple[Moments, Moments]:
         seen, held = Moments(), Moments()
         for batch in self.targets.positions.batches:
-            (held if self.pair.is_held(batch) else seen).add(self._patches(batch), self._wanted(batch))
+            (held if self.pair.is_held(batch) else seen).add(self._read(batch), self._wanted(batch))
         return seen.reduced(), held.reduced()
 
     def _renewed(self) -> Moments:
         crossed = Moments(squares=False)
         for batch in self.targets.positions.batches:
             self.targets.bend(batch, self.outputs(batch))
-            crossed.add(self._patches(batch), self._wanted(batch))
+            crossed.add(self._read(batch), self._wanted(batch))
         return crossed.reduced()
 
     def _patches(self, batch: int) -> Tensor:
         return self.targets.positions.patches(self.inputs(batch), self.primary, batch)
+
+    def _shifts(self, batch: int) -> Tensor:
+        return self.targets.positions.shifts(self.primary(self.inputs(batch)), self.ghost.d, batch)
 
     def _wanted(self, batch: int) -> Tensor:
         """(N, g, n/g) of all outputs, or of the intrinsic ones alone."""
@@ -117,6 +136,7 @@ class GhostFit:
         if self.joint:
             weight, bias = weight[:, self.parts[0]], None if bias is None else bias[:, self.parts[0]]
         put(self.primary, weight, bias if self.primary.bias is not None else None, self.norm)
+        self._given.forget()
         if bias is not None:
             self.offset[self.parts[0]] = bias.flatten()
 
@@ -126,8 +146,8 @@ class GhostFit:
         own, shared = (Moments(), Moments()), (Moments(), Moments())
         for batch in self.targets.positions.batches:
             side = int(self.pair.is_held(batch))
-            v = self.targets.positions.shifts(self.primary(self.inputs(batch)), self.ghost.d, batch).double()
-            t = self.targets.outputs(batch)
+            v = self._given(batch)[self.few].double()
+            t = self.targets.outputs(batch)[self.few]
             own[side].add(v, self._spread(t))
             if self.ghost.pointwise is not None:
                 ghosts = t[:, self.ghosts]

@@ -13,13 +13,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.moments import Moments, precision, ridge, solve
+from ghostify.fitting.moments import Moments, precision, solve
 from ghostify.fitting.targets import Pair, Targets
 
 Input = Callable[[int], Tensor]
 """What a layer reads of each batch."""
 ROUNDS = 3
 """How often targets behind a rectifier are renewed."""
+_KEPT = 2**26
+"""Values of one function that are kept."""
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -58,6 +60,27 @@ def shift_mean(norm: nn.Module | None, bias: Tensor) -> None:
     norm.running_mean.sub_(bias.to(norm.running_mean.dtype))
 
 
+class Kept:
+    """A function of a batch whose values are kept, unless all of them together would take too much memory."""
+
+    def __init__(self, made: Callable[[int], Tensor]) -> None:
+        self._made, self._values, self._size = made, dict[int, Tensor](), 0
+
+    def __call__(self, batch: int) -> Tensor:
+        if batch in self._values:
+            return self._values[batch]
+        value = self._made(batch)
+        if self._size + value.numel() <= _KEPT:
+            self._values[batch] = value
+            self._size += value.numel()
+        return value
+
+    def forget(self) -> None:
+        """Let go of the values, for the function is another now."""
+        self._values.clear()
+        self._size = 0
+
+
 class LeastSquares:
     """A linear map from rows of features to targets, whatever it is made of."""
 
@@ -67,6 +90,7 @@ class LeastSquares:
 
     def __init__(self, pair: Pair, targets: Targets) -> None:
         self.pair, self.targets = pair, targets
+        self._read = Kept(self.features)
 
     def features(self, batch: int) -> Tensor:
         """What the map reads at the positions: (N, g, D)."""
@@ -82,10 +106,9 @@ class LeastSquares:
         found = solve(*self._moments(), self.start, weights=weights, constant=self.constant)
         weight, bias = self._alive(found.weight), found.bias
         if found.ridge < float("inf") and self.targets.ceiling is not None:
-            s = found.moments.features(self.constant)
             for _ in range(ROUNDS):
                 crossed = self._renewed(weight, bias)
-                weight = self._alive(ridge(s, crossed.crossed(self.constant), self.start, found.ridge))
+                weight = self._alive(found.normal.solve(crossed.crossed(self.constant)))
                 bias = crossed.intercept(weight) if self.constant else None
         self.write(weight, bias)
         return found.ridge
@@ -93,7 +116,7 @@ class LeastSquares:
     def _moments(self) -> tuple[Moments, Moments]:
         seen, held = Moments(), Moments()
         for batch in self.targets.positions.batches:
-            (held if self.pair.is_held(batch) else seen).add(self.features(batch), self._wanted(batch))
+            (held if self.pair.is_held(batch) else seen).add(self._read(batch), self._wanted(batch))
         return seen.reduced(), held.reduced()
 
     def _wanted(self, batch: int) -> Tensor:
@@ -103,7 +126,7 @@ class LeastSquares:
         """The moments with targets renewed by what ``weight`` and ``bias`` give."""
         crossed = Moments(squares=False)
         for batch in self.targets.positions.batches:
-            u = self.features(batch)
+            u = self._read(batch)
             y = times(weight, u)
             self.targets.bend(batch, (y if bias is None else y + bias).flatten(1))
             crossed.add(u, self._wanted(batch))
@@ -134,7 +157,7 @@ class LayerFit(LeastSquares):
 
     def outputs(self, batch: int) -> Tensor:
         """What the layer as it is gives at the positions: (N, n)."""
-        y = times(weight_of(self.layer), self.features(batch)).flatten(1)
+        y = times(weight_of(self.layer), self._read(batch)).flatten(1)
         bias = getattr(self.layer, "bias", None)
         return y if bias is None else y + bias.detach()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
 _START = 5
 _STRONGEST = 1e9
+_JUDGES = 64
+"""Targets on which a strength is judged, evenly spread over all of them."""
 _NOTHING = 1e-100
 """A variance to stand for zero, by which one can still divide."""
 _UNWEIGHTED = 1e-12
@@ -116,6 +119,14 @@ class Moments:
         empty.tu, empty.tt = torch.zeros(g, n, d, dtype=torch.float64), torch.zeros_like(empty.mean_t)
         return empty
 
+    def of_targets(self, index: Tensor) -> Moments:
+        """The moments of some of the targets; memory is shared where it can be."""
+        some = Moments(self.squares)
+        some.__dict__.update(self.__dict__)
+        if self.count:
+            some.mean_t, some.tu, some.tt = self.mean_t[:, index], self.tu[:, index], self.tt[:, index]
+        return some
+
     def features(self, constant: bool = True) -> Tensor:
         """S (g, D, D), the features' covariances; not centred where there is no constant to fit."""
         s = self.uu / self.count
@@ -132,10 +143,9 @@ class Moments:
 
     def error(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Mean squared error of ``weight`` (g, n, D) and ``bias`` (g, n) for each target, (g, n)."""
-        spread = self.tt / self.count - 2 * (weight * self.crossed()).sum(2)
-        spread = spread + ((weight @ self.features()) * weight).sum(2)
+        spread = self.tt - 2 * (weight * self.tu).sum(2) + ((weight @ self.uu) * weight).sum(2)
         offset = self.intercept(weight)
-        return spread.clamp_min(0) + (offset if bias is None else offset - bias).square()
+        return spread.clamp_min(0) / self.count + (offset if bias is None else offset - bias).square()
 
 
 def precision(features: int) -> torch.dtype:
@@ -157,11 +167,30 @@ class Solution:
     """The same of the weights it began with."""
     moments: Moments
     """Those of everything, held out or not."""
+    normal: Normal
+    """The normal equations of everything."""
 
 
-def ridge(s: Tensor, c: Tensor, start: Tensor, strength: float) -> Tensor:
-    """W of the head of this file, (g, n, D).  A singular S is no obstacle: the ridge grows until it can be solved."""
-    return start + torch.cholesky_solve((c - start @ s).mT, factored(s, strength)).mT
+class Normal:
+    """The normal equations of one S (g, D, D), W₀ (g, n, D) and ρ, for any C: factored once, when first solved.
+
+    A singular S is no obstacle: the ridge grows until it can be factored.
+    """
+
+    def __init__(self, s: Tensor, start: Tensor, strength: float) -> None:
+        self.s, self.start, self.strength = s, start, strength
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        return factored(self.s, self.strength)
+
+    @cached_property
+    def _pull(self) -> Tensor:
+        return self.start @ self.s
+
+    def solve(self, c: Tensor) -> Tensor:
+        """W of the head of this file, (g, n, D), for C (g, n, D)."""
+        return self.start + torch.cholesky_solve((c - self._pull).mT, self._factor).mT
 
 
 def factored(s: Tensor, strength: float) -> Tensor:
@@ -200,36 +229,49 @@ def solve(
     """
     start = start.double()
     weights = torch.ones_like(seen.mean_t) if weights is None else weights.double()
+    index, before, error = best_strength(seen, held, start, weights, constant, ridges)
+    everything = seen.plus(held)
+    normal = Normal(everything.features(constant), start, ridges[index])
+    better = error <= before
+    weight = normal.solve(everything.crossed(constant)) if better else start
+    bias = everything.intercept(weight) if constant else None
+    chosen = ridges[index] if better else float("inf")
+    return Solution(weight, bias, chosen, error if better else before, before, everything, normal)
+
+
+def best_strength(
+    seen: Moments,
+    held: Moments,
+    start: Tensor,
+    weights: Tensor,
+    constant: bool = True,
+    ridges: Sequence[float] = RIDGES,
+) -> tuple[int, float, float]:
+    """Which of ``ridges`` does best on what was held out; the error there of ``start``, and that of the ridge."""
+    judges = torch.arange(0, start.shape[1], -(-start.shape[1] // _JUDGES), device=start.device)
+    seen, held, start, weights = seen.of_targets(judges), held.of_targets(judges), start[:, judges], weights[:, judges]
     s, c = seen.features(constant), seen.crossed(constant)
     judge = held if held.count else seen
 
     def judged(weight: Tensor) -> float:
-        return float((judge.error(weight, seen.intercept(weight) if constant else None) * weights).mean())
+        bias = seen.intercept(weight) if constant else None
+        return float((judge.error(weight, bias) * weights).mean())
 
     before = judged(start)
-    tried: dict[int, tuple[float, Tensor]] = {}
+    tried: dict[int, float] = {}
 
     def attempt(index: int) -> float:
         if index not in tried:
-            weight = ridge(s, c, start, ridges[index])
-            tried[index] = (judged(weight), weight)
-        return tried[index][0]
+            tried[index] = judged(Normal(s, start, ridges[index]).solve(c))
+        return tried[index]
 
     best = min(_START, len(ridges) - 1)
     attempt(best)
     if held.count:
         for step in (-1, 1):
-            while 0 <= best + step < len(ridges) and attempt(best + step) < tried[best][0]:
+            while 0 <= best + step < len(ridges) and attempt(best + step) < tried[best]:
                 best += step
-    error, weight = tried[best]
-    strength = ridges[best]
-    everything = seen.plus(held)
-    if not error <= before:
-        weight, strength, error = start, float("inf"), before
-    elif held.count:
-        weight = ridge(everything.features(constant), everything.crossed(constant), start, strength)
-    bias = everything.intercept(weight) if constant else None
-    return Solution(weight, bias, strength, error, before, everything)
+    return best, before, tried[best]
 
 
 def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:

@@ -44,12 +44,18 @@ class Positions:
         self.width = shape[3] if self.maps else 1
         rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
         images = shape[0] if self.maps else 1
-        self.batches = _spread(batches, held, _SPARSE * wanted / (rows * images))
+        self.batches = _enough(batches, held, _SPARSE * wanted / (rows * images))
         """The batches that are used."""
         self.each = min(rows, math.ceil(wanted / (len(self.batches) * images)))
         generator = torch.Generator().manual_seed(seed)
         self.chosen = [torch.randperm(rows, generator=generator)[: self.each] for _ in range(batches)]
         self.total = self.each * images * len(self.batches)
+
+    def rows(self, wanted: int) -> Tensor:
+        """Which rows of a batch make up ``wanted`` positions from all batches, as many of every image; all of few."""
+        each = min(self.each, math.ceil(wanted * self.each / self.total))
+        rows = torch.arange(self.total // len(self.batches))
+        return rows[rows % self.each < each]
 
     def values(self, x: Tensor, batch: int) -> Tensor:
         """What stands there: (N, C)."""
@@ -77,11 +83,15 @@ class Positions:
         return taps.flatten(0, 1)
 
 
-def _spread(batches: int, held: int, enough: float) -> list[int]:
-    """Evenly over all batches, ``enough`` of those that are not held out, two at least, and all that are."""
+def _enough(batches: int, held: int, enough: float) -> list[int]:
+    """``enough`` of the batches that are not held out, two at least, and all that are.
+
+    Whoever wants fewer gets some of the same, so that the others need not be run yet.
+    """
     free = batches - held
     count = min(free, max(2, math.ceil(enough)))
-    return [*(index * free // count for index in range(count)), *range(free, batches)]
+    order = torch.randperm(free, generator=torch.Generator().manual_seed(0)).tolist()
+    return [*sorted(order[:count]), *range(free, batches)]
 
 
 def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:

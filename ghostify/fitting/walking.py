@@ -1,8 +1,9 @@
 """Two networks run side by side, node by node, over all calibration images at once.
 
 A layer is fitted on what the network before it, already converted, really gives.  Running the whole network anew for
-every layer would cost the square of its depth; here every batch keeps the values that are still needed where the walk
-has come to, and goes on from there.
+every layer would cost the square of its depth; here every batch keeps the values that are still needed where it has
+come to, and goes on from there.  Batches need not go together: where maps are large, some are enough, and the others
+follow when their turn comes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class Walk:
         (output,) = (node for node in traced.graph.nodes if node.op == "output")
         self.outputs = list(output.all_input_nodes)
         self.index = {node: index for index, node in enumerate(self.nodes)}
-        self.at = 0
         self.watched: dict[fx.Node, Callable[[Tensor], None]] = {}
         """Who is told the first input of a node when it runs, batch by batch."""
         self._last = {node: max((self.index.get(user, len(self.nodes)) for user in node.users), default=-1)
@@ -39,6 +39,8 @@ class Walk:
         self._pinned: set[fx.Node] = set()
         inputs = [node for node in self.nodes if node.op == "placeholder"]
         self.values: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
+        self.reached = [0] * len(self.values)
+        """The index of the node that each batch comes to next."""
 
     def keep(self, node: fx.Node) -> None:
         """Do not let go of a node's values when nothing later reads them."""
@@ -47,32 +49,31 @@ class Walk:
     def drop(self, node: fx.Node) -> None:
         """Let go of a node's values."""
         self._pinned.discard(node)
-        if self._last[node] < self.at:
-            for values in self.values:
+        for values, reached in zip(self.values, self.reached, strict=True):
+            if self._last[node] < reached:
                 values.pop(node, None)
 
     def follow(self, other: Walk, same: Mapping[fx.Node, fx.Node], at: int) -> None:
         """Stand at ``at``, with the values that ``other`` has of the nodes that are the ``same`` there."""
-        self.at = at
+        self.reached = [at] * len(self.values)
         for mine, theirs in zip(self.values, other.values, strict=True):
             mine.clear()
             for node, twin in same.items():
                 if twin in theirs and (self._last[node] >= at or node in self._pinned):
                     mine[node] = theirs[twin]
 
-    def advance(self, to: int) -> None:
-        """Run up to, not including, the node of index ``to``."""
-        if to <= self.at:
-            return
-        part = self.nodes[self.at : to]
-        for values in self.values:
-            for index, node in enumerate(part, start=self.at):
+    def advance(self, to: int, batches: Iterable[int] | None = None) -> None:
+        """Run up to, not including, the node of index ``to``: all batches, or those named."""
+        for batch in range(len(self.values)) if batches is None else batches:
+            values = self.values[batch]
+            for index in range(self.reached[batch], to):
+                node = self.nodes[index]
                 if node.op != "placeholder":
                     values[node] = self._run(node, values)
                 for read in (*node.all_input_nodes, node):
                     if self._last[read] <= index and read not in self._pinned:
                         values.pop(read, None)
-        self.at = to
+            self.reached[batch] = max(self.reached[batch], to)
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
