@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ghostify.analysis import Analysis as Analysis
+    from ghostify.analysis import analyze as analyze
     from ghostify.errors import GhostifyError as GhostifyError
     from ghostify.finetuning import finetune as finetune
     from ghostify.fitting import rewrite_fitted as rewrite_fitted
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from ghostify.tracing import trace as trace
 
 _HOME = {
+    "Analysis": "analysis",
+    "analyze": "analysis",
     "CGhost": "ghosts",
     "GGhostStage": "ghosts",
     "FitSettings": "recipe",

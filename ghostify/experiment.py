@@ -12,6 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ghostify import measuring
+from ghostify.analysis import (
+    LEAST_IMAGES,
+    SEEN,
+    Analysis,
+    Camera,
+    Pictures,
+    analyze,
+    as_picture,
+    with_converted,
+)
 from ghostify.errors import DataError, RecipeError
 from ghostify.finetuning import Progress, finetune
 from ghostify.fitting import rewrite_fitted
@@ -23,7 +33,7 @@ from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, rehearse, rewrite
 from ghostify.saving import clear_checkpoints, is_run, load, load_original, read_run, save
 from ghostify.scanning import scan
-from ghostify.sources import Data, build_model, input_shape, load_data
+from ghostify.sources import Data, build_model, input_shape, load_data, load_sample, sample_shape
 from ghostify.tracing import Traced, trace
 
 
@@ -112,6 +122,55 @@ def measure_accuracy(recipe: Recipe, watcher: Watcher) -> Accuracy:
     return _accuracy(subject.model, subject.data, recipe.data, pick_device(recipe.device), watcher, "Testing")
 
 
+@dataclass
+class Looked:
+    """What an analysis gave: the numbers, and pictures of one image."""
+
+    analysis: Analysis
+    pictures: Pictures
+
+
+def look(recipe: Recipe, watcher: Watcher) -> Looked:
+    """How redundant a network's feature maps are; of a run folder, those of the network it began with, if it can tell.
+
+    Then the pictures have those of the converted network beside them.  Raises ``DataError`` without images, or with
+    too few that can be read, and what ``analyze`` raises.
+    """
+    if recipe.data is None:
+        raise DataError("An analysis needs images; give them, as in --data folder:PATH.")
+    subject = prepare(recipe.model, None, recipe.seed, recipe.data)
+    shape = (subject.example.shape[1], subject.example.shape[2], subject.example.shape[3])
+    sample = load_sample(recipe.data, shape, recipe.analysis.images, LEAST_IMAGES)
+    original = load_original(recipe.model.source) if subject.run else None
+    watcher.say(f"Network {recipe.model.source}; {len(sample.images)} of {sample.description}")
+    notes = [f"{len(sample.skipped)} files were left out: {sample.skipped[0]}"] if sample.skipped else []
+    place, model = pick_device(recipe.device), original or subject.model
+    camera = Camera(as_picture(sample.images[0]))
+    with _counted(watcher, "Comparing maps") as told:
+        found = analyze(
+            model.eval(),
+            sample.images,
+            recipe.analysis,
+            trained=_is_trained(recipe.model, subject),
+            source=recipe.model.source,
+            data=sample.description,
+            notes=notes,
+            device=place,
+            camera=camera,
+            told=told,
+        )
+    if original is None:
+        return Looked(found, camera.pictures)
+    return Looked(found, with_converted(camera.pictures, original, subject.model, sample.images[:SEEN]))
+
+
+def _is_trained(model: ModelSettings, subject: Subject) -> bool | None:
+    """Whether a network is trained, as far as its source tells: a function of the user's may load weights itself."""
+    if model.weights or subject.run:
+        return True
+    return False if model.source.partition(":")[0] in ("torchvision", "timm", "ghostify") else None
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is the first GPU, else the CPU.  Raises ``GhostifyError``."""
     if name == "auto":
@@ -143,8 +202,10 @@ class Subject:
     """The run the network was loaded from, if it was."""
 
 
-def prepare(model: ModelSettings, data: DataSettings | None = None, seed: int = 0) -> Subject:
-    """The network, an example and the images that the settings name.
+def prepare(
+    model: ModelSettings, data: DataSettings | None = None, seed: int = 0, sample: DataSettings | None = None
+) -> Subject:
+    """The network, an example and the images that the settings name; those of ``sample`` only say their shape.
 
     Raises ``ModelError``, ``WeightsError``, ``DataError``, ``RunError``, and ``RecipeError`` when nothing says the
     input's shape.
@@ -157,7 +218,7 @@ def prepare(model: ModelSettings, data: DataSettings | None = None, seed: int = 
     module = build_model(model)
     wanted = input_shape(model, module)
     images = load_data(data, wanted) if data else None
-    wanted = wanted or (images.shape if images else None)
+    wanted = wanted or (images.shape if images else None) or (sample_shape(sample) if sample else None)
     if wanted is None:
         raise RecipeError(f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224.")
     return Subject(module, _example(wanted, seed), images, model)

@@ -210,6 +210,24 @@ class FitSettings(Settings):
         return self.how
 
 
+class AnalysisSettings(Settings):
+    """How the redundancy of feature maps is measured, and what is advised."""
+
+    images: Annotated[int, Field(ge=8, description="images to look at, without labels")] = 128
+    layers: Annotated[tuple[str, ...], Field(description="globs of layers and stages to look at")] = ("*",)
+    d: Annotated[Kernel, Field(description="size of the filters that ghosts are made by, odd")] = 3
+    tolerance: Annotated[
+        float, Field(gt=0, lt=1, description="share of the variance of a layer's (or stage's) maps that may be lost")
+    ] = 0.3
+
+    @field_validator("d")
+    @classmethod
+    def _odd(cls, d: int) -> int:
+        found = _require_odd(d)
+        assert found is not None
+        return found
+
+
 class Recipe(Settings):
     """One experiment: which network, on which images, ghosted how, trained how."""
 
@@ -221,6 +239,7 @@ class Recipe(Settings):
     ] = None
     ghost: GhostSettings = GhostSettings()
     fit: FitSettings = FitSettings()
+    analysis: AnalysisSettings = AnalysisSettings()
     finetune: Annotated[TrainSettings | None, Field(description="train the ghosted network afterwards")] = None
     seed: int = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, ...")] = "auto"

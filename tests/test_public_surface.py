@@ -12,6 +12,7 @@ import pytest
 import ghostify
 
 NAMES = [
+    "Analysis",
     "CGhost",
     "FitSettings",
     "GGhostStage",
@@ -24,6 +25,7 @@ NAMES = [
     "Scan",
     "TrainSettings",
     "Traced",
+    "analyze",
     "compare",
     "convert",
     "finetune",
@@ -38,6 +40,21 @@ NAMES = [
 ]
 
 SIGNATURES = {
+    "analyze": [
+        "model: nn.Module",
+        "images: Tensor",
+        "settings: AnalysisSettings | Mapping[str, Any] | None = None",
+        "*",
+        "trained: bool | None = None",
+        "source: str = ''",
+        "data: str = ''",
+        "notes: Sequence[str] = ()",
+        "device: torch.device | None = None",
+        "camera: Camera | None = None",
+        "told: Told | None = None",
+        "**changes: Any",
+        "-> Analysis",
+    ],
     "CGhost": [
         "in_channels: int",
         "out_channels: int",

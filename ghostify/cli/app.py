@@ -131,9 +131,69 @@ def scan(
 
 
 @app.command()
+def analyze(
+    model: Model = None,
+    weights: Weights = None,
+    input: Input = None,
+    data: DataSource = None,
+    images: Annotated[int | None, typer.Option("--images", help="Images to look at, without labels.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layers", help="Glob of layers and stages to look at. Repeatable.")
+    ] = None,
+    kernel: Annotated[
+        int | None, typer.Option("--d", help="Size d of the filters that ghosts are made by, odd.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Share of a layer's variance that may be lost.")
+    ] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw figures (PNG and SVG), too.")] = False,
+    recipe: RecipeFile = None,
+    set: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the report; numbered when it is taken.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say how redundant a network's feature maps are, and what s, d and λ that allows: a table, JSON, CSV, a page.
+
+    ghostify analyze torchvision:resnet50 --weights DEFAULT --data folder:imagenet
+    """
+    settings = _recipe(recipe, set, **_given(locals()))
+    from ghostify.experiment import look
+    from ghostify.reporting.analysis_files import write_analysis
+    from ghostify.reporting.figures import require_figures
+    from ghostify.saving import discard, reserve
+
+    if figures:
+        require_figures()
+    folder = reserve(output or Path("analyses") / _run_name(settings))
+    try:
+        found = look(settings, show.Watcher(quiet=as_json))
+        write_analysis(folder, found.analysis, found.pictures, figures)
+    except BaseException:
+        discard(folder)
+        raise
+    if as_json:
+        _print_json({"folder": str(folder), **found.analysis.model_dump(mode="json")})
+    else:
+        show.table(found.analysis.table())
+        if found.analysis.stages:
+            show.table(found.analysis.stage_table())
+        show.say(f"The page with pictures: {folder / 'report.html'}")
+        show.say(f"A plan of what is advised: ghostify plan {settings.model.source} --from-analysis {folder}")
+    if not found.analysis.complete:
+        raise RunInterrupted(f"Interrupted: what was done is in {folder}.")
+
+
+@app.command()
 def plan(
     model: Model = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")] = None,
+    from_analysis: Annotated[
+        Path | None, typer.Option("--from-analysis", help="Plan what `ghostify analyze` advised in this folder.")
+    ] = None,
     weights: Weights = None,
     input: Input = None,
     method: MethodName = None,
@@ -156,7 +216,12 @@ def plan(
 
     ghostify plan torchvision:resnet50 -o plan.yaml
     """
-    settings = _recipe(recipe, set, **_given(locals()))
+    options = _given(locals())
+    settings = _recipe(recipe, set, **options)
+    if from_analysis:
+        decided = {name: options[name] for name in _GHOST_OPTIONS if name in options and name != "method"}
+        _refuse_together("--from-analysis", from_analysis, decided)
+        settings = _as_advised(settings, from_analysis)
     from ghostify.experiment import propose
 
     proposed = propose(settings)
@@ -386,6 +451,10 @@ _KEYS = {
     "min_saving": "ghost.min_saving",
     "fit": "fit.how",
     "calibration": "fit.images",
+    "images": "analysis.images",
+    "layers": "analysis.layers",
+    "kernel": "analysis.d",
+    "tolerance": "analysis.tolerance",
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
     "distill": "finetune.distill",
@@ -433,6 +502,14 @@ def _refuse_together(option: str, value: Any, others: dict[str, Any]) -> None:
     if clashing := [name for name, other in others.items() if other is not None]:
         name = clashing[0] if clashing[0] == "model" else f"--{clashing[0].replace('_', '-')}"
         raise RecipeError(f"{option} {str(value)!r} decides that already; leave out {name}.")
+
+
+def _as_advised(settings: Recipe, path: Path) -> Recipe:
+    """The settings with what an analysis advises for the method asked for."""
+    from ghostify.analysis import advised, read_analysis
+
+    found = read_analysis(path)
+    return settings.model_copy(update={"ghost": advised(found.layers, found.stages, settings.ghost.method)})
 
 
 def _option(name: str, value: Any) -> Any:

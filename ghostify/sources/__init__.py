@@ -5,5 +5,18 @@ from __future__ import annotations
 from ghostify.sources.data import Data, load_data
 from ghostify.sources.images import Images, Loader, data_error
 from ghostify.sources.models import build_model, input_shape, load_weights
+from ghostify.sources.samples import Sample, load_sample, sample_shape
 
-__all__ = ["Data", "Images", "Loader", "build_model", "data_error", "input_shape", "load_data", "load_weights"]
+__all__ = [
+    "Data",
+    "Images",
+    "Loader",
+    "Sample",
+    "build_model",
+    "data_error",
+    "input_shape",
+    "load_data",
+    "load_sample",
+    "load_weights",
+    "sample_shape",
+]

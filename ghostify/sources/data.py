@@ -159,7 +159,7 @@ def _cifar10(settings: DataSettings, shape: Shape | None, classes: int | None) -
             pixels=torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
             labels=torch.tensor(part.targets),
             shape=shape,
-            scale=_imagenet(shape),
+            scale=imagenet(shape),
         )
         for part in raw
     )
@@ -175,7 +175,7 @@ def _folder(settings: DataSettings, shape: Shape | None, classes: int | None) ->
     names = list(splits[test_name])
     if "train" in splits and names != list(splits["train"]):
         raise DataError(_unequal_classes(root, test_name, splits))
-    shape = _checked(settings.source, shape or _natural_shape(next(iter(next(iter(splits.values())).values()))[0]))
+    shape = _checked(settings.source, shape or natural_shape(next(iter(next(iter(splits.values())).values()))[0]))
     test = _files(splits[test_name], shape)
     train = _for_training(_files(splits["train"], shape), settings.augment) if "train" in splits else None
     training = f"{len(train):,} to train" if train else "none to train"
@@ -225,7 +225,7 @@ def _shift(shape: Shape, augment: bool, flip: bool) -> Jitter:
     return Jitter(4, flip) if augment else Jitter()
 
 
-def _imagenet(shape: Shape) -> Scale:
+def imagenet(shape: Shape) -> Scale:
     return IMAGENET_GREY if shape[0] == 1 else IMAGENET
 
 
@@ -249,10 +249,10 @@ def _classes(split: Path) -> dict[str, list[str]]:
         raise DataError(
             f"Data folder {str(split)!r} has no class folders; it must hold one folder of images per class."
         )
-    return {name: _image_files(split / name) for name in folders}
+    return {name: image_files(split / name) for name in folders}
 
 
-def _image_files(folder: Path) -> list[str]:
+def image_files(folder: Path) -> list[str]:
     """All images below ``folder``, in the order of torchvision's ImageFolder."""
     places = sorted(os.walk(folder, followlinks=True))
     files = [os.path.join(place, name) for place, _, names in places for name in sorted(names) if _is_image(name)]
@@ -273,7 +273,7 @@ def _unequal_classes(root: Path, test_name: str, splits: Mapping[str, Mapping[st
     return f"Data folder {str(root)!r}: class {odd[0]!r} is in {here}/ but not in {there}/{more}."
 
 
-def _natural_shape(file: str) -> Shape:
+def natural_shape(file: str) -> Shape:
     width, height = read_image(file).size
     return (3, height, width) if max(width, height) <= LARGE else (3, 224, 224)
 
@@ -281,7 +281,7 @@ def _natural_shape(file: str) -> Shape:
 def _files(classes: Mapping[str, Sequence[str]], shape: Shape) -> FileImages:
     files = tuple(file for members in classes.values() for file in members)
     labels = torch.tensor([label for label, members in enumerate(classes.values()) for _ in members])
-    return FileImages(files=files, labels=labels, shape=shape, scale=_imagenet(shape))
+    return FileImages(files=files, labels=labels, shape=shape, scale=imagenet(shape))
 
 
 def _for_training(images: FileImages, augment: bool) -> FileImages:

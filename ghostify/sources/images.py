@@ -66,6 +66,9 @@ class Scale:
 class Images(Dataset[tuple[Tensor, int]], ABC):
     """A dataset of (image (C, H, W), label) pairs, which can also be read a batch at a time."""
 
+    shape: Shape
+    """(C, H, W)"""
+
     @abstractmethod
     def __len__(self) -> int: ...
 

@@ -1,0 +1,90 @@
+"""What redundancy allows: a ratio s for a layer, a ghost ratio λ for a stage, or to leave it, and why.
+
+The largest s (or λ) is advised with which no more than the ``tolerance`` of the variance of all maps is lost: the error
+of the ghosts times their share of the maps.  The filter size is the smallest that comes near the best.  What costs more
+than it saves is left alone, by the same rules that plan (``rules``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from ghostify.analysis.result import Advice, CurvePoint, FilterError, LayerRedundancy, SplitError, StageRedundancy
+from ghostify.recipe import AnalysisSettings, GhostSettings, Method, SiteSettings
+from ghostify.rules import CGhostSwap, GGhostSwap, c_ghost, g_ghost
+from ghostify.scanning import Site
+from ghostify.stages import Stage
+
+_NEAR = 0.06
+"""How much error a smaller filter may have more."""
+
+
+@dataclass(frozen=True)
+class Advisor:
+    """Gives advice by settings."""
+
+    asked: AnalysisSettings
+
+    def layer(self, site: Site, filters: Sequence[FilterError], splits: Sequence[SplitError]) -> Advice:
+        """For a convolution."""
+        if not splits:
+            return _leave(site, f"has {site.out_channels // site.groups} output maps per group, too few for any ghost")
+        able = [split for split in splits if split.lost <= self.asked.tolerance]
+        if not able:
+            return _leave(site, f"{_losing(splits[0].lost, self.asked)} already at s = {splits[0].s}", splits[0].error)
+        refused = ""
+        for split, d in product(sorted(able, key=lambda one: -one.s), _sizes(filters)):
+            found = c_ghost.propose(site, GhostSettings(s=split.s, d=d, pointwise="none"))
+            if isinstance(found, CGhostSwap):
+                reason = f"at s = {split.s}, ghosts keep {1 - split.error:.0%} of their variance"
+                return Advice(s=split.s, d=d, reason=reason, error=split.error, before=found.before, after=found.after)
+            refused = found.reason
+        return _leave(site, refused, able[0].error)
+
+    def stage(self, stage: Stage, curve: Sequence[CurvePoint]) -> Advice:
+        """For a stage."""
+        able = [point for point in curve if point.ratio * point.mix <= self.asked.tolerance]
+        if not able:
+            reason = f"{_losing(curve[0].ratio * curve[0].mix, self.asked)} already at λ = {curve[0].ratio:g}"
+            return Advice(reason=reason, error=curve[0].mix, before=stage.cost, after=stage.cost)
+        point = max(able, key=lambda one: one.ratio)
+        found = g_ghost.propose(stage, GhostSettings(method="g-ghost", ratio=point.ratio))
+        if not isinstance(found, GGhostSwap):
+            return Advice(reason=found.reason, error=point.mix, before=stage.cost, after=stage.cost)
+        reason = f"at λ = {point.ratio:g}, ghosts keep {1 - point.mix:.0%} of their variance"
+        return Advice(ratio=point.ratio, reason=reason, error=point.mix, before=found.before, after=found.after)
+
+
+def advised(layers: Iterable[LayerRedundancy], stages: Iterable[StageRedundancy], method: Method) -> GhostSettings:
+    """The settings that plan what is advised: what was not looked at, or is better left, is excluded."""
+    chosen: dict[str, SiteSettings] = {}
+    left: list[str] = []
+    for layer in layers:
+        if layer.advice.s is None:
+            left.append(layer.name)
+        else:
+            chosen[layer.name] = SiteSettings(s=layer.advice.s, d=layer.advice.d)
+    for stage in stages:
+        if stage.advice.ratio is None:
+            left.append(stage.name)
+        else:
+            chosen[stage.name] = SiteSettings(ratio=stage.advice.ratio)
+    return GhostSettings(method=method, include=tuple(chosen), exclude=tuple(left), set=chosen)
+
+
+def _sizes(filters: Sequence[FilterError]) -> list[int]:
+    """The smallest filter that comes near the best, and smaller ones."""
+    best = min(one.error for one in filters)
+    size = min(one.d for one in filters if one.error <= best + _NEAR)
+    return [one.d for one in reversed(filters) if one.d <= size]
+
+
+def _losing(lost: float, asked: AnalysisSettings) -> str:
+    return f"would lose {lost:.0%} of its variance, above {asked.tolerance:.0%},"
+
+
+def _leave(site: Site, reason: str, error: float | None = None) -> Advice:
+    """No swap of a convolution."""
+    return Advice(reason=reason, error=error, before=site.cost, after=site.cost)

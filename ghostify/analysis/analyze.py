@@ -1,0 +1,278 @@
+"""model + images → Analysis: one walk through the network, layer after layer, over all images.
+
+A layer's maps are there only while it is looked at, and of large maps some images are enough, so that what is in memory
+at a time is what the network itself keeps there for those images.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ghostify.analysis.advice import Advisor, advised
+from ghostify.analysis.layers import compare_maps
+from ghostify.analysis.pictures import Camera
+from ghostify.analysis.result import Analysis, LayerRedundancy, StageRedundancy
+from ghostify.analysis.stages import compare_blocks, stage_positions
+from ghostify.errors import DataError, FitError, PlanError, did_you_mean
+from ghostify.fitting.fit import HELD
+from ghostify.fitting.pairs import pair_positions
+from ghostify.fitting.walking import Walk, batched
+from ghostify.measuring.borrowing import evaluating
+from ghostify.planning import plan
+from ghostify.recipe import AnalysisSettings, make_settings
+from ghostify.scanning import Scan, Site, scan
+from ghostify.stages import Stage
+from ghostify.tracing import Traced, trace
+
+LEAST_IMAGES = 8
+
+Told = Callable[[int, int], None]
+
+
+def analyze(
+    model: nn.Module,
+    images: Tensor,
+    settings: AnalysisSettings | Mapping[str, Any] | None = None,
+    *,
+    trained: bool | None = None,
+    source: str = "",
+    data: str = "",
+    notes: Sequence[str] = (),
+    device: torch.device | None = None,
+    camera: Camera | None = None,
+    told: Told | None = None,
+    **changes: Any,
+) -> Analysis:
+    """How redundant the feature maps of each layer and stage of ``model`` are, and what that allows.
+
+    ``images`` (N, C, H, W), scaled as the network is used to and without labels; some tens do.  ``settings`` and
+    ``changes`` are ``AnalysisSettings``, as in ``analyze(model, images, d=5)``.  ``camera`` takes pictures on the way;
+    ``told`` is called with how many layers and stages are done, of how many.  The model is not touched.  Where it is
+    interrupted (Ctrl-C), what is done is returned and ``complete`` is False.
+
+    Raises ``DataError`` for fewer than eight images, ``TraceError`` when the network cannot be recorded, ``FitError``
+    naming a layer whose values are not finite, and ``PlanError`` for a pattern that matches no layer.
+    """
+    base = {**settings} if isinstance(settings, Mapping) else {}
+    chosen = make_settings(AnalysisSettings, None if isinstance(settings, Mapping) else settings, {**base, **changes})
+    if images.dim() != 4 or len(images) < LEAST_IMAGES:
+        raise DataError(
+            f"An analysis needs at least {LEAST_IMAGES} images (N, C, H, W), and was given {tuple(images.shape)}."
+        )
+    began = time.perf_counter()
+    module, place, floats = _prepared(model, device)
+    batches = [batch.to(place, torch.float32) for batch in batched(images)]
+    with evaluating(module), torch.no_grad():
+        traced = trace(module, batches[0][:1])
+        seen = scan(traced)
+        _require_matches(seen, chosen.layers)
+        job = _Job(traced, seen, module, batches, chosen, camera, told or (lambda done, total: None))
+        complete = job.run()
+    made = advised(job.layers, job.stages, "c-ghost")
+    remarks = [*notes, *([] if floats else ["The network is in half precision; it was looked at in float32."])]
+    return Analysis(
+        network=seen.network,
+        source=source,
+        inputs=seen.inputs,
+        trained=trained,
+        images=sum(map(len, batches)),
+        data=data,
+        cost=seen.cost,
+        layers=tuple(job.layers),
+        stages=tuple(job.stages),
+        skipped=job.skipped,
+        plan=plan(seen, made),
+        seconds=time.perf_counter() - began,
+        complete=complete,
+        notes=tuple(remarks),
+    )
+
+
+class _Job:
+    """The layers and stages one after the other, as the walk comes by."""
+
+    def __init__(
+        self,
+        traced: Traced,
+        seen: Scan,
+        module: nn.Module,
+        batches: Sequence[Tensor],
+        settings: AnalysisSettings,
+        camera: Camera | None,
+        told: Told,
+    ) -> None:
+        self.seen, self.settings, self.camera, self.told = seen, settings, camera, told
+        self.advisor = Advisor(settings)
+        self.walk = Walk(trace(module, batches[0], verify=False), module, batches)
+        self.held = len(batches) // HELD
+        self.layers: list[LayerRedundancy] = []
+        self.stages: list[StageRedundancy] = []
+        self.skipped: dict[str, str] = {}
+        self.started = {0}
+        """The batches on their way; the first one has the image of which pictures are taken."""
+        self.nodes = {node.name: node for node in self.walk.nodes}
+
+    def run(self) -> bool:
+        """Look at everything; False where it was interrupted."""
+        steps = sorted([*self._sites(), *self._stages()], key=lambda step: step[0])
+        try:
+            for done, (_, look) in enumerate(steps):
+                self.told(done, len(steps))
+                look()
+            self.told(len(steps), len(steps))
+        except KeyboardInterrupt:
+            return False
+        return True
+
+    # -- layers ------------------------------------------------------------------------------------------------
+
+    def _sites(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        calls: dict[str, list[fx.Node]] = {}
+        for node in self.walk.nodes:
+            if node.op == "call_module":
+                calls.setdefault(str(node.target), []).append(node)
+        for site in self.seen.sites:
+            if not any(fnmatchcase(site.name, glob) for glob in self.settings.layers):
+                continue
+            reason = _unfit(site, len(calls.get(site.name, ())))
+            if reason:
+                self.skipped[site.name] = reason
+                continue
+            node = calls[site.name][0]
+            yield self.walk.index[node], lambda site=site, node=node: self._layer(site, node)  # type: ignore[misc]
+
+    def _layer(self, site: Site, node: fx.Node) -> None:
+        shape = node.meta["shapes"][0]
+        positions = pair_positions(shape, self.settings.d, len(self.walk.values))
+        with self._kept(node, positions.batches) as maps:
+            _require_finite(site.name, maps, positions.batches)
+            found = compare_maps(maps, positions, self.settings.d, site.groups)
+            if self.camera:
+                self.camera.layer(site.name, maps(0)[0], found.pairs)
+        size = (*shape[2:], 1, 1)[:2]
+        self.layers.append(
+            LayerRedundancy(
+                name=site.name,
+                geometry=site.geometry,
+                maps=site.out_channels,
+                size=size,
+                cost=site.cost,
+                share=site.cost.macs / max(1, self.seen.cost.macs),
+                positions=positions.total,
+                images=len(positions.batches) * shape[0],
+                similarity=found.similarity,
+                filters=found.filters,
+                splits=found.splits,
+                best=found.best,
+                pairs=found.pairs,
+                silent=found.silent,
+                advice=self.advisor.layer(site, found.filters, found.splits),
+            )
+        )
+
+    # -- stages ------------------------------------------------------------------------------------------------
+
+    def _stages(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        for stage in self.seen.stages:
+            if not any(fnmatchcase(stage.name, glob) for glob in self.settings.layers):
+                continue
+            exits = [self.nodes.get(block.exit) for block in stage.blocks]
+            if any(node is None or len(node.meta["shapes"][0]) != 4 for node in exits):
+                self.skipped[stage.name] = "gives no maps (N, C, H, W)"
+                continue
+            known = [node for node in exits if node is not None]
+            for node in known[:-1]:
+                self.walk.keep(node)
+            yield self.walk.index[known[-1]], lambda stage=stage, nodes=known: self._stage(stage, nodes)  # type: ignore[misc]
+
+    def _stage(self, stage: Stage, nodes: Sequence[fx.Node]) -> None:
+        shape = nodes[-1].meta["shapes"][0]
+        positions = stage_positions(shape, len(self.walk.values), self.held)
+        with self._kept(nodes[-1], positions.batches) as last:
+            first, *others = (self._reader(node) for node in nodes[:-1])
+            _require_finite(stage.name, last, positions.batches)
+            found = compare_blocks(first, last, [first, *others], positions, self.held, len(self.walk.values))
+            if self.camera:
+                self.camera.stage(stage.name, first(0)[0], last(0)[0], found.pairs)
+        for node in nodes[:-1]:
+            self.walk.drop(node)
+        self.stages.append(
+            StageRedundancy(
+                name=stage.name,
+                geometry=stage.geometry,
+                blocks=tuple(block.name for block in stage.blocks),
+                width=stage.width,
+                cost=stage.cost,
+                share=stage.cost.macs / max(1, self.seen.cost.macs),
+                positions=positions.total,
+                curve=found.curve,
+                channels=found.mixed,
+                cheap_channels=found.cheap,
+                pairs=found.pairs,
+                advice=self.advisor.stage(stage, found.curve),
+            )
+        )
+
+    # -- the walk ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _kept(self, node: fx.Node, batches: Sequence[int]) -> Iterator[Callable[[int], Tensor]]:
+        """Walk on until ``node`` has run for ``batches``; its values by batch."""
+        self.started |= set(batches)
+        self.walk.keep(node)
+        self.walk.advance(self.walk.index[node] + 1, sorted(self.started))
+        try:
+            yield self._reader(node)
+        finally:
+            self.walk.drop(node)
+
+    def _reader(self, node: fx.Node) -> Callable[[int], Tensor]:
+        return lambda batch: self.walk.values[batch][node]
+
+
+def _prepared(model: nn.Module, device: torch.device | None) -> tuple[nn.Module, torch.device, bool]:
+    """The network in float32 at a device: itself where it is that; the device, and whether it was in float32."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise FitError(f"{type(model).__name__} is on the meta device and has no weights to look at.")
+    place = device or next((tensor.device for tensor in tensors), torch.device("cpu"))
+    floats = all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point())
+    if floats and all(tensor.device == place for tensor in tensors):
+        return model, place, True
+    return copy.deepcopy(model).to(place, torch.float32), place, floats
+
+
+def _unfit(site: Site, calls: int) -> str:
+    """Why a layer is not looked at; empty where it is."""
+    if site.kind != "conv":
+        return f"is a {site.kind} layer; maps of two-dimensional convolutions are compared"
+    if calls != 1:
+        return "is called more than once" if calls else "is not called as a module of its own"
+    if site.out_channels // site.groups < 2:
+        return "has one output map per group, so there is nothing to be made of another"
+    return ""
+
+
+def _require_finite(name: str, maps: Callable[[int], Tensor], batches: Sequence[int]) -> None:
+    if not all(bool(torch.isfinite(maps(batch)).all()) for batch in batches):
+        raise FitError(
+            f"{name} gives values that are not finite (NaN or infinite) for these images; look at the weights before "
+            "it, or leave it out with --layers."
+        )
+
+
+def _require_matches(seen: Scan, globs: Sequence[str]) -> None:
+    names = [*(site.name for site in seen.sites), *(stage.name for stage in seen.stages)]
+    if not any(site.kind == "conv" for site in seen.sites):
+        raise PlanError(f"{seen.network} has no convolutions, so there are no maps to compare.")
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise PlanError(f"layers {glob!r} matches no layer or stage of {seen.network}.{did_you_mean(glob, names)}")

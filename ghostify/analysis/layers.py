@@ -1,0 +1,180 @@
+"""Within a layer: how well each output map is made of one other map by a d x d depthwise filter (C-GhostNet, Table 3).
+
+    y_j ≈ k ∗ y_i + b        error_j = min over i, k, b of E(y_j − k ∗ y_i − b)² / var(y_j)
+
+That is what C-Ghost would have to do: with a ratio s it keeps n/s intrinsic maps and makes each of the others so, at
+most s−1 of one intrinsic map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ghostify.analysis.result import FilterError, MapPair, SplitError
+from ghostify.fitting.arranging import own_split
+from ghostify.fitting.ghosts import layout
+from ghostify.fitting.moments import Moments
+from ghostify.fitting.pairs import PairMoments, as_maps
+from ghostify.fitting.sampling import Positions
+
+SIZES = (1, 3, 5, 7)
+"""Sizes d of filters that are compared."""
+RATIOS = (2, 3, 4, 5)
+PAIRS = 6
+_SHOWN = 48
+"""Maps that stand for all where filters of several sizes are compared."""
+_EXCHANGES = 3 * 10**6
+"""Pairs of maps that are looked at to improve how a layer is divided."""
+_SILENT = 1e-12
+"""A map whose variance is below this share of the largest does not vary."""
+_LOAD = 1e-11
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of one layer."""
+
+    similarity: float
+    filters: tuple[FilterError, ...]
+    splits: tuple[SplitError, ...]
+    best: tuple[float, ...]
+    pairs: tuple[MapPair, ...]
+    silent: int
+
+
+def compare_maps(maps: Callable[[int], Tensor], positions: Positions, d: int, groups: int) -> Found:
+    """Compare the maps of one layer at ``positions``; ``maps`` gives the output of a batch, (B, n, …).
+
+    Maps of different ``groups`` are not made of each other.
+    """
+    halves = _halves(maps, positions, d)
+    both = halves[0] if len(halves) == 1 else halves[0].plus(halves[1])
+    variances = both.variances.cpu()
+    varies = variances > _SILENT * variances.max().clamp_min(1e-30)
+    shares = torch.where(varies, 1 / variances.clamp_min(1e-300), 0.0)
+    errors = (both.errors().cpu() * shares).clamp_max(1)
+    allowed = _allowed(len(errors), groups, varies)
+    sources = torch.where(allowed, errors, torch.inf).min(0).indices
+    best = errors[sources, torch.arange(len(errors))]
+    best = torch.where(allowed.any(0), best, 1.0)
+    made = [j for j in best.argsort().tolist() if varies[j] and allowed[:, j].any()]
+    chosen = _apart(made, sources.tolist())
+    looked = sorted({*made[:: -(-len(made) // _SHOWN) or 1], *chosen})
+    of_sizes = _of_sizes(maps, positions, sources[looked], torch.tensor(looked))
+    correlations = both.correlations().cpu()
+    return Found(
+        similarity=_similarity(correlations, allowed, varies),
+        filters=tuple(
+            FilterError(d=size, error=float((mse * shares[looked]).clamp_max(1).mean()), mse=float(mse.mean()))
+            for size, mse in of_sizes.items()
+            if looked
+        ),
+        splits=tuple(_split(s, errors, halves, shares, groups) for s in RATIOS if s <= len(errors) // groups),
+        best=tuple(best[varies].tolist()),
+        pairs=tuple(_pair(both, correlations, int(sources[j]), j, of_sizes, looked, shares) for j in chosen),
+        silent=int((~varies).sum()),
+    )
+
+
+def _halves(maps: Callable[[int], Tensor], positions: Positions, d: int) -> list[PairMoments]:
+    """Sums over every second batch and over the others; over all of them where there is one."""
+    halves: list[PairMoments] = []
+    for index, batch in enumerate(positions.batches):
+        if index < 2:
+            halves.append(PairMoments(halves[0] if halves else None))
+        halves[index % 2].add(positions.shifts(as_maps(maps(batch)), d, batch))
+    return halves
+
+
+def _allowed(n: int, groups: int, varies: Tensor) -> Tensor:
+    """(n, n): whether map i may make map j."""
+    group = torch.arange(n) // max(1, n // groups)
+    allowed = (group[:, None] == group[None]) & varies[:, None]
+    return allowed.fill_diagonal_(False)
+
+
+def _apart(made: Sequence[int], sources: Sequence[int]) -> list[int]:
+    """The first maps that with their sources make pairs no map is in twice."""
+    chosen: list[int] = []
+    seen: set[int] = set()
+    for j in made:
+        if len(chosen) < PAIRS and not seen & {j, sources[j]}:
+            chosen.append(j)
+            seen |= {j, sources[j]}
+    return chosen
+
+
+def _of_sizes(maps: Callable[[int], Tensor], positions: Positions, sources: Tensor, made: Tensor) -> dict[int, Tensor]:
+    """By size d, the mean squared errors (k,) of maps ``made`` as filters of maps ``sources``."""
+    if not len(made):
+        return {}
+    largest = max(SIZES)
+    moments = Moments()
+    for batch in positions.batches:
+        y = as_maps(maps(batch))
+        v = positions.shifts(y[:, sources], largest, batch)
+        moments.add(v, positions.values(y[:, made], batch)[:, :, None])
+    s, c, variances = moments.features().cpu(), moments.crossed()[:, 0].cpu(), moments.tt[:, 0].cpu() / moments.count
+    square = torch.arange(largest**2).unflatten(0, (largest, largest))
+    found = {}
+    for d in SIZES:
+        edge = (largest - d) // 2
+        taps = square[edge : edge + d, edge : edge + d].flatten()
+        inner, crossed = s[:, taps][:, :, taps], c[:, taps]
+        load = _LOAD * inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+        inner = inner + load[:, None, None] * torch.eye(len(taps), dtype=inner.dtype)
+        found[d] = (variances - (crossed * torch.linalg.solve(inner, crossed)).sum(1)).clamp_min(0)
+    return found
+
+
+def _similarity(correlations: Tensor, allowed: Tensor, varies: Tensor) -> float:
+    """The mean over maps of the largest |correlation| with another."""
+    largest = torch.where(allowed, correlations.abs(), 0.0).max(0).values
+    return float(largest[varies].mean()) if varies.any() else 0.0
+
+
+def _split(s: int, errors: Tensor, halves: Sequence[PairMoments], shares: Tensor, groups: int) -> SplitError:
+    n = len(errors)
+    parts = layout(n, s, groups).numpy()
+    place = torch.arange(n) // max(1, n // groups)
+    content = torch.from_numpy(own_split(errors.numpy(), parts, place.numpy(), _EXCHANGES))
+    heads, ghosts = content[parts[0]], [content[part[part >= 0]] for part in parts[1:]]
+    sources = torch.cat([heads[part >= 0] for part in parts[1:]])
+    made = torch.cat(ghosts)
+    each = [float((half.filters(sources, made)[1].cpu() * shares[made]).clamp_max(1).mean()) for half in halves]
+    owned: dict[int, list[int]] = {int(head): [] for head in heads}
+    for head, ghost in zip(sources.tolist(), made.tolist(), strict=True):
+        owned[head].append(ghost)
+    return SplitError(
+        s=s,
+        error=float(errors[sources, made].mean()),
+        spread=abs(each[0] - each[-1]) / 2,
+        intrinsic=tuple(owned),
+        ghosts=tuple(map(tuple, owned.values())),
+    )
+
+
+def _pair(
+    both: PairMoments,
+    correlations: Tensor,
+    source: int,
+    made: int,
+    of_sizes: dict[int, Tensor],
+    looked: Sequence[int],
+    shares: Tensor,
+) -> MapPair:
+    taps, error = both.filters(torch.tensor([source]), torch.tensor([made]))
+    side = round(taps.shape[1] ** 0.5)
+    taps, error = taps.cpu(), error.cpu()
+    return MapPair(
+        source=source,
+        made=made,
+        correlation=float(correlations[source, made]),
+        error=min(1.0, float(error[0] * shares[made])),
+        mse={size: float(mse[looked.index(made)]) for size, mse in of_sizes.items()},
+        taps=tuple(map(tuple, taps[0].reshape(side, side).tolist())),
+    )

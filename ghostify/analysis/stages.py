@@ -1,0 +1,136 @@
+"""Across a stage: how well its last block's output is made of its first block's (G-Ghost, Eq. 6-12).
+
+    cheap   y_j ≈ c_j · Y1 + b_j                  a 1x1 convolution of all channels of the first block's output Y1
+    mix     y_j ≈ c_j · Y1 + w_j · z + b_j        z: the averages over the maps of all blocks' outputs but the last
+
+With a ghost ratio λ, the λ-share of channels that are made best are ghosts.  All errors are of images held out.  The
+mix term is one number per image and channel, so it is fitted to what the cheap operation leaves on average in each
+image, and judged by leaving out one image at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ghostify.analysis.layers import PAIRS
+from ghostify.analysis.result import CurvePoint, MapPair
+from ghostify.fitting.moments import RIDGES, Moments, Normal, best_strength
+from ghostify.fitting.sampling import Positions, positions_wanted
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_RIDGES = tuple(10.0**power for power in range(-6, 4))
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of one stage."""
+
+    curve: tuple[CurvePoint, ...]
+    cheap: tuple[float, ...]
+    mixed: tuple[float, ...]
+    pairs: tuple[MapPair, ...]
+
+
+def stage_positions(shape: Sequence[int], batches: int, held: int, seed: int = 0) -> Positions:
+    """Where the outputs of the first and the last block are compared; ``shape``: of a batch's, (B, n, H, W)."""
+    return Positions(shape, positions_wanted(shape[1], shape[1]), batches, seed, 1, held)
+
+
+def compare_blocks(
+    first: Callable[[int], Tensor],
+    last: Callable[[int], Tensor],
+    blocks: Sequence[Callable[[int], Tensor]],
+    positions: Positions,
+    held: int,
+    batches: int,
+) -> Found:
+    """Compare outputs of the first and the last block, batch by batch (B, n, H, W), at ``positions``.
+
+    ``blocks`` give the outputs of all blocks but the last; the last ``held`` of all ``batches`` are held out.
+    """
+    seen, out = Moments(), Moments()
+    for batch in positions.batches:
+        x, y = positions.values(first(batch), batch)[:, None], positions.values(last(batch), batch)[:, None]
+        (out if batch >= batches - held else seen).add(x, y)
+    start = torch.zeros(1, seen.mean_t.shape[1], seen.mean_u.shape[1], dtype=torch.float64, device=seen.mean_t.device)
+    index = best_strength(seen, out, start, torch.ones_like(seen.mean_t))[0]
+    weight = Normal(seen.features(), start, RIDGES[index]).solve(seen.crossed())
+    judge = out if held else seen
+    variances = (judge.tt[0] / judge.count).cpu()
+    cheap = judge.error(weight, seen.intercept(weight))[0].cpu()
+    gained = _gained(weight[0], first, last, blocks, positions)
+    shares = 1 / variances.clamp_min(_TINY)
+    silent = variances <= 1e-12 * variances.max()
+    cheap_shares = torch.where(silent, 0.0, cheap * shares).clamp_max(1)
+    mixed_shares = torch.where(silent, 0.0, (cheap - gained) * shares).clamp(0, 1)
+    mixed_shares = torch.minimum(cheap_shares, mixed_shares)
+    return Found(
+        curve=tuple(_point(ratio, cheap_shares, mixed_shares) for ratio in RATIOS),
+        cheap=tuple(cheap_shares.tolist()),
+        mixed=tuple(mixed_shares.tolist()),
+        pairs=_pairs(seen),
+    )
+
+
+def _point(ratio: float, cheap: Tensor, mixed: Tensor) -> CurvePoint:
+    count = max(1, round(ratio * len(cheap)))
+    return CurvePoint(
+        ratio=ratio, cheap=float(cheap.sort().values[:count].mean()), mix=float(mixed.sort().values[:count].mean())
+    )
+
+
+def _gained(
+    weight: Tensor,
+    first: Callable[[int], Tensor],
+    last: Callable[[int], Tensor],
+    blocks: Sequence[Callable[[int], Tensor]],
+    positions: Positions,
+) -> Tensor:
+    """By how much the mix term lowers each channel's mean squared error, (n,)."""
+    left, pooled = [], []
+    for batch in positions.batches:
+        y = last(batch).mean((2, 3)).double()
+        left.append(y - first(batch).mean((2, 3)).double() @ weight.T)
+        pooled.append(torch.cat([block(batch).mean((2, 3)) for block in blocks], 1).double())
+    r, z = torch.cat(left).cpu(), torch.cat(pooled).cpu()
+    if len(r) < 3:
+        return r.new_zeros(r.shape[1])
+    r, z = r - r.mean(0), z - z.mean(0)
+    z = z / z.std(0, unbiased=False).clamp_min(1e-12)
+    values, vectors = torch.linalg.eigh(z @ z.T)
+    values, turned = values.clamp_min(0), vectors.T @ r
+    best = torch.zeros(r.shape[1], dtype=r.dtype)
+    for strength in _RIDGES:
+        kept = values / (values + strength * z.shape[1])
+        inside = (vectors.square() * kept).sum(1) + 1 / len(r)
+        wrong = (r - vectors @ (kept[:, None] * turned)) / (1 - inside).clamp_min(1e-6)[:, None]
+        best = torch.maximum(best, (r.square() - wrong.square()).mean(0))
+    return best
+
+
+def _pairs(seen: Moments) -> tuple[MapPair, ...]:
+    """Channels of the first block's output and those of the last block's most like them, no channel in two pairs."""
+    covariances = (seen.tu[0] / seen.count).cpu()  # (n, D)
+    first = (seen.uu[0].diagonal() / seen.count).cpu()
+    last = (seen.tt[0] / seen.count).cpu()
+    scale = (last[:, None] * first[None]).sqrt()
+    correlations = torch.where(scale > _TINY, covariances / scale.clamp_min(_TINY), 0.0)
+    pairs: list[MapPair] = []
+    width = correlations.shape[1]
+    for place in correlations.abs().flatten().argsort(descending=True).tolist():
+        made, source = divmod(place, width)
+        if any(made == pair.made or source == pair.source for pair in pairs):
+            continue
+        r = float(correlations[made, source])
+        error = 1 - r * r
+        slope = float(covariances[made, source] / first[source].clamp_min(_TINY))
+        mse = error * float(last[made])
+        pairs.append(MapPair(source=source, made=made, correlation=r, error=error, mse={1: mse}, taps=((slope,),)))
+        if len(pairs) == PAIRS:
+            break
+    return tuple(pairs)

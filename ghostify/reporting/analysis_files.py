@@ -1,0 +1,74 @@
+"""Analysis → a folder: JSON for machines, CSV for spreadsheets, a page for people, figures on request."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostify.analysis.pictures import Pictures
+from ghostify.analysis.result import NAME, Analysis
+from ghostify.errors import RunError
+from ghostify.files import replacing
+from ghostify.reporting.figures import draw_analysis
+from ghostify.reporting.page import render_page
+
+PAGE = "report.html"
+
+
+def write_analysis(folder: Path, analysis: Analysis, pictures: Pictures | None, figures: bool = False) -> list[Path]:
+    """Write an analysis into a folder that is there; the files written.  Raises ``RunError``."""
+    texts = {
+        NAME: analysis.model_dump_json(indent=1),
+        "layers.csv": layers_csv(analysis),
+        "stages.csv": stages_csv(analysis),
+        PAGE: render_page(analysis, pictures),
+    }
+    try:
+        for name, text in texts.items():
+            with replacing(folder / name) as new:
+                new.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise RunError(f"The analysis cannot be written to {str(folder)!r}: {problem.strerror}.") from None
+    written = [folder / name for name in texts]
+    if figures:
+        written += draw_analysis(analysis, pictures, folder / "figures")
+    return written
+
+
+def layers_csv(analysis: Analysis) -> str:
+    """A row for each layer, with a header."""
+    sizes = sorted({one.d for layer in analysis.layers for one in layer.filters})
+    ratios = sorted({one.s for layer in analysis.layers for one in layer.splits})
+    header = ["layer", "geometry", "maps", "height", "width", "macs", "params", "share", "similarity", "redundancy"]
+    header += [f"{what}_d{d}" for what in ("error", "mse") for d in sizes]
+    header += [f"{what}_s{s}" for what in ("error", "spread") for s in ratios]
+    rows = []
+    for layer in analysis.layers:
+        filters, splits = {one.d: one for one in layer.filters}, {one.s: one for one in layer.splits}
+        row: list[Any] = [layer.name, layer.geometry, layer.maps, *layer.size, layer.cost.macs, layer.cost.params]
+        row += [layer.share, layer.similarity, layer.redundancy]
+        row += [getattr(filters.get(d), what, "") for what in ("error", "mse") for d in sizes]
+        row += [getattr(splits.get(s), what, "") for what in ("error", "spread") for s in ratios]
+        rows.append([*row, layer.advice.s or "", layer.advice.d or "", layer.advice.reason])
+    return _csv([[*header, "advised_s", "advised_d", "reason"], *rows])
+
+
+def stages_csv(analysis: Analysis) -> str:
+    """A row for each stage and ghost ratio, with a header."""
+    rows: list[list[Any]] = [
+        ["stage", "geometry", "macs", "share", "ratio", "error_cheap", "error_mix", "advised_ratio"]
+    ]
+    for stage in analysis.stages:
+        for point in stage.curve:
+            row: list[Any] = [stage.name, stage.geometry, stage.cost.macs, stage.share]
+            rows.append([*row, point.ratio, point.cheap, point.mix, stage.advice.ratio or ""])
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

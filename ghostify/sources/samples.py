@@ -1,0 +1,84 @@
+"""Images to look at, without labels: a sample of what a source has, from which damaged files are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ghostify.errors import DataError
+from ghostify.recipe import DataSettings
+from ghostify.sources.data import image_files, imagenet, load_data, natural_shape
+from ghostify.sources.images import FileImages, Images, Shape, shuffled
+
+_PICK = 20_200_315
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some images, normalised, (N, C, H, W); where they are from, and the files that could not be read."""
+
+    images: Tensor
+    description: str
+    skipped: tuple[str, ...] = ()
+
+
+def load_sample(settings: DataSettings, shape: Shape | None, n: int, least: int) -> Sample:
+    """``n`` images of a source, the same every time; all of them where there are fewer.
+
+    Training images, or test images where there are none.  A folder may hold images in any folders below it, with or
+    without classes.  Raises ``DataError`` where fewer than ``least`` can be read.
+    """
+    kind, _, rest = settings.source.partition(":")
+    folder = kind == "folder" and bool(rest)
+    images, description = _of_folder(Path(rest).expanduser(), shape) if folder else _of(settings, shape)
+    read: list[Tensor] = []
+    skipped: list[str] = []
+    for index in shuffled(len(images), _PICK):
+        if len(read) == n:
+            break
+        try:
+            read.append(images.batch([index])[0])
+        except DataError as problem:
+            if not isinstance(images, FileImages):
+                raise
+            skipped.append(str(problem))
+    if len(read) < least:
+        bad = f" of {len(read) + len(skipped)}, for {len(skipped)} cannot be read: {skipped[0]}" if skipped else "."
+        raise DataError(f"Data {settings.source!r} has {len(read)} images{bad} At least {least} are needed.")
+    return Sample(torch.cat(read), description, tuple(skipped))
+
+
+def sample_shape(settings: DataSettings) -> Shape:
+    """The shape (C, H, W) in which a source gives images to a network that takes any.  Raises ``DataError``."""
+    kind, _, rest = settings.source.partition(":")
+    folder = kind == "folder" and bool(rest)
+    return (_of_folder(Path(rest).expanduser(), None) if folder else _of(settings, None))[0].shape
+
+
+def _of(settings: DataSettings, shape: Shape | None) -> tuple[Images, str]:
+    data = load_data(settings, shape)
+    return data.train if data.train is not None else data.test, data.description
+
+
+def _of_folder(root: Path, shape: Shape | None) -> tuple[Images, str]:
+    if not root.is_dir():
+        load_data(DataSettings(source=f"folder:{root}"), shape)  # which says what is wrong
+    home = root / "train" if (root / "train").is_dir() else root
+    files = image_files(home)
+    found = shape or _first_shape(files)
+    labels = torch.zeros(len(files), dtype=torch.long)
+    images = FileImages(files=tuple(files), labels=labels, shape=found, scale=imagenet(found))
+    return images, f"{len(files):,} images below {str(home)!r}"
+
+
+def _first_shape(files: Sequence[str]) -> Shape:
+    """The shape a network would get of the first file that can be read."""
+    for file in files[:-1]:
+        with suppress(DataError):
+            return natural_shape(file)
+    return natural_shape(files[-1])
