@@ -27,9 +27,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     images = torch.randn(options.images, 3, options.size, options.size)
-    model = _with_statistics(getattr(torchvision.models, options.network)(weights=None), images[:32])
-    forward = _forward_seconds(model, images)
-    with _Peak() as peak:
+    model = with_statistics(getattr(torchvision.models, options.network)(weights=None), images[:32])
+    forward = forward_seconds(model, images)
+    with Peak() as peak:
         began = time.perf_counter()
         ghosted = ghostify.convert(model, images[:1], method=options.method, images=images, fit={"images": len(images)})
         seconds = time.perf_counter() - began
@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
+def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
     """The model in eval mode, its norms' statistics those of the images."""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -61,7 +61,7 @@ def _with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-def _forward_seconds(model: nn.Module, images: Tensor) -> float:
+def forward_seconds(model: nn.Module, images: Tensor) -> float:
     began = time.perf_counter()
     with torch.inference_mode():
         for batch in images.split(32):
@@ -69,10 +69,10 @@ def _forward_seconds(model: nn.Module, images: Tensor) -> float:
     return time.perf_counter() - began
 
 
-class _Peak:
+class Peak:
     """The most memory this process holds at a time, over what it held when this began (Linux)."""
 
-    def __enter__(self) -> _Peak:
+    def __enter__(self) -> Peak:
         self._before = self._most = _resident()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

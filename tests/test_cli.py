@@ -182,6 +182,61 @@ def test_a_compressed_run_can_be_compressed_further(cli: Cli) -> None:
     assert cli("scan", told["folder"]).code == 0
 
 
+def test_analyze_tells_and_writes_and_its_advice_is_planned(cli: Cli, images: str, tmp_path: Path) -> None:
+    answer = cli("analyze", "mine:tiny", "--data", images, "--tolerance", "0.9", "-o", "seen")
+    assert answer.code == 0 and "advice" in answer.out and "report.html" in answer.err
+    assert {file.name for file in (tmp_path / "seen").iterdir()} >= {"analysis.json", "layers.csv", "report.html"}
+    again = cli("analyze", "mine:tiny", "--data", images, "--tolerance", "0.9", "-o", "seen", "--json")
+    found = json.loads(again.out)
+    assert found["folder"] == "seen-2" and found["trained"] is None
+    advised = {layer["name"]: layer["advice"]["s"] for layer in found["layers"]}
+    planned = cli("plan", "mine:tiny", "--input", "3,8,8", "--from-analysis", "seen", "--json")
+    swapped = {swap["target"]: swap["s"] for swap in json.loads(planned.out)["swaps"]}
+    assert swapped == {name: s for name, s in advised.items() if s}
+    refused(cli("plan", "mine:tiny", "--input", "3,8,8", "--from-analysis", "seen", "--s", "3"), "leave out --s")
+    refused(cli("plan", "mine:tiny", "--input", "3,8,8", "--from-analysis", "nowhere"), "does not exist")
+
+
+def test_analyze_says_loudly_that_weights_are_random(cli: Cli) -> None:
+    answer = cli(
+        "analyze", "ghostify:resnet8", "--data", "digits", "--input", "3,16,16", "--images", "16", "-o", "seen"
+    )
+    assert answer.code == 0 and "WEIGHTS ARE RANDOM" in answer.out
+
+
+def test_analyze_leaves_damaged_images_out_and_says_so(cli: Cli, tmp_path: Path) -> None:
+    """Grey and transparent images are read like others; classes are not needed."""
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    for index in range(12):
+        mode = ("RGB", "L", "RGBA")[index % 3]
+        Image.effect_noise((8, 8), 60 + index).convert(mode).save(folder / f"{index}.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    answer = cli("analyze", "mine:tiny", "--data", f"folder:{folder}", "-o", "seen", "--json")
+    found = json.loads(answer.out)
+    assert answer.code == 0 and found["images"] >= 8
+    assert any("1 files were left out" in note and "bad.png" in note for note in found["notes"])
+    for index in range(12):
+        (folder / f"{index}.png").write_bytes(b"no image")
+    refused(cli("analyze", "mine:tiny", "--data", f"folder:{folder}", "-o", "seen-2"), "can be read", "0.png")
+    assert not (tmp_path / "seen-2").exists()
+
+
+def test_a_run_is_analysed_by_the_network_it_began_with(cli: Cli, images: str, tmp_path: Path) -> None:
+    made = cli("compress", "mine:tiny", "--data", images, "--set", "pretrain.epochs=1", "-o", "run")
+    assert made.code == 0
+    answer = cli("analyze", "run", "--data", images, "-o", "seen", "--json")
+    found = json.loads(answer.out)
+    assert answer.code == 0 and found["trained"] is True
+    assert [layer["geometry"] for layer in found["layers"]] == ["3→32 3x3", "32→32 3x3"]
+    assert "ghost net" in (tmp_path / "seen" / "report.html").read_text()
+
+
+def test_analyze_needs_images(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("analyze", "mine:tiny", "--input", "3,8,8"), "--data")
+    assert not (tmp_path / "analyses").exists() or not any((tmp_path / "analyses").iterdir())
+
+
 def test_recipes_are_listed_shown_and_checked(cli: Cli) -> None:
     listed = json.loads(cli("recipes", "list", "--json").out)
     assert "digits" in listed

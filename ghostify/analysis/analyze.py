@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -118,6 +119,8 @@ class _Job:
         self.skipped: dict[str, str] = {}
         self.started = {0}
         """The batches on their way; the first one has the image of which pictures are taken."""
+        self.wanted: Counter[fx.Node] = Counter()
+        """By node, how many still want to see its values: blocks may end with a layer, and stages share blocks."""
         self.nodes = {node.name: node for node in self.walk.nodes}
 
     def run(self) -> bool:
@@ -190,7 +193,7 @@ class _Job:
                 continue
             known = [node for node in exits if node is not None]
             for node in known[:-1]:
-                self.walk.keep(node)
+                self._want(node)
             yield self.walk.index[known[-1]], lambda stage=stage, nodes=known: self._stage(stage, nodes)  # type: ignore[misc]
 
     def _stage(self, stage: Stage, nodes: Sequence[fx.Node]) -> None:
@@ -203,7 +206,7 @@ class _Job:
             if self.camera:
                 self.camera.stage(stage.name, first(0)[0], last(0)[0], found.pairs)
         for node in nodes[:-1]:
-            self.walk.drop(node)
+            self._release(node)
         self.stages.append(
             StageRedundancy(
                 name=stage.name,
@@ -227,11 +230,20 @@ class _Job:
     def _kept(self, node: fx.Node, batches: Sequence[int]) -> Iterator[Callable[[int], Tensor]]:
         """Walk on until ``node`` has run for ``batches``; its values by batch."""
         self.started |= set(batches)
-        self.walk.keep(node)
+        self._want(node)
         self.walk.advance(self.walk.index[node] + 1, sorted(self.started))
         try:
             yield self._reader(node)
         finally:
+            self._release(node)
+
+    def _want(self, node: fx.Node) -> None:
+        self.wanted[node] += 1
+        self.walk.keep(node)
+
+    def _release(self, node: fx.Node) -> None:
+        self.wanted[node] -= 1
+        if not self.wanted[node]:
             self.walk.drop(node)
 
     def _reader(self, node: fx.Node) -> Callable[[int], Tensor]:

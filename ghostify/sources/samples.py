@@ -78,7 +78,7 @@ def _of_folder(root: Path, shape: Shape | None) -> tuple[Images, str]:
 
 def _first_shape(files: Sequence[str]) -> Shape:
     """The shape a network would get of the first file that can be read."""
-    for file in files[:-1]:
+    for file in files:
         with suppress(DataError):
             return natural_shape(file)
-    return natural_shape(files[-1])
+    raise DataError(f"None of {len(files):,} images can be read, {files[0]!r} the first; look at the folder.")
