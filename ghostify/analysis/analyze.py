@@ -154,7 +154,7 @@ class _Job:
 
     def _layer(self, site: Site, node: fx.Node) -> None:
         shape = node.meta["shapes"][0]
-        positions = pair_positions(shape, self.settings.d, len(self.walk.values))
+        positions = pair_positions(shape, self.settings.d, len(self.walk.values), self.walk.room(node))
         with self._kept(node, positions.batches) as maps:
             _require_finite(site.name, maps, positions.batches)
             found = compare_maps(maps, positions, self.settings.d, site.groups)
@@ -198,7 +198,7 @@ class _Job:
 
     def _stage(self, stage: Stage, nodes: Sequence[fx.Node]) -> None:
         shape = nodes[-1].meta["shapes"][0]
-        positions = stage_positions(shape, len(self.walk.values), self.held)
+        positions = stage_positions(shape, len(self.walk.values), self.held, self.walk.room(nodes[-1]))
         with self._kept(nodes[-1], positions.batches) as last:
             first, *others = (self._reader(node) for node in nodes[:-1])
             _require_finite(stage.name, last, positions.batches)

@@ -10,6 +10,7 @@ image, and judged by leaving out one image at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,12 @@ class Found:
     pairs: tuple[MapPair, ...]
 
 
-def stage_positions(shape: Sequence[int], batches: int, held: int, seed: int = 0) -> Positions:
-    """Where the outputs of the first and the last block are compared; ``shape``: of a batch's, (B, n, H, W)."""
-    return Positions(shape, positions_wanted(shape[1], shape[1]), batches, seed, 1, held)
+def stage_positions(shape: Sequence[int], batches: int, held: int, most: float = math.inf) -> Positions:
+    """Where the outputs of the first and the last block are compared, in no more than ``most`` of the batches.
+
+    ``shape``: of a batch's output, (B, n, H, W).
+    """
+    return Positions(shape, positions_wanted(shape[1], shape[1]), batches, 0, 1, held, most)
 
 
 def compare_blocks(

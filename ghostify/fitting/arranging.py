@@ -154,7 +154,7 @@ def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) 
         classes = ordering.movable(swap.target) if ordering else None
         if roots is None or classes is None or len(set(roots.tolist())) < n:
             roots, classes = -1 - np.arange(n), np.full(n, -1)
-        positions = pair_positions(node.meta["shapes"][0], swap.d, len(walk.values))
+        positions = pair_positions(node.meta["shapes"][0], swap.d, len(walk.values), walk.room(node))
         started |= set(positions.batches)
         walk.keep(node)
         walk.advance(walk.index[node] + 1, started)

@@ -22,7 +22,7 @@ from ghostify.fitting.sampling import Positions, positions_wanted
 from ghostify.fitting.stages import StageFit
 from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
-from ghostify.fitting.walking import Walk, batched
+from ghostify.fitting.walking import MEMORY, Walk, batched
 from ghostify.measuring.borrowing import evaluating
 from ghostify.recipe import FitSettings
 from ghostify.tracing import Traced, trace
@@ -165,7 +165,14 @@ class _Job:
         rows = isinstance(part.module, nn.Linear)
         wanted = positions_wanted(*_size(part))
         shape = shape if rows or len(shape) > 2 else (*shape, 1, 1)
-        return Positions(shape, wanted, self.pair.batches, index, -1 if rows else 1, self.pair.held)
+        return Positions(shape, wanted, self.pair.batches, index, -1 if rows else 1, self.pair.held, self._room(part))
+
+    def _room(self, part: Part) -> int:
+        """How many batches there is room for where the part is fitted."""
+        pair = self.pair
+        return MEMORY // max(
+            1, pair.first.bytes_at(pair.first.index[part.twin]) + pair.second.bytes_at(pair.second.index[part.begin])
+        )
 
     def _fitting(self, part: Part, targets: Targets) -> Fitting:
         if part.kind == "ghost":

@@ -24,10 +24,13 @@ _ROWS = 2**24
 """Values c_ij worked on at a time."""
 
 
-def pair_positions(shape: Sequence[int], d: int, batches: int) -> Positions:
-    """Where the maps of a layer are compared; ``shape``: of a batch's output, (B, n) or (B, n, H, W)."""
+def pair_positions(shape: Sequence[int], d: int, batches: int, most: float) -> Positions:
+    """Where the maps of a layer are compared, in no more than ``most`` of the batches.
+
+    ``shape``: of a batch's output, (B, n) or (B, n, H, W).
+    """
     wanted = min(_POSITIONS, max(_LEAST_POSITIONS, int(_WORK / (d * d * shape[1] ** 2))))
-    return Positions((*shape, 1, 1)[:4], wanted, batches, 0, 1)
+    return Positions((*shape, 1, 1)[:4], wanted, batches, 0, 1, most=most)
 
 
 def as_maps(y: Tensor) -> Tensor:

@@ -34,17 +34,24 @@ class Positions:
     """Random positions of one layer's output, others in every batch, the same whenever asked for."""
 
     def __init__(
-        self, shape: Sequence[int], wanted: int, batches: int, seed: int, channels: int, held: int = 0
+        self,
+        shape: Sequence[int],
+        wanted: int,
+        batches: int,
+        seed: int,
+        channels: int,
+        held: int = 0,
+        most: float = math.inf,
     ) -> None:
         """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps and -1 of linear layers.
 
-        Of large maps, some of the ``batches`` are enough; of the last ``held``, all are used.
+        Of large maps, some of the ``batches`` are enough, and no more than ``most`` are used; the last ``held`` all are.
         """
         self.maps = channels == 1 and len(shape) == 4
         self.width = shape[3] if self.maps else 1
         rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
         images = shape[0] if self.maps else 1
-        self.batches = _enough(batches, held, _SPARSE * wanted / (rows * images))
+        self.batches = _enough(batches, held, min(most - held, _SPARSE * wanted / (rows * images)))
         """The batches that are used."""
         self.each = min(rows, math.ceil(wanted / (len(self.batches) * images)))
         generator = torch.Generator().manual_seed(seed)

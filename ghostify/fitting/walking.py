@@ -8,6 +8,7 @@ follow when their turn comes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ghostify.tracing import Traced
+
+_FLOAT = 4
+MEMORY = 2**30
+"""Bytes that the values of all batches may take together, where two batches take less."""
 
 
 class Walk:
@@ -74,6 +79,16 @@ class Walk:
                     if self._last[read] <= index and read not in self._pinned:
                         values.pop(read, None)
             self.reached[batch] = max(self.reached[batch], to)
+
+    def bytes_at(self, index: int) -> int:
+        """About how much memory a batch's values take where the node of that index is run; its own are among them."""
+        alive = (node for at, node in enumerate(self.nodes[: index + 1]) if max(at, self._last[node]) >= index)
+        sizes = (math.prod(shape) for node in alive for shape in node.meta.get("shapes", ()))
+        return _FLOAT * sum(sizes)
+
+    def room(self, node: fx.Node) -> int:
+        """How many batches ``MEMORY`` has room for where a node is run."""
+        return MEMORY // max(1, self.bytes_at(self.index[node]))
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
