@@ -27,7 +27,7 @@ RATIOS = (2, 3, 4, 5)
 PAIRS = 6
 _SHOWN = 48
 """Maps that stand for all where filters of several sizes are compared."""
-_EXCHANGES = 3 * 10**6
+_EXCHANGES = 10**6
 """Pairs of maps that are looked at to improve how a layer is divided."""
 _SILENT = 1e-12
 """A map whose variance is below this share of the largest does not vary."""

@@ -45,7 +45,7 @@ class Positions:
     ) -> None:
         """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps and -1 of linear layers.
 
-        Of large maps, some of the ``batches`` are enough, and no more than ``most`` are used; the last ``held`` all are.
+        Of large maps, some of the ``batches`` are enough, and no more than ``most`` are used; the last ``held`` are.
         """
         self.maps = channels == 1 and len(shape) == 4
         self.width = shape[3] if self.maps else 1
