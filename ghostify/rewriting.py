@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ghostify.channels import Channels
 from ghostify.costs import Cost
 from ghostify.errors import RewriteError, TraceError
 from ghostify.names import overlap
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
-from ghostify.rules.base import Ranking
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, trace
 
@@ -50,8 +48,6 @@ class Choices:
 
     orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """By ordered C-Ghost module, for each output the place of its map; as they come, where it says nothing."""
-    ranking: Ranking = Channels.strengths
-    """Which channels stay where some must go and they are not to be the first."""
 
 
 def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghosted:
@@ -109,9 +105,9 @@ def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | Non
             continue
         assert traced is not None
         if isinstance(swap, GGhostSwap):
-            memo |= g_ghost.replacements(traced, swap, choices.ranking)
+            memo |= g_ghost.replacements(traced, swap)
         else:
-            memo |= width.replacements(traced, swap, choices.ranking)
+            memo |= width.replacements(traced, swap)
     return memo
 
 

@@ -68,7 +68,7 @@ def rewrite_fitted(
     work, plan = arrangement.traced, _ordered(plan, arrangement)
     choices = Choices(orders=arrangement.orders)
     ghosted = rewrite(work, plan, choices)
-    came_from = origins(work, plan.swaps, ghosted.module, choices.ranking)
+    came_from = origins(work, plan.swaps, ghosted.module)
     found = fit(work.module, ghosted.module, images, settings, came_from, told or _silent)
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     if how == "polish":

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from ghostify.ghosts import GGhostStage
 from ghostify.names import common, within
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, g_ghost, width
-from ghostify.rules.base import Ranking
 from ghostify.stages import Stage
 from ghostify.tracing import Traced
 
@@ -33,27 +32,27 @@ class Origins:
         return any(within(name, root) for root in self.roots)
 
 
-def origins(traced: Traced, swaps: Sequence[Swap], module: nn.Module, ranking: Ranking) -> Origins:
+def origins(traced: Traced, swaps: Sequence[Swap], module: nn.Module) -> Origins:
     """The origins of everything in ``module``, which ``swaps`` made of the ``traced`` network."""
     found = Origins()
     for swap in swaps:
         if isinstance(swap, CGhostSwap):
             found.roots.add(swap.target)
         elif isinstance(swap, GGhostSwap):
-            _of_stage(found, traced, swap, module, ranking)
+            _of_stage(found, traced, swap, module)
         else:
-            kept = width.outputs_kept(traced, swap, ranking)
+            kept = width.outputs_kept(traced, swap)
             made = {name: (name, _index(traced, name, outputs)) for name, outputs in kept.items()}
             found.layers |= made
             found.roots |= {name for name in kept if _differs(traced.module, module, name)}
     return found
 
 
-def _of_stage(found: Origins, traced: Traced, swap: GGhostSwap, module: nn.Module, ranking: Ranking) -> None:
+def _of_stage(found: Origins, traced: Traced, swap: GGhostSwap, module: nn.Module) -> None:
     stage = g_ghost.find(traced, swap)
     tail = module.get_submodule(stage.slot)
     assert isinstance(tail, GGhostStage)
-    kept = g_ghost.outputs_kept(traced, swap, ranking)
+    kept = g_ghost.outputs_kept(traced, swap)
     for index, block in enumerate(tail.thin):
         widened = swap.cheap == "none" and index == len(tail.thin) - 1
         for name, origin in _twins(block, f"{stage.slot}.thin.{index}", stage, index + 1, traced.module):

@@ -8,13 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
-from ghostify.channels import Channels
 from ghostify.costs import Cost
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding, Stream
-
-Ranking = Callable[[Channels], Callable[[int], float]]
-"""How channels are ranked of which some stay: by component, the higher the better."""
 
 TOLERANCE = 1e-3
 """What is thinned must agree with the original, silenced, to this, relative to the output's largest magnitude."""

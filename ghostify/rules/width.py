@@ -24,7 +24,7 @@ from ghostify.channels import Channels, Coupling, Unreadable, follow, renumbered
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
 from ghostify.recipe import GhostSettings, Stream
-from ghostify.rules.base import TOLERANCE, Ranking, WidthSwap, thinner
+from ghostify.rules.base import TOLERANCE, WidthSwap, thinner
 from ghostify.scanning import Scan, network_nodes
 from ghostify.tracing import Traced, is_leaf
 
@@ -107,13 +107,12 @@ def promise(scan: Scan, swap: WidthSwap) -> tuple[float, float]:
     return macs, params
 
 
-def replacements(traced: Traced, swap: WidthSwap, ranking: Ranking = Channels.strengths) -> dict[int, Any]:
+def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
     """By the ``id`` of each layer (and parameter outside of layers) that becomes narrower, what takes its place.
 
-    ``ranking`` says which channels stay, where the swap does not keep the first.  Raises ``RewriteError`` when the
-    narrower network does not do what the network does with those channels silenced.
+    Raises ``RewriteError`` when the narrower network does not do what the network does with the others silenced.
     """
-    channels, kept = _selected(traced, swap, ranking)
+    channels, kept = _selected(traced, swap)
     tensors = sliced(channels, kept)
     memo: dict[int, Any] = dict(tensors)
     for module in _layers(traced.module):
@@ -123,19 +122,19 @@ def replacements(traced: Traced, swap: WidthSwap, ranking: Ranking = Channels.st
     return memo
 
 
-def outputs_kept(traced: Traced, swap: WidthSwap, ranking: Ranking = Channels.strengths) -> dict[str, np.ndarray]:
+def outputs_kept(traced: Traced, swap: WidthSwap) -> dict[str, np.ndarray]:
     """By layer, which of its outputs stay."""
-    channels, kept = _selected(traced, swap, ranking)
+    channels, kept = _selected(traced, swap)
     return channels.outputs_kept(kept)
 
 
-def _selected(traced: Traced, swap: WidthSwap, ranking: Ranking) -> tuple[Channels, np.ndarray]:
+def _selected(traced: Traced, swap: WidthSwap) -> tuple[Channels, np.ndarray]:
     try:
         channels = follow(traced, *network_nodes(traced, swap.exclude), sums=swap.stream == "kept")
     except Unreadable as problem:
         raise RewriteError(f"{type(traced.module).__name__} {_REFUSED[swap.stream]}: {problem}.") from None
     counts = _counts(channels.coupling, swap)
-    return channels, channels.kept(counts, swap.group_width, ranking(channels) if swap.keep == "strongest" else None)
+    return channels, channels.kept(counts, swap.group_width, channels.strengths() if swap.keep == "strongest" else None)
 
 
 def _counts(coupling: Coupling, swap: WidthSwap) -> list[int]:

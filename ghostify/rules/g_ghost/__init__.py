@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ghostify.channels import Channels
 from ghostify.costs import Cost
 from ghostify.errors import PlanError
 from ghostify.recipe import GhostSettings, StageForm
-from ghostify.rules.base import GGhostSwap, Ranking, Skip
+from ghostify.rules.base import GGhostSwap, Skip
 from ghostify.rules.g_ghost.form import Form
 from ghostify.rules.g_ghost.surgery import Surgery
 from ghostify.scanning import Scan
@@ -121,23 +120,22 @@ def find(traced: Traced, swap: GGhostSwap) -> Stage:
     return next(found, None) or name_stage(traced, swap.blocks)
 
 
-def replacements(traced: Traced, swap: GGhostSwap, ranking: Ranking = Channels.strengths) -> dict[int, nn.Module]:
+def replacements(traced: Traced, swap: GGhostSwap) -> dict[int, nn.Module]:
     """By the ``id`` of each module of blocks 2 … n, what takes its place.
 
-    ``ranking`` says which channels stay, where the swap does not keep the first.
     Raises ``RewriteError`` when a thinned block does not do what the block does with the dropped channels silenced.
     """
     stage = find(traced, swap)
     with torch.random.fork_rng(devices=[]):  # what the new layers draw is the same each time, and nobody else's
         torch.default_generator.manual_seed(0)
-        tail = Surgery(traced, stage, swap, ranking).tail()
+        tail = Surgery(traced, stage, swap).tail()
     slot, *others = [traced.module.get_submodule(name) for name in stage.later]
     return {id(slot): tail} | {id(old): nn.Identity().train(old.training) for old in others}
 
 
-def outputs_kept(traced: Traced, swap: GGhostSwap, ranking: Ranking = Channels.strengths) -> dict[str, np.ndarray]:
+def outputs_kept(traced: Traced, swap: GGhostSwap) -> dict[str, np.ndarray]:
     """By layer of the blocks after the first, which of its outputs a thin copy makes."""
-    surgery = Surgery(traced, find(traced, swap), swap, ranking)
+    surgery = Surgery(traced, find(traced, swap), swap)
     return surgery.channels.outputs_kept(surgery.kept)
 
 

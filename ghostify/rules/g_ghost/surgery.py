@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.channels import Channels, follow, rewired, silenced, stands_in, thinned
+from ghostify.channels import follow, rewired, silenced, stands_in, thinned
 from ghostify.costs import op_name
 from ghostify.errors import RewriteError
 from ghostify.ghosts import GGhostStage
-from ghostify.rules.base import TOLERANCE, GGhostSwap, Ranking
+from ghostify.rules.base import TOLERANCE, GGhostSwap
 from ghostify.rules.g_ghost.form import Form
 from ghostify.stages import Stage, stage_nodes
 from ghostify.tracing import Traced
@@ -34,13 +34,13 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Surgery:
     """Builds what follows the first block of one stage."""
 
-    def __init__(self, traced: Traced, stage: Stage, swap: GGhostSwap, ranking: Ranking = Channels.strengths) -> None:
+    def __init__(self, traced: Traced, stage: Stage, swap: GGhostSwap) -> None:
         self.traced, self.stage, self.swap = traced, stage, swap
         self.form = Form(stage, swap)
         self.blocks = stage_nodes(traced, stage)[1:]
         entry = next(node for node in traced.graph.nodes if node.name == stage.blocks[1].entry)
         self.channels = follow(traced, self.blocks, entry)
-        rank = ranking(self.channels) if swap.keep == "strongest" else None
+        rank = self.channels.strengths() if swap.keep == "strongest" else None
         self.kept = self.channels.kept(self.form.counts, self.form.lanes, rank)
         self.everything = np.ones_like(self.kept)
         self.ends = [np.flatnonzero(self.kept[end]) for end in self.channels.ends]
