@@ -1,6 +1,7 @@
-"""Does ghostify keep its promises on every network of torchvision?
+"""Does ghostify keep its promises on every network of torchvision, and on those of every architecture file of timm?
 
     python benchmarks/conformance.py [--only GLOB] [--jobs N] [--output docs/conformance.md] [--json FILE]
+    python benchmarks/conformance.py --library timm [...] [--output docs/conformance-timm.md]
     python benchmarks/conformance.py --method g-ghost [...] [--output docs/conformance-g-ghost.md]
 
 Each network is built with random weights and its natural input size, scanned, planned with the method's default
@@ -57,6 +58,10 @@ OUT_OF_SCOPE = {
 }
 NUMERIC_PARAMS, NUMERIC_SIZE, NUMERIC_MACS = 60e6, 299, 16e9
 """A network runs on real numbers below these; at this many MACs that is some 10 s on one thread."""
+TIMM_MACS = 1e9
+"""The same for timm, whose networks are many."""
+PER_FILE = 6
+"""Networks of each architecture file of timm, of its names' order evenly."""
 
 
 # -- the networks ----------------------------------------------------------------------------------------------
@@ -64,7 +69,7 @@ NUMERIC_PARAMS, NUMERIC_SIZE, NUMERIC_MACS = 60e6, 299, 16e9
 
 @dataclass(frozen=True)
 class Network:
-    """One network of torchvision by name, and the method it is asked with."""
+    """One network of torchvision or timm by name, and the method it is asked with."""
 
     name: str
     kind: str
@@ -72,6 +77,14 @@ class Network:
 
     def build(self, device: str) -> nn.Module:
         """With random weights on ``device``; a constructor that needs real numbers runs on the CPU and moves."""
+        if self.kind == "timm":
+            import timm
+
+            try:
+                with torch.device(device):
+                    return timm.create_model(self.name, pretrained=False)
+            except (RuntimeError, NotImplementedError):
+                return timm.create_model(self.name, pretrained=False).to(device)
         builder = models.get_model_builder(self.name)
         given: dict[str, Any] = {"weights": None}
         if "weights_backbone" in inspect.signature(builder).parameters:
@@ -84,8 +97,20 @@ class Network:
         except (RuntimeError, NotImplementedError):
             return builder(**given).to(device)
 
-    def size(self, model: nn.Module) -> int:
-        """Side of its natural input: what it was built for, else what its trained weights were evaluated at."""
+    def shape(self, model: nn.Module) -> tuple[int, int, int]:
+        """Of its natural input: what it was built for, else what its trained weights were evaluated at."""
+        if self.kind == "timm":
+            channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
+            return channels, height, width
+        size = self._side(model)
+        return 3, size, size
+
+    @property
+    def most_macs(self) -> float:
+        """It runs on real numbers up to so many."""
+        return TIMM_MACS if self.kind == "timm" else NUMERIC_MACS
+
+    def _side(self, model: nn.Module) -> int:
         preset = models.get_model_weights(self.name).DEFAULT.transforms.keywords
         return getattr(model, "image_size", None) or preset.get("crop_size") or preset["resize_size"]
 
@@ -99,6 +124,18 @@ def networks(only: str = "*", method: Method = "c-ghost") -> list[Network]:
         for name in models.list_models(module=module)
         if fnmatchcase(name, only)
     ]
+
+
+def timm_networks(only: str = "*", method: Method = "c-ghost") -> list[Network]:
+    """Some of every architecture file, whether it has convolutions or not."""
+    import timm
+    from timm.models import model_entrypoint
+
+    files: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        files.setdefault(model_entrypoint(name).__module__, []).append(name)
+    chosen = [name for names in files.values() for name in names[:: -(-len(names) // PER_FILE)]]
+    return [Network(name, "timm", method) for name in chosen if fnmatchcase(name, only)]
 
 
 # -- one network, rewritten ------------------------------------------------------------------------------------
@@ -177,8 +214,7 @@ class Case:
 def meta_case(network: Network) -> Case:
     """The network and one image of its natural size, on the meta device."""
     model = network.build("meta")
-    size = network.size(model)
-    return Case(model, torch.empty(1, 3, size, size, device="meta"), network.method)
+    return Case(model, torch.empty(1, *network.shape(model), device="meta"), network.method)
 
 
 def snapshot(model: nn.Module) -> list[Any]:
@@ -374,7 +410,7 @@ def too_large(network: Network, case: Case) -> str | None:
         return f"not run: {cost.params / 1e6:.0f} M params"
     if size > NUMERIC_SIZE and network.kind != "segmentation":
         return f"not run: {size}x{size} input"
-    return f"not run: {cost.macs / 1e9:.0f} G MACs" if _numeric_macs(network, case) > NUMERIC_MACS else None
+    return f"not run: {cost.macs / 1e9:.0f} G MACs" if _numeric_macs(network, case) > network.most_macs else None
 
 
 def numeric_size(network: Network, case: Case) -> int:
@@ -389,7 +425,8 @@ def _numeric_macs(network: Network, case: Case) -> float:
 def numeric_case(network: Network, size: int) -> Case:
     """The network and one image of that size, on the CPU."""
     torch.manual_seed(0)
-    return Case(network.build("cpu"), torch.randn(1, 3, size, size), network.method)
+    model = network.build("cpu")
+    return Case(model, torch.randn(1, network.shape(model)[0], size, size), network.method)
 
 
 def numeric_problem(case: Case) -> str | None:
@@ -407,7 +444,7 @@ def numeric_problem(case: Case) -> str | None:
 
 
 def _gradient_problem(ghosted: Ghosted, size: int) -> str | None:
-    outputs = _tensors(ghosted.module.train()(torch.randn(2, 3, size, size)))
+    outputs = _tensors(ghosted.module.train()(torch.randn(2, ghosted.before.inputs[0][1], size, size)))
     sum(leaf.square().mean() for leaf in outputs).backward()
     for swap in ghosted.plan.swaps:
         slot, _ = _slot(ghosted, swap)
@@ -575,7 +612,8 @@ def document(rows: Iterable[Row], command: str) -> str:
     """The rows, all of one method, as docs/conformance.md or docs/conformance-g-ghost.md."""
     rows = sorted(rows, key=lambda row: (row.kind, _natural(row.name)))
     method = rows[0].method
-    parts = [_summary(rows, method), _table(rows, method), _scope(method), _legend(method)]
+    scope = [] if rows[0].kind == "timm" else [_scope(method)]
+    parts = [_summary(rows, method), _table(rows, method), *scope, _legend(method)]
     return "\n".join([f"`{command}` wrote this page.", *(line for part in parts for line in ("", *part))])
 
 
@@ -586,8 +624,12 @@ def _summary(rows: list[Row], method: Method) -> Iterator[str]:
     yield "# Conformance" if method == "c-ghost" else f"# Conformance: {GHOSTS[method]}"
     yield ""
     settings = "default settings" if method == "c-ghost" else f"method {method} with its default settings"
+    if rows[0].kind == "timm":
+        without = [row for row in rows if not row.convolutions and not row.failed]
+        yield f"Up to {PER_FILE} networks of every architecture file; {len(without)} have no convolution."
+        yield ""
     yield (
-        f"{len(rows)} networks of torchvision {torchvision.__version__.split('+')[0]} on torch "
+        f"{len(rows)} networks of {_library(rows[0])} on torch "
         f"{torch.__version__.split('+')[0]}, {settings}, random weights."
     )
     yield ""
@@ -604,6 +646,14 @@ def _summary(rows: list[Row], method: Method) -> Iterator[str]:
         yield "- " + "; ".join(f"{text} ({times} networks)" for text, times in unknown.items())
     for row in (row for row in rows if row.failed):
         yield f"- broken: {row.name}: {'; '.join(row.broken) or row.numeric}"
+
+
+def _library(row: Row) -> str:
+    """The library that a network is of, with its version."""
+    import importlib.metadata
+
+    name = "timm" if row.kind == "timm" else "torchvision"
+    return f"{name} {importlib.metadata.version(name).split('+')[0]}"
 
 
 def _summary_of_stages(rows: list[Row]) -> Iterator[str]:
@@ -666,7 +716,8 @@ def _legend(method: Method) -> list[str]:
         "one training step gives every parameter of every swap a finite gradient, and the input model keeps every bit.",
         "Segmentation networks do so on images of a quarter of the side.  Not run are networks of "
         f"{NUMERIC_PARAMS / 1e6:.0f} M parameters and",
-        f"more, of inputs above {NUMERIC_SIZE} pixels, or of more than {NUMERIC_MACS / 1e9:.0f} G MACs.",
+        f"more, of inputs above {NUMERIC_SIZE} pixels, or of more than {NUMERIC_MACS / 1e9:.0f} G MACs (of timm "
+        f"{TIMM_MACS / 1e9:.0f}).",
         "",
     ]
 
@@ -696,6 +747,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", default="*", metavar="GLOB", help="networks whose name matches")
     parser.add_argument("--method", default="c-ghost", choices=list(GHOSTS), help="what a plan proposes (c-ghost)")
+    parser.add_argument("--library", default="torchvision", choices=["torchvision", "timm"])
     parser.add_argument("--jobs", type=int, default=1, help="processes, each of one thread")
     parser.add_argument(
         "--output",
@@ -705,7 +757,8 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows here, and take them up again")
     options = parser.parse_args()
-    wanted = networks(options.only, options.method)
+    found = timm_networks if options.library == "timm" else networks
+    wanted = found(options.only, options.method)
     if not wanted:
         parser.error(f"no network matches {options.only!r}")
     rows = []
