@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,10 @@ from ghostify.saving import clear_checkpoints, is_run, load, load_original, read
 from ghostify.scanning import scan
 from ghostify.sources import Data, build_model, input_shape, load_data, load_sample, sample_shape
 from ghostify.tracing import Traced, trace
+
+
+NAMED = 3
+"""Damaged files that are named; the others are counted."""
 
 
 class Watcher(Protocol):
@@ -143,7 +147,7 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
     sample = load_sample(recipe.data, shape, recipe.analysis.images, LEAST_IMAGES)
     original = load_original(recipe.model.source) if subject.run else None
     watcher.say(f"Network {recipe.model.source}; {len(sample.images)} of {sample.description}")
-    notes = [f"{len(sample.skipped)} files were left out: {sample.skipped[0]}"] if sample.skipped else []
+    notes = [_left_out(sample.skipped)] if sample.skipped else []
     place, model = pick_device(recipe.device), original or subject.model
     camera = Camera(as_picture(sample.images[0]))
     with _counted(watcher, "Comparing maps") as told:
@@ -162,6 +166,12 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
     if original is None:
         return Looked(found, camera.pictures)
     return Looked(found, with_converted(camera.pictures, original, subject.model, sample.images[:SEEN]))
+
+
+def _left_out(problems: Sequence[str]) -> str:
+    count, more = len(problems), len(problems) - NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    return f"{count} {'file was' if count == 1 else 'files were'} left out: {' '.join(problems[:NAMED])}{rest}"
 
 
 def _is_trained(model: ModelSettings, subject: Subject) -> bool | None:

@@ -215,7 +215,7 @@ def test_analyze_leaves_damaged_images_out_and_says_so(cli: Cli, tmp_path: Path)
     answer = cli("analyze", "mine:tiny", "--data", f"folder:{folder}", "-o", "seen", "--json")
     found = json.loads(answer.out)
     assert answer.code == 0 and found["images"] >= 8
-    assert any("1 files were left out" in note and "bad.png" in note for note in found["notes"])
+    assert any("1 file was left out" in note and "bad.png" in note for note in found["notes"])
     for index in range(12):
         (folder / f"{index}.png").write_bytes(b"no image")
     refused(cli("analyze", "mine:tiny", "--data", f"folder:{folder}", "-o", "seen-2"), "can be read", "0.png")
