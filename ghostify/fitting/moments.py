@@ -71,21 +71,20 @@ class Moments:
         total = self.count + other.count
         du, dt, share = other.mean_u - self.mean_u, other.mean_t - self.mean_t, self.count * other.count / total
         if self.squares:
-            self.uu = other.uu.add_(self.uu).add_(share * du[:, :, None] * du[:, None])
-        self.tu = other.tu.add_(self.tu).add_(share * dt[:, :, None] * du[:, None])
+            self.uu = other.uu.add_(self.uu).baddbmm_(du[:, :, None], du[:, None], alpha=share)
+        self.tu = other.tu.add_(self.tu).baddbmm_(dt[:, :, None], du[:, None], alpha=share)
         self.tt = self.tt + other.tt + share * dt.square()
         self.mean_u, self.mean_t = self.mean_u + du * (other.count / total), self.mean_t + dt * (other.count / total)
         self.count = total
 
     def plus(self, other: Moments) -> Moments:
         """The moments of both; neither is changed."""
-        both = Moments(self.squares)
-        for part in (self, other):
-            if part.count:
-                copied = Moments(self.squares)
-                copied.__dict__.update(part.__dict__)
-                copied.uu, copied.tu = part.uu.clone(), part.tu.clone()
-                both.merge(copied)
+        both, added = Moments(self.squares), Moments(self.squares)
+        both.__dict__.update(self.__dict__)
+        if other.count:
+            added.__dict__.update(other.__dict__)
+            added.uu, added.tu = other.uu.clone(), other.tu.clone()  # merging adds to these
+            both.merge(added)
         return both
 
     def reduced(self) -> Moments:
@@ -208,8 +207,10 @@ def factored(s: Tensor, strength: float) -> Tensor:
 
 def loaded(s: Tensor, strength: float) -> Tensor:
     """S + ρ s̄ I, (g, D, D)."""
-    scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_NOTHING)[:, None, None]
-    return s + strength * scale * torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+    scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_NOTHING)[:, None]
+    ridged = s.clone()
+    ridged.diagonal(dim1=1, dim2=2).add_(strength * scale)
+    return ridged
 
 
 def solve(
