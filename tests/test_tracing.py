@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,11 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from zoo import ZOO, Net, run
+from torchvision.models.detection import retinanet_resnet50_fpn
+from zoo import ZOO, Net, conv_bn, head, run
 
-from ghostify import trace
+from ghostify import convert, trace
 from ghostify.errors import TraceError
-from ghostify.tracing import Traced, call_arguments, is_leaf, qualified_names
+from ghostify.ghosts import CGhost
+from ghostify.tracing import Traced, call_arguments, is_leaf, qualified_names, recordable, within_regions
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -139,6 +142,42 @@ def test_dropout_is_off_and_random_numbers_are_the_same_in_the_replay() -> None:
 def test_torch_layers_are_leaves_and_own_ones_are_entered() -> None:
     assert is_leaf(nn.Conv2d(3, 4, 3)) and is_leaf(nn.ReLU())
     assert not is_leaf(nn.Sequential(nn.ReLU())) and not is_leaf(within(lambda step, x: x))
+
+
+def test_a_layer_with_a_forward_put_on_it_is_entered() -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    conv.forward = types.MethodType(lambda self, x: F.conv2d(x, self.weight) * 2, conv)
+    assert not is_leaf(conv)
+    traced = trace(nn.Sequential(conv), X)
+    ran = [(node.op, node.meta["module"]) for node in traced.graph.nodes if node.op.startswith("call")]
+    assert ran == [("call_function", "0"), ("call_method", "0")]
+
+
+def test_a_layer_with_other_weights_for_a_call_is_entered() -> None:
+    model = within(lambda step, x: torch.func.functional_call(step.layer, {"weight": step.weight * 3}, (x,)))
+    model.inner.layer = nn.PReLU(4)
+    traced = trace(model, X)
+    assert torch.equal(replayed(traced, X)[0], expected(model, X))
+    assert "prelu" in [getattr(node.target, "__name__", "") for node in traced.graph.nodes]
+
+
+def in_regions(step: Step, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = x.flatten(1) @ x.flatten(1).T
+    with torch.enable_grad():
+        z = x.sum()
+    return x + y.float().mean() + z
+
+
+def test_a_node_knows_the_regions_the_network_ran_it_in() -> None:
+    traced = trace(within(in_regions), X)
+    states = {}
+    for node in traced.graph.nodes:
+        with torch.no_grad(), within_regions(node):
+            states[node.name] = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
+    assert states["matmul"] == (True, False) and states["sum_1"] == (False, True)
+    assert states["conv"] == states["mean"] == (False, False)
+    assert "regions" not in next(node for node in traced.graph.nodes if node.name == "conv").meta
 
 
 def test_every_name_of_a_shared_module_is_known() -> None:
@@ -344,6 +383,27 @@ def test_an_error_after_a_layer_has_returned_is_not_blamed_on_the_layer() -> Non
     assert "'0'" in message and "'0.0'" not in message
 
 
+class Linked:
+    """An object that refers to itself."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.others = tensor, [self, {"same": self}]
+
+
+def test_an_output_that_refers_to_itself_is_looked_into_once() -> None:
+    assert trace(within(lambda step, x: Linked(x + 1)), X).output_shapes == [(2, 4, 4, 4)]
+
+
+def test_objects_with_tensors_may_be_inputs_and_are_not_written_to() -> None:
+    class Reader(nn.Sequential):
+        def forward(self, given: Linked) -> Tensor:
+            return super().forward(given.tensor.mul_(2))
+
+    given = Linked(X.clone())
+    assert trace(Reader(nn.Conv2d(3, 4, 3)), (given,)).input_shapes == [(2, 3, 6, 6)]
+    assert torch.equal(given.tensor, X)
+
+
 @pytest.mark.parametrize("nothing", [3, None, {"a": "b"}, []], ids=str)
 def test_a_module_without_a_tensor_to_show_is_refused(nothing: Any) -> None:
     assert "returned no tensor" in refusal(within(lambda step, x: nothing), X)
@@ -369,11 +429,46 @@ def numpy_write(step: Step, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("function", [buffer_counter, growing_weight], ids=lambda f: f.__name__)
-def test_a_run_that_differs_from_its_replay_is_refused_naming_the_module(function: Callable[..., Any]) -> None:
-    message = refusal(within(function), X)
+def buffer_exchange(step: Step, x: Tensor) -> Tensor:
+    step.count = step.count + 1
+    return x * step.count
+
+
+class Widening(nn.Module):
+    """Changes a number in a layer of torch's own after it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.Hardtanh(0.0, 0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(x)
+        self.act.max_val *= 2
+        return x
+
+
+@pytest.mark.parametrize("function", [buffer_counter, buffer_exchange, growing_weight], ids=lambda f: f.__name__)
+def test_a_replay_begins_with_the_state_the_run_began_with(function: Callable[..., Any]) -> None:
+    model = within(function)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert trace(model, X).output_shapes == [(2, 4, 4, 4)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_that_differs_from_its_replay_is_refused_naming_the_module() -> None:
+    message = refusal(Within(Widening()), X)
     assert "does not reproduce" in message
-    assert "'inner'" in message
+    assert "'inner.act'" in message
+
+
+GENERATOR = torch.Generator().manual_seed(5)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_generator_gives_the_replay_the_same_and_stays_where_it_was(verify: bool) -> None:
+    state = GENERATOR.get_state()
+    trace(within(lambda step, x: x + torch.rand(4, generator=GENERATOR)), X, verify=verify)
+    assert torch.equal(GENERATOR.get_state(), state)
 
 
 def test_a_write_that_torch_cannot_see_is_refused() -> None:
@@ -381,7 +476,7 @@ def test_a_write_that_torch_cannot_see_is_refused() -> None:
 
 
 def test_without_verification_nothing_is_replayed() -> None:
-    assert trace(within(buffer_counter), X, verify=False).output_shapes == [(2, 4, 4, 4)]
+    assert trace(Within(Widening()), X, verify=False).output_shapes == [(2, 4, 4, 4)]
 
 
 def test_a_script_is_refused() -> None:
@@ -436,10 +531,35 @@ def from_numpy(step: Step, x: Tensor) -> Tensor:
     return x + torch.from_numpy(np.tanh(x.numpy()))
 
 
+def masked(step: Step, x: Tensor) -> Tensor:
+    return x[x > 0]
+
+
+def places(step: Step, x: Tensor) -> Tensor:
+    return torch.where(x > 0)[0]
+
+
+def distinct(step: Step, x: Tensor) -> Tensor:
+    return torch.unique(x)
+
+
+def stranger(step: Step, x: Tensor) -> Tensor:
+    return F.relu(nn.Conv2d(4, 4, 1)(x))
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
-    [(branch, "another path"), (item, "another path"), (from_numpy, "NumPy"), (numpy_random, "NumPy")],
-    ids=["branch", "item", "numpy", "numpy-random"],
+    [
+        (branch, "another path"),
+        (item, "another path"),
+        (masked, "another path"),
+        (places, "another path"),
+        (distinct, "another path"),
+        (from_numpy, "NumPy"),
+        (numpy_random, "NumPy"),
+        (stranger, "none of its modules"),
+    ],
+    ids=["branch", "item", "mask", "where", "unique", "numpy", "numpy-random", "stranger"],
 )
 def test_what_a_recording_cannot_vouch_for_is_said_once_with_the_module(
     function: Callable[..., Any], words: str
@@ -464,6 +584,13 @@ def test_a_model_without_secrets_raises_no_doubts() -> None:
     assert trace(within(lambda step, x: x.clamp(0, 1).flatten(1)), X).doubts == []
 
 
+def test_a_tensor_in_a_plain_list_is_a_constant_and_no_doubt() -> None:
+    model = within(lambda step, x: x + step.shifts[0] + step.by_name["scale"][0])
+    model.inner.shifts, model.inner.by_name = [torch.ones(4)], {"scale": (torch.full((4,), 2.0),)}
+    traced = trace(model, X)
+    assert traced.doubts == [] and len(traced.constants) == 2
+
+
 # -- meta ------------------------------------------------------------------------------------------------------
 
 
@@ -476,3 +603,101 @@ def test_on_the_meta_device_the_same_run_is_recorded(net: Net) -> None:
 
 def test_a_model_and_an_example_on_different_devices_are_refused_in_one_line() -> None:
     assert "meta" in refusal(nn.Sequential(nn.Conv2d(3, 4, 3)).to("meta"), X)
+
+
+# -- parts of what cannot be recorded as a whole ---------------------------------------------------------------
+
+
+class Detecting(nn.Module):
+    """Goes on with as many rows as it finds; its parts take one tensor, mixed arguments, and a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv_bn(3, 8)
+        self.neck = Neck()
+        self.heads = nn.ModuleDict({"maps": Levels(), "rows": nn.Linear(8, 2)})
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        x = self.body(torch.stack(images))
+        y = self.neck(x, scale=2.0)
+        (maps,) = self.heads["maps"]([y])
+        rows = maps.mean((2, 3))
+        return self.heads["rows"](rows[rows.amax(1) > 0])
+
+
+class Neck(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:
+        return self.conv(x) * scale
+
+
+class Levels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [self.conv(F.relu_(level)) for level in levels]
+
+
+def pictures() -> list[Tensor]:
+    return [image.clone() for image in X]
+
+
+def test_the_largest_parts_without_a_doubt_are_found_with_what_they_were_given() -> None:
+    model = Detecting()
+    parts = recordable(model, pictures())
+    assert list(parts) == ["body", "neck", "heads.maps"]  # the linear layer has no convolution in it
+    assert torch.equal(parts["body"][0], torch.stack(pictures()))
+    assert parts["neck"].keys() == {"x", "scale"} and parts["neck"]["scale"] == 2.0
+    with torch.no_grad():
+        level = model.eval().neck(model.body(X), 2.0)
+    assert torch.equal(parts["heads.maps"][0][0], level)  # as it was before the part wrote to it
+
+
+def test_parts_are_rewritten_one_by_one_and_put_back() -> None:
+    model = Detecting().eval()
+    for name, example in recordable(model, pictures()).items():
+        ghosted = convert(model.get_submodule(name), example, min_saving=0, also=("stem", "classifier"))
+        model.set_submodule(name, ghosted.module)
+    assert [name for name, part in model.named_modules() if isinstance(part, CGhost)] == [
+        "body.0",
+        "neck.conv",
+        "heads.maps.conv",
+    ]
+    assert model(pictures()).shape[1] == 2
+
+
+def test_looking_for_parts_leaves_the_model_as_it_was() -> None:
+    model = Detecting().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recordable(model, pictures())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(part.training and not part._forward_pre_hooks for part in model.modules())
+
+
+def test_a_model_that_can_be_recorded_is_its_own_largest_part() -> None:
+    parts = recordable(nn.Sequential(conv_bn(3, 8), head(8)), X)
+    assert list(parts) == [""] and torch.equal(parts[""][0], X)
+
+
+def test_a_part_under_two_names_is_found_once_and_one_that_never_ran_not_at_all() -> None:
+    model = Detecting()
+    model.again, model.spare = model.body, conv_bn(3, 8)
+    assert list(recordable(model, pictures())) == ["body", "neck", "heads.maps"]
+
+
+def test_parts_of_a_model_that_does_not_run_are_refused() -> None:
+    with pytest.raises(TraceError, match="does not run on the example") as caught:
+        recordable(Detecting(), [torch.randn(5, 6, 6)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_detector_has_a_backbone_and_a_head() -> None:
+    detector = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64)
+    parts = recordable(detector, [torch.rand(3, 64, 64)])
+    assert list(parts) == ["backbone", "head"]
+    assert trace(detector.head, parts["head"]).doubts == []
