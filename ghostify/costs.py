@@ -90,17 +90,17 @@ def own_params(module: nn.Module) -> int:
 # -- the papers' formulas --------------------------------------------------------------------------------------
 
 
-def speedup_ratio(c: float, k: float, s: int, d: int, pointwise: float = 0) -> float:
+def speedup_ratio(c: float, k: float, s: int, d: float, pointwise: float = 0) -> float:
     """r_s, first form of Eq. 4: ``c·k² / (c·k²/s + (s−1)/s·d² + p)``; exact when s divides the width.
 
-    ``c`` is the number of input channels each filter reads (per group), ``k²`` the kernel's area (``k`` its side), and
-    p, ``pointwise``, the weights of a pointwise convolution by output map: 0 in the paper.
+    ``c`` is the number of input channels each filter reads (per group), ``k²`` the kernel's area (``k`` its side), d²
+    the cheap kernel's, and p, ``pointwise``, the weights of a pointwise convolution by output map: 0 in the paper.
     """
     filter_size = c * k * k
     return filter_size / (filter_size / s + (s - 1) / s * d * d + pointwise)
 
 
-def compression_ratio(c: float, k: float, s: int, d: int, pointwise: float = 0) -> float:
+def compression_ratio(c: float, k: float, s: int, d: float, pointwise: float = 0) -> float:
     """r_c, first form of Eq. 5: equal to r_s, for every map position costs what its filter weighs."""
     return speedup_ratio(c, k, s, d, pointwise)
 
@@ -225,7 +225,7 @@ _RULES: dict[str, Callable[[Traced, fx.Node], tuple[int, int]]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "linear": _linear,
-    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "__matmul__"), _matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot", "__matmul__"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "__rmatmul__": lambda traced, node: (math.prod(_out(node)) * _shape(node, 1)[-1], 0),
     "einsum": _einsum,

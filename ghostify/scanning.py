@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, is_conv, op_name, own_params
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts import CGhost
+from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowable, per_filter
 from ghostify.recipe import Role, Stream
 from ghostify.stages import Stage, find_stages, name_stage
 from ghostify.tables import Table, quantity
@@ -41,6 +41,10 @@ class Site(BaseModel):
     stride: tuple[int, ...] = ()
     groups: int = 1
     bias: bool = False
+    extras: int = 0
+    """Parameters of each filter besides its weights and its bias: those of a class of its own, such as a gain."""
+    shared: int = 0
+    """Parameters of such a class that belong to no filter."""
     calls: int = 0
     positions: int = 0
     """Output positions (N·H'·W') over all calls: what one weight is multiplied by how often."""
@@ -244,11 +248,13 @@ def _sites(traced: Traced, ops: list[Op]) -> Iterator[Site]:
     roles = _roles(traced)
     calls = _calls(traced)
     costs = {op.node: op for op in ops}
-    sealed = _lent(traced) | _sealed(traced)
+    sealed = _called_otherwise(traced) | _lent(traced) | _sealed(traced)
+    inside = _inside(traced, ops)
     for module, names in traced.names.items():
         if isinstance(module, _CONVS) or (module in calls and _is_vector_linear(module, calls[module])):
             nodes = calls.pop(module, [])
-            yield _module_site(traced, module, names, nodes, costs, roles, sealed)
+            inner = [op for op in inside.get(module, []) if op.node not in {node.name for node in nodes}]
+            yield _module_site(module, names, nodes, costs, inner, roles, sealed)
     for nodes in calls.values():
         for node in nodes:
             if is_conv(op_name(traced, node)):
@@ -273,19 +279,29 @@ def _weight_owner(traced: Traced, node: fx.Node) -> nn.Module | None:
     return traced.module.get_submodule(node.target if node.op == "call_module" else node.meta["module"])  # type: ignore[arg-type]
 
 
+def _image(node: fx.Node) -> fx.Node:
+    """What a convolution or linear layer reads."""
+    image = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(image, fx.Node)
+    return image
+
+
 def _module_site(
-    traced: Traced,
     module: nn.Module,
     names: list[str],
     nodes: list[fx.Node],
     costs: dict[str, Op],
+    inner: list[Op],
     roles: dict[str, Role],
     sealed: dict[str, str],
 ) -> Site:
+    """``inner``: what else ran in the module."""
     linear = isinstance(module, nn.Linear)
-    counted = [costs[node.name] for node in nodes]
+    counted = [*(costs[node.name] for node in nodes), *inner]
     outs = [tuple(node.meta["shapes"][0]) for node in nodes]
     n = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    extras, shared = _own_numbers(module)
+    below = [f"{name}.{part}".strip(".") for name in names for part, _ in module.named_modules()]
     return Site(
         name=names[0],
         aliases=tuple(names[1:]),
@@ -297,19 +313,20 @@ def _module_site(
         stride=() if linear else module.stride,  # type: ignore[arg-type]
         groups=1 if linear else module.groups,  # type: ignore[arg-type]
         bias=module.bias is not None,
+        extras=extras,
+        shared=shared,
         calls=len(nodes),
         positions=sum(math.prod(out) for out in outs) // n,
         map=(1, 1) if linear else outs[0][2:] if outs else (),
         cost=Cost(params=own_params(module), macs=sum(op.macs for op in counted), acts=sum(op.acts for op in counted)),
-        obstacle=next((sealed[name] for name in names if name in sealed), None) or _obstacle(module, nodes),
+        obstacle=next((sealed[name] for name in below if name in sealed), None) or _obstacle(module, nodes, inner),
     )
 
 
 def _functional_site(traced: Traced, node: fx.Node, costs: dict[str, Op], roles: dict[str, Role]) -> Site:
     weight, out = node.args[1] if len(node.args) > 1 else node.kwargs["weight"], node.meta["shapes"][0]
     n, per_group, *kernel = weight.meta["shapes"][0]  # type: ignore[union-attr]
-    image = node.args[0] if node.args else node.kwargs["input"]
-    channels = image.meta["shapes"][0][1]  # type: ignore[union-attr]
+    channels = _image(node).meta["shapes"][0][1]
     op = costs[node.name]
     return Site(
         name=f"{node.meta['module'] or '(root)'}:{node.name}",
@@ -348,27 +365,55 @@ def _kind(module: nn.Module) -> Kind:
     return "conv3d" if isinstance(module, nn.Conv3d) else "conv"
 
 
-def _obstacle(module: nn.Module, nodes: list[fx.Node]) -> str | None:
-    """Why a module can take no ghost, whatever the settings."""
+def _obstacle(module: nn.Module, nodes: list[fx.Node], inner: list[Op]) -> str | None:
+    """Why a module can take no ghost, whatever the settings; ``inner`` is what ran in it besides its convolutions."""
     kind = type(module).__name__
     if not nodes:
         return "did not run on the example in eval mode, so its output is unknown"
-    if _kind(module) not in ("conv", "linear"):
-        return f"is a {kind}, and C-Ghost modules are two-dimensional convolutions"
-    base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
-    if parametrize.is_parametrized(module) or (
-        module._forward_pre_hooks and not isinstance(module.weight, nn.Parameter)
-    ):
-        return "computes its weight by a parametrisation, which a new filter bank would drop"
-    if type(module).forward is not base.forward or getattr(type(module), "_conv_forward", None) is not getattr(
-        base, "_conv_forward", None
-    ):
-        return f"is a {kind} with a forward of its own"
+    if _kind(module) == "transposed":
+        return f"is a {kind}, and C-Ghost modules are convolutions that are not transposed"
+    if module._forward_pre_hooks and not isinstance(module.weight, nn.Parameter):
+        return (
+            "computes its weight by a hook, which a new module would drop "
+            "(a parametrisation of torch.nn.utils.parametrizations in its place is understood)"
+        )
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "carries hooks, which a new module would drop"
-    if any(node.op != "call_module" and base is nn.Conv2d and type(module) is nn.Conv2d for node in nodes):
+    if has_own_forward(module):
+        return _obstacle_inside(module, inner)
+    if any(node.op != "call_module" and type(module) in PLAIN.values() for node in nodes):
         return "has its weight used by a function call elsewhere, so the module itself cannot be replaced"
     return None
+
+
+def _obstacle_inside(module: nn.Module, inner: list[Op]) -> str | None:
+    """Why a module with a forward of its own can take no ghost."""
+    own = f"is a {type(module).__name__} with a forward of its own"
+    if not isinstance(module, Conv):
+        return own
+    if inner:
+        return f"{own}, which computes more than its convolution ({inner[0].kind})"
+    return not_narrowable(module)
+
+
+def _own_numbers(module: nn.Module) -> tuple[int, int]:
+    """Parameters of a convolution with a forward of its own besides weights and biases: of each filter, and of none."""
+    if not isinstance(module, Conv) or not has_own_forward(module):
+        return 0, 0
+    n = module.out_channels
+    each = sum(p.numel() // n for p in module.parameters() if per_filter(p, n))
+    shared = sum(p.numel() for p in module.parameters() if not per_filter(p, n))
+    return each - module.weight[0].numel() - (module.bias is not None), shared
+
+
+def _inside(traced: Traced, ops: list[Op]) -> dict[nn.Module, list[Op]]:
+    """By convolution or linear layer, the operations that ran in it or in a module of its own (a parametrisation)."""
+    homes = _homes(traced)
+    inside: dict[nn.Module, list[Op]] = {}
+    for op in ops:
+        if op.module in homes:
+            inside.setdefault(homes[op.module], []).append(op)
+    return inside
 
 
 def _sealed(traced: Traced) -> dict[str, str]:
@@ -394,13 +439,41 @@ def _sealed(traced: Traced) -> dict[str, str]:
 
 def _lent(traced: Traced) -> dict[str, str]:
     """Convolutions whose parameters something outside them reads (``x.to(self.conv.weight.dtype)``)."""
+    homes = _homes(traced)
     lent: dict[str, str] = {}
     for node in traced.graph.nodes:
         owner, _, parameter = str(node.meta.get("parameter", "")).rpartition(".")
-        readers = {node.meta["module"], *(user.meta.get("module") for user in node.users)} if parameter else set()
-        if parameter and not readers <= set(traced.names[traced.module.get_submodule(owner)]):
-            lent[owner] = f"has its {parameter} read elsewhere, and a ghost has none to be read"
+        made = str(node.meta.get("module", ""))
+        if parameter:
+            home, readers = homes.get(owner), [made, *(user.meta.get("module") for user in node.users)]
+        elif node.op.startswith("call") and made in homes and made not in traced.names[homes[made]]:
+            home, parameter = homes[made], "weight"  # made by a parametrisation; who asks for its dtype makes no node
+            readers = [user.meta.get("module") for user in node.users] or [None]
+        else:
+            continue
+        if home is not None and any(homes.get(str(reader)) is not home for reader in readers):
+            lent[traced.names[home][0]] = f"has its {parameter} read elsewhere, and a ghost has none to be read"
     return lent
+
+
+def _called_otherwise(traced: Traced) -> dict[str, str]:
+    """Convolutions that are called as no ghost can be: with more than an image, or with it by name."""
+    return {
+        names[0]: "is called with more than one image by its position, which is all that a ghost takes"
+        for module, names in traced.names.items()
+        if isinstance(module, Conv) and names[0] in traced.involved
+    }
+
+
+def _homes(traced: Traced) -> dict[str, nn.Module]:
+    """By name of a convolution or linear layer, and of what lies in it (a parametrisation), that layer."""
+    return {
+        f"{name}.{part}".strip("."): module
+        for module, names in traced.names.items()
+        if isinstance(module, _WEIGHTED)
+        for name in names
+        for part, _ in module.named_modules()
+    }
 
 
 def _role(module: nn.Module | None, seen: list[Role]) -> Role:
@@ -425,7 +498,7 @@ def _roles(traced: Traced) -> dict[str, Role]:
         elif node not in feeding:
             roles[node.name] = "classifier"
         else:
-            roles[node.name] = "pooled" if any(source in pooled for source in node.all_input_nodes) else "body"
+            roles[node.name] = "pooled" if _image(node) in pooled else "body"
     return roles
 
 
@@ -463,7 +536,7 @@ def _pooled(traced: Traced) -> set[fx.Node]:
     pooled: set[fx.Node] = set()
     for node in traced.graph.nodes:
         shapes = node.meta.get("shapes") or [()]
-        if len(shapes[0]) != 4 or shapes[0][2:] != (1, 1):
+        if len(shapes[0]) < 3 or math.prod(shapes[0][2:]) != 1:
             continue
         sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
         weighted = node.op in ("call_module", "call_function") and is_conv(op_name(traced, node))
@@ -475,4 +548,4 @@ def _pooled(traced: Traced) -> set[fx.Node]:
 
 def _area(node: fx.Node) -> int:
     shapes = node.meta.get("shapes") or [()]
-    return math.prod(shapes[0][2:]) if len(shapes[0]) == 4 else 0
+    return math.prod(shapes[0][2:]) if len(shapes[0]) > 2 else 0

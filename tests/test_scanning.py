@@ -177,14 +177,42 @@ class Same(nn.Conv2d):
     """Nothing changed."""
 
 
+class Flattened(nn.Conv2d):
+    """A weight that is prepared as a matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.normalize(self.weight.reshape(1, len(self.weight), -1), dim=2)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+def test_a_prepared_weight_is_no_pooled_map() -> None:
+    """Though it becomes 1x1 on its way."""
+    site = site_of(nn.Sequential(conv_bn(3, 8), Flattened(8, 8, 1), conv_bn(8, 8), head(8)), "1")
+    assert (site.role, site.obstacle) == ("body", None)
+
+
+def test_a_gate_of_a_signal_or_a_clip_is_pooled_too() -> None:
+    class Gated(nn.Module):
+        def __init__(self, kind: Any) -> None:
+            super().__init__()
+            self.stem, self.gate, self.out = kind(3, 8, 3), kind(8, 8, 1), kind(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.out(y * self.gate(y.mean([*range(2, y.dim())], keepdim=True)))
+
+    for kind, dims in ((nn.Conv1d, 1), (nn.Conv3d, 3)):
+        assert roles(scan(Gated(kind), torch.randn(1, 3, *[6] * dims)))["gate"] == "pooled"
+
+
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
         (nn.ConvTranspose2d(8, 8, 1), "is a ConvTranspose2d"),
-        (StandardConv(8, 8, 1), "is a StandardConv with a forward of its own"),
-        (OwnConvForward(8, 8, 1), "is a OwnConvForward with a forward of its own"),
-        (parametrizations.weight_norm(nn.Conv2d(8, 8, 1)), "by a parametrisation"),
-        (parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)), "by a parametrisation"),
+        (StandardConv(8, 8, 1), None),
+        (OwnConvForward(8, 8, 1), None),
+        (parametrizations.weight_norm(nn.Conv2d(8, 8, 1)), None),
+        (parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)), None),
         (hooked("register_forward_hook"), "carries hooks"),
         (hooked("register_forward_pre_hook"), "carries hooks"),
         (hooked("register_full_backward_hook"), "carries hooks"),
@@ -203,14 +231,13 @@ def test_what_stands_in_the_way_is_said(layer: nn.Module, words: str | None) -> 
 def test_a_parametrisation_of_the_old_kind_is_seen_too() -> None:
     with pytest.warns(FutureWarning):
         conv = nn.utils.weight_norm(nn.Conv2d(8, 8, 1))
-    assert "by a parametrisation" in str(obstacle(conv))
+    assert "by a hook" in str(obstacle(conv)) and "parametrizations in its place" in str(obstacle(conv))
 
 
-@pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 1), nn.Conv3d(3, 4, 1)], ids=["conv1d", "conv3d"])
-def test_other_dimensions_are_not_two(layer: Any) -> None:
-    example = torch.randn(1, 3, *[4] * len(layer.kernel_size))
-    said = site_of(nn.Sequential(layer), "0", example).obstacle
-    assert said is not None and f"is a {type(layer).__name__}" in said and "two-dimensional" in said
+@pytest.mark.parametrize(("layer", "kind"), [(nn.Conv1d(3, 4, 1), "conv1d"), (nn.Conv3d(3, 4, 1), "conv3d")])
+def test_one_and_three_dimensions_stand_in_no_way(layer: Any, kind: str) -> None:
+    site = site_of(nn.Sequential(layer), "0", torch.randn(1, 3, *[4] * len(layer.kernel_size)))
+    assert (site.kind, site.map, site.obstacle) == (kind, (4,) * len(layer.kernel_size), None)
 
 
 def test_a_layer_that_did_not_run_is_left_alone() -> None:

@@ -256,12 +256,28 @@ class Functional(nn.Module):
 
 
 class StandardConv(nn.Conv2d):
-    """A convolution with standardised weights: a forward of its own."""
+    """A convolution with standardised weights and a gain for each filter: a forward of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, std = self.weight.mean((1, 2, 3), keepdim=True), self.weight.std((1, 2, 3), keepdim=True)
-        weight = (self.weight - mean) / (std + 1e-5)
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        std = self.weight.std((1, 2, 3), correction=0, keepdim=True)
+        weight = self.gain * (self.weight - mean) / (std + 1e-5)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class CoveringConv(nn.Conv2d):
+    """A convolution that pads as much as its stride needs to reach the whole map, more to the right and below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides: list[int] = []
+        for size, k, step, spread in zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True):
+            missing = max(0, (-(-size // step) - 1) * step + spread * (k - 1) + 1 - size)
+            sides = [missing // 2, missing - missing // 2, *sides]
+        return super().forward(F.pad(x, sides))
 
 
 class NamedConv(nn.Conv2d):
@@ -269,7 +285,8 @@ class NamedConv(nn.Conv2d):
 
 
 def subclassed() -> nn.Module:
-    return nn.Sequential(conv_bn(3, 8), StandardConv(8, 8, 3), NamedConv(8, 8, 3), nn.ReLU(), head(8))
+    own = StandardConv(8, 8, 3), NamedConv(8, 8, 3), nn.ReLU(), CoveringConv(8, 8, 3, stride=2, bias=False)
+    return nn.Sequential(conv_bn(3, 8), *own, nn.BatchNorm2d(8), nn.ReLU(), head(8))
 
 
 def parametrised() -> nn.Module:
@@ -611,10 +628,10 @@ ZOO: tuple[Net, ...] = (
     Net("aliased", Aliased, rgb, swaps=3),
     Net("listed", Listed, rgb, swaps=4),
     Net("functional", Functional, image(3, 10, 10), swaps=3),
-    Net("subclassed", subclassed, rgb, swaps=3),
-    Net("parametrised", parametrised, rgb, swaps=3, pickles=False),
-    Net("signal", partial(with_lazy_parts_filled, signal, 2, 16), image(2, 16), swaps=1),
-    Net("video", Video, image(2, 3, 8, 8), swaps=2),
+    Net("subclassed", subclassed, rgb, swaps=5),
+    Net("parametrised", parametrised, rgb, swaps=4, pickles=False),
+    Net("signal", partial(with_lazy_parts_filled, signal, 2, 16), image(2, 16), swaps=3),
+    Net("video", Video, image(2, 3, 8, 8), swaps=3),
     Net("by-name", ByName, by_name_example, swaps=4),
     Net("nested", Nested, nested_example, swaps=3),
     Net("in-place", InPlace, rgb, swaps=3),

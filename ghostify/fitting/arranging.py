@@ -149,6 +149,8 @@ def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) 
         if swap is None:
             continue
         conv: Any = walk.root.get_submodule(swap.target)
+        if isinstance(conv, (nn.Conv1d, nn.Conv3d)):
+            continue
         n, groups = len(conv.weight), getattr(conv, "groups", 1)
         roots = ordering.roots(swap.target) if ordering else None
         classes = ordering.movable(swap.target) if ordering else None

@@ -102,8 +102,11 @@ class Matching:
         )
         given = [n for n in nodes if any(user not in inside for user in n.users)]
         module, twins = self.ghosts[name], self._twins(name)
-        if not isinstance(module.primary, nn.Conv2d):
+        if isinstance(module.primary, nn.Sequential):
             self.skipped[name] = "has norms and activations in its parts"
+            return None
+        if type(module.primary) is not nn.Conv2d:
+            self.skipped[name] = f"has a {type(module.primary).__name__} as its primary convolution"
             return None
         if len(self.calls.get(f"{name}.primary", [])) != 1 or len(twins) != 1 or len(read) != 1 or len(given) != 1:
             self.skipped[name] = "is used more than once"

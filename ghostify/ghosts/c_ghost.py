@@ -7,7 +7,7 @@
 The output is ``[Y', Φ_1(Y'), …, Φ_{s−1}(Y')]`` sliced to n maps.  Two departures from the letter of the paper: the
 cheap part is s−1 depthwise convolutions instead of one with a channel multiplier (the same function up to channel
 order, and inference engines keep it on their fast path), and with g groups the maps are interleaved by group, so that
-every group of outputs still reads its own group of inputs and no other.
+every group of outputs still reads its own group of inputs and no other.  It is as true of one and of three dimensions.
 
 An option of our own, ``pointwise``: besides the depthwise filter of its own intrinsic map, every ghost map is given a
 1x1 convolution over all of them,
@@ -21,12 +21,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ghostify.errors import PlanError
+from ghostify.ghosts.narrowing import (
+    PLAIN,
+    Conv,
+    dimensions,
+    folded,
+    has_own_forward,
+    narrowed,
+    not_narrowable,
+    prepared,
+)
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -83,11 +95,35 @@ class CGhost(nn.Module):
         ordered: bool = False,
     ) -> None:
         super().__init__()
+        place = {"device": device, "dtype": dtype}
+
+        def primary(m: int) -> Conv:
+            fields = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+            return nn.Conv2d(in_channels, m, *fields, **place)
+
+        self._assemble(primary, out_channels, groups, bias, s, d, norm, act, pointwise, ordered, place)
+
+    def _assemble(
+        self,
+        primary: Callable[[int], Conv],
+        out_channels: int,
+        groups: int,
+        bias: bool,
+        s: int,
+        d: int,
+        norm: Callable[[int], nn.Module] | None,
+        act: Callable[[], nn.Module] | None,
+        pointwise: int,
+        ordered: bool,
+        place: dict[str, Any],
+    ) -> None:
+        """Put the parts together; ``primary`` makes a convolution of m filters, of any class and dimensions."""
         check(out_channels, s, d, groups, pointwise, linear=norm is None and act is None)
         m = intrinsic_maps(out_channels, s, groups)
-        place = {"device": device, "dtype": dtype}
-        conv = nn.Conv2d(in_channels, m, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **place)
-        self.in_channels, self.out_channels, self.groups, self.s, self.d = in_channels, out_channels, groups, s, d
+        conv: Any = primary(m)
+        self._dimensions = dimensions(conv)
+        plain: Any = PLAIN[self._dimensions]
+        self.in_channels, self.out_channels, self.groups, self.s, self.d = conv.in_channels, out_channels, groups, s, d
         # A forward may ask a layer for these, as one does who pads by hand.
         self.kernel_size, self.stride, self.padding, self.dilation = (
             conv.kernel_size,
@@ -95,20 +131,20 @@ class CGhost(nn.Module):
             conv.padding,
             conv.dilation,
         )
-        self.padding_mode = padding_mode
+        self.padding_mode = conv.padding_mode
         self.primary = _part(conv, m, norm, act, place)
         self.cheap = nn.ModuleList(
-            _part(nn.Conv2d(m, m, d, padding=d // 2, groups=m, bias=bias, **place), m, norm, act, place)
+            _part(plain(m, m, d, padding=d // 2, groups=m, bias=bias, **place), m, norm, act, place)
             for _ in range(s - 1)
         )
         self.rank = min(pointwise, m, out_channels - m)
-        self.pointwise = _pointwise(out_channels, m, self.rank, place)
-        self.register_buffer("order", torch.arange(out_channels, device=device) if ordered else None)
+        self.pointwise = _pointwise(plain, out_channels, m, self.rank, place)
+        self.register_buffer("order", torch.arange(out_channels, device=place["device"]) if ordered else None)
 
     @classmethod
     def from_conv(
         cls,
-        conv: nn.Conv2d,
+        conv: Conv,
         s: int = 2,
         d: int = 3,
         norm: Callable[[int], nn.Module] | None = None,
@@ -123,27 +159,23 @@ class CGhost(nn.Module):
         that one number is the centre tap of its cheap kernel.  The pointwise convolution begins at zero.  Ghosts so
         made are rough; fitting refines them.  ``order`` makes the module ordered so; "first" filters are then those of
         the outputs whose maps stand first.
+
+        A convolution with a forward of its own becomes a primary convolution of its own class, and filters are compared
+        as it prepares them; raises ``PlanError`` where fewer filters would give other maps.  Parametrisations are
+        folded: the primary convolution is a plain one with the weight they give.
         """
-        ghost = cls(
-            in_channels=conv.in_channels,
-            out_channels=conv.out_channels,
-            kernel_size=conv.kernel_size,  # type: ignore[arg-type]
-            stride=conv.stride,  # type: ignore[arg-type]
-            padding=conv.padding,  # type: ignore[arg-type]
-            dilation=conv.dilation,  # type: ignore[arg-type]
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device="meta",
-            dtype=conv.weight.dtype,
-            s=s,
-            d=d,
-            norm=norm,
-            act=act,
-            pointwise=pointwise,
-            ordered=order is not None,
-        )
-        ghost._take_over(conv, conv.weight, conv.bias, order)
+        if has_own_forward(conv):
+            if reason := not_narrowable(conv):
+                raise PlanError(f"The convolution {reason}.")
+        elif parametrize.is_parametrized(conv):
+            conv = folded(conv)
+        ghost = cls.__new__(cls)
+        nn.Module.__init__(ghost)
+        place = {"device": "meta", "dtype": conv.weight.dtype}
+        fields = (conv.out_channels, conv.groups, conv.bias is not None, s, d, norm, act, pointwise, order is not None)
+        ghost._assemble(partial(_primary, conv, order), *fields, place)
+        weight, bias = prepared(conv) if has_own_forward(conv) else (conv.weight, conv.bias)
+        ghost._take_over(conv, weight, bias, order)
         return ghost
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +184,7 @@ class CGhost(nn.Module):
         if self.pointwise is not None:
             ghosts = self._added(ghosts, self.pointwise(y))
         merged = self._merge([y, *ghosts])
-        return merged if self.order is None else merged.index_select(-3, self.order)
+        return merged if self.order is None else merged.index_select(self._channels, self.order)
 
     def extra_repr(self) -> str:
         extras = f", pointwise={self.rank}" if self.rank else ""
@@ -168,35 +200,44 @@ class CGhost(nn.Module):
         sums = []
         for start, ghost in zip(range(0, left, m), ghosts, strict=False):
             width = min(m, left - start)
-            kept = ghost if width == m else ghost.narrow(-3, 0, width)
-            sums.append(kept + (pointwise if width == left else pointwise.narrow(-3, start, width)))
+            kept = ghost if width == m else ghost.narrow(self._channels, 0, width)
+            sums.append(kept + (pointwise if width == left else pointwise.narrow(self._channels, start, width)))
         return sums
 
     def _merge(self, maps: list[Tensor]) -> Tensor:
         """s tensors (N, m, H, W) → (N, n, H, W): concatenated, group by group, and sliced where they are too many."""
-        width = self.out_channels // self.groups
+        width, channels = self.out_channels // self.groups, self._channels
         exact = self.pointwise is not None or self.s * self._m == self.out_channels
-        if self.groups == 1:  # channels are counted from the right, for an image may come without a batch
-            merged = torch.cat(maps, -3)
-            return merged if exact else merged.narrow(-3, 0, width)
-        merged = torch.cat([y.unflatten(-3, (self.groups, -1)) for y in maps], -3)
-        return (merged if exact else merged.narrow(-3, 0, width)).flatten(-4, -3)
+        if self.groups == 1:
+            merged = torch.cat(maps, channels)
+            return merged if exact else merged.narrow(channels, 0, width)
+        merged = torch.cat([y.unflatten(channels, (self.groups, -1)) for y in maps], channels)
+        return (merged if exact else merged.narrow(channels, 0, width)).flatten(channels - 1, channels)
 
     def _take_over(
         self, old: nn.Module, weight: Tensor, bias: Tensor | None, order: Sequence[int] | None = None
     ) -> None:
-        """Leave the meta device for where ``old`` is, with its weights, mode and frozenness."""
-        self.to_empty(device=weight.device)
+        """Leave the meta device for where ``old`` is, with its weights, mode and frozenness.
+
+        A primary convolution of its own class is there already and has them.
+        """
+        kept = set(self._own_primary.modules()) if self._own_primary is not None else set()
+        parts = [part for part in self.modules() if part not in kept]
+        for part in parts:
+            part.to_empty(device=weight.device, recurse=False)
         if self.order is not None and order is not None:
             self.order = torch.tensor(order, device=weight.device)
             inverse = self.order.argsort()
             weight, bias = weight[inverse], None if bias is None else bias[inverse]
-        for part in self.modules():
-            if not isinstance(part, nn.Conv2d) and hasattr(part, "reset_parameters"):
+        for part in parts:
+            if not isinstance(part, Conv) and hasattr(part, "reset_parameters"):
                 part.reset_parameters()  # type: ignore[operator]
         with torch.no_grad():
             self._carry(weight, bias)
-        self.requires_grad_(weight.requires_grad).train(old.training)
+        for part in parts:
+            for parameter in part.parameters(recurse=False):
+                parameter.requires_grad_(old.weight.requires_grad)  # type: ignore[arg-type]
+        self.train(old.training)
 
     def _carry(self, weight: Tensor, bias: Tensor | None) -> None:
         """Fill all convolutions from a filter bank (n, c/g, k, k) and its bias (n).
@@ -208,13 +249,14 @@ class CGhost(nn.Module):
             return
         banks = self._by_part(weight)
         biases = self._by_part(bias) if bias is not None else None
-        primary.weight.copy_(banks[0])
-        if biases is not None:
-            primary.bias.copy_(biases[0])  # type: ignore[union-attr]
+        if self._own_primary is None:
+            primary.weight.copy_(banks[0])
+            if biases is not None:
+                primary.bias.copy_(biases[0])  # type: ignore[union-attr]
         for i, conv in enumerate(cheap, start=1):
             tap = _projection(banks[i], banks[0])
             conv.weight.zero_()
-            conv.weight[:, 0, self.d // 2, self.d // 2] = tap
+            conv.weight.flatten(1)[:, self.d**self._dimensions // 2] = tap
             if biases is not None:
                 conv.bias.copy_(biases[i] - tap * biases[0])  # type: ignore[union-attr]
         if isinstance(self.pointwise, nn.Sequential):
@@ -234,6 +276,17 @@ class CGhost(nn.Module):
     def _m(self) -> int:
         return intrinsic_maps(self.out_channels, self.s, self.groups)
 
+    @property
+    def _channels(self) -> int:
+        """The dimension of the channels, counted from the right, for an image may come without a batch."""
+        return -1 - self._dimensions
+
+    @property
+    def _own_primary(self) -> Conv | None:
+        """The primary convolution, if it has a forward of its own."""
+        conv = _conv_of(self.primary)
+        return conv if has_own_forward(conv) else None
+
 
 class CGhostLinear(CGhost):
     """A 1x1 C-Ghost module with the contract of ``nn.Linear`` on vectors: (N, c) → (N, n)."""
@@ -241,6 +294,8 @@ class CGhostLinear(CGhost):
     @classmethod
     def from_linear(cls, linear: nn.Linear, s: int = 2, d: int = 3, pointwise: int = 0) -> CGhostLinear:
         """The module that takes the place of ``linear``, with its weights, as ``from_conv`` carries them."""
+        if parametrize.is_parametrized(linear):
+            linear = folded(linear)
         ghost = cls(
             linear.in_features,
             linear.out_features,
@@ -281,17 +336,31 @@ def check(n: int, s: int, d: int, groups: int = 1, pointwise: int = 0, linear: b
         )
 
 
-def _pointwise(n: int, m: int, rank: int, place: dict[str, Any]) -> nn.Conv2d | nn.Sequential | None:
+def _pointwise(plain: Any, n: int, m: int, rank: int, place: dict[str, Any]) -> nn.Module | None:
     """P, (N, m, H, W) → (N, n−m, H, W): none for rank 0, two convolutions where that costs less than one."""
     if rank == 0:
         return None
     if not low_rank(n, m, rank):
-        return nn.Conv2d(m, n - m, 1, bias=False, **place)
-    return nn.Sequential(nn.Conv2d(m, rank, 1, bias=False, **place), nn.Conv2d(rank, n - m, 1, bias=False, **place))
+        made: nn.Module = plain(m, n - m, 1, bias=False, **place)
+        return made
+    return nn.Sequential(plain(m, rank, 1, bias=False, **place), plain(rank, n - m, 1, bias=False, **place))
+
+
+def _primary(conv: Conv, order: Sequence[int] | None, m: int) -> Conv:
+    """The convolution of m filters in the place of ``conv``: a plain one on the meta device, or one of its own class
+    with the filters of the intrinsic maps.
+    """
+    if has_own_forward(conv):
+        places = torch.arange(conv.out_channels) if order is None else torch.tensor(order).argsort()
+        return narrowed(conv, places.view(conv.groups, -1)[:, : m // conv.groups].flatten().tolist())
+    plain: Any = PLAIN[dimensions(conv)]
+    fields = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None)
+    made: Conv = plain(conv.in_channels, m, *fields, conv.padding_mode, device="meta", dtype=conv.weight.dtype)
+    return made
 
 
 def _part(
-    conv: nn.Conv2d,
+    conv: Conv,
     channels: int,
     norm: Callable[[int], nn.Module] | None,
     act: Callable[[], nn.Module] | None,
@@ -302,9 +371,9 @@ def _part(
     return nn.Sequential(conv, *followers) if followers else conv
 
 
-def _conv_of(part: nn.Module) -> nn.Conv2d:
+def _conv_of(part: nn.Module) -> Conv:
     conv = part[0] if isinstance(part, nn.Sequential) else part
-    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(conv, Conv)
     return conv
 
 

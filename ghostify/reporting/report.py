@@ -283,10 +283,11 @@ def layer_theory(site: Site, swap: CGhostSwap) -> Ratios:
     The first forms are told of a pointwise convolution, the approximations know of none.
     """
     c, k, n = site.in_channels // site.groups, math.sqrt(math.prod(site.kernel)), site.out_channels
+    d = swap.d ** (len(site.kernel) / 2)  # the side of a square as large as the cheap kernel of so many dimensions
     pointwise = pointwise_size(n, intrinsic_maps(n, swap.s, site.groups), swap.pointwise) / n
     return Ratios(
-        r_s=speedup_ratio(c, k, swap.s, swap.d, pointwise),
-        r_c=compression_ratio(c, k, swap.s, swap.d, pointwise),
+        r_s=speedup_ratio(c, k, swap.s, d, pointwise),
+        r_c=compression_ratio(c, k, swap.s, d, pointwise),
         approx_r_s=approximate_ratio(c, swap.s),
         approx_r_c=approximate_ratio(c, swap.s),
     )

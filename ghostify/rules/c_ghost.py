@@ -4,9 +4,10 @@
         ⇒ CGhost(c, n, k, s=s, d=d)                        m·c·k² + m·(s−1)·d²,   m = ⌈n/s⌉   (c per group)
         ⇒ CGhost(c, n, k, s=s, d=d, pointwise=r)           as much and m·(n−m) or, where that is less, r·n
 
-It applies to any two-dimensional convolution with a forward of its own class, and on request to linear layers on
-vectors.  By default it leaves alone what the papers leave alone in converted networks, and what would become slower: a
-ghost saves MACs but moves more elements through memory, and below ``min_saving`` MACs per element moved it loses.
+It applies to convolutions of one, two and three dimensions (k² and d² stand for two), of a class of its own too where
+its forward only prepares its weight or its input, and on request to linear layers on vectors.  By default it leaves
+alone what the papers leave alone in converted networks, and what would become slower: a ghost saves MACs but moves more
+elements through memory, and below ``min_saving`` MACs per element moved it loses.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 from ghostify.costs import Cost
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
+from ghostify.ghosts.narrowing import Conv, dimensions
 from ghostify.recipe import GhostSettings, Parts, Pointwise
 from ghostify.rules.base import CGhostSwap, Skip
 from ghostify.scanning import Site
@@ -32,6 +34,9 @@ _KEPT = {
     "pooled": "works on a pooled 1x1 map (a gate or a head), where there is nothing to save (also: [pooled] takes it)",
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
+
+
+_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class _Wanted(NamedTuple):
@@ -78,6 +83,7 @@ def predict(site: Site, swap: CGhostSwap) -> Cost:
     n, m = site.out_channels, intrinsic_maps(site.out_channels, swap.s, site.groups)
     weights = _plain_size(site, swap.s, swap.d, m) + pointwise_size(n, m, swap.pointwise)
     extras = m * swap.s * ((1 if site.bias else 0) + (2 if swap.parts == "norm-act" else 0))
+    extras += m * site.extras + site.shared
     pointwise_maps = low_rank(n, m, swap.pointwise) + n - m if swap.pointwise else 0
     return Cost(
         params=weights + extras,
@@ -90,9 +96,11 @@ def build(module: nn.Module, swap: CGhostSwap, order: Sequence[int] | None = Non
     """The module that takes the place of ``module``, with its weights carried over; ``order`` if it is ordered."""
     if isinstance(module, nn.Linear):
         return CGhostLinear.from_linear(module, swap.s, swap.d, swap.pointwise)
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, Conv)
     if swap.parts == "norm-act":
-        return CGhost.from_conv(module, swap.s, swap.d, norm=nn.BatchNorm2d, act=lambda: nn.ReLU(inplace=True))
+        return CGhost.from_conv(
+            module, swap.s, swap.d, norm=_NORMS[dimensions(module)], act=lambda: nn.ReLU(inplace=True)
+        )
     if swap.ordered and order is None:
         order = range(module.out_channels)
     return CGhost.from_conv(module, swap.s, swap.d, pointwise=swap.pointwise, order=order if swap.ordered else None)
@@ -114,7 +122,7 @@ def saving_per_element(site: Site, swap: CGhostSwap) -> float:
 
 def _plain_size(site: Site, s: int, d: int, m: int) -> int:
     """Weights of the primary convolution and the cheap ones."""
-    return m * site.fan_in + m * (s - 1) * d**2
+    return m * site.fan_in + m * (s - 1) * d ** len(site.kernel)
 
 
 def _require_buildable(site: Site, s: int, d: int, pointwise: int = 0, parts: Parts = "linear") -> None:
