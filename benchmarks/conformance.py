@@ -58,7 +58,7 @@ OUT_OF_SCOPE = {
 }
 NUMERIC_PARAMS, NUMERIC_SIZE, NUMERIC_MACS = 60e6, 299, 16e9
 """A network runs on real numbers below these; at this many MACs that is some 10 s on one thread."""
-TIMM_MACS = 1e9
+TIMM_MACS = 5e8
 """The same for timm, whose networks are many."""
 PER_FILE = 6
 """Networks of each architecture file of timm, of its names' order evenly."""
@@ -717,7 +717,7 @@ def _legend(method: Method) -> list[str]:
         "Segmentation networks do so on images of a quarter of the side.  Not run are networks of "
         f"{NUMERIC_PARAMS / 1e6:.0f} M parameters and",
         f"more, of inputs above {NUMERIC_SIZE} pixels, or of more than {NUMERIC_MACS / 1e9:.0f} G MACs (of timm "
-        f"{TIMM_MACS / 1e9:.0f}).",
+        f"{TIMM_MACS / 1e9:g}).",
         "",
     ]
 

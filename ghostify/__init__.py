@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ghostify.fitting import rewrite_fitted as rewrite_fitted
     from ghostify.ghosts import CGhost as CGhost
     from ghostify.ghosts import GGhostStage as GGhostStage
+    from ghostify.pipeline import Parts as Parts
     from ghostify.pipeline import convert as convert
+    from ghostify.pipeline import convert_parts as convert_parts
     from ghostify.planning import Plan as Plan
     from ghostify.planning import plan as plan
     from ghostify.planning import read_plan as read_plan
@@ -54,7 +56,9 @@ _HOME = {
     "Traced": "tracing",
     "TrainSettings": "recipe",
     "compare": "reporting",
+    "Parts": "pipeline",
     "convert": "pipeline",
+    "convert_parts": "pipeline",
     "finetune": "finetuning",
     "load": "saving",
     "plan": "planning",

@@ -36,7 +36,6 @@ from ghostify.scanning import scan
 from ghostify.sources import Data, build_model, input_shape, load_data, load_sample, sample_shape
 from ghostify.tracing import Traced, trace
 
-
 NAMED = 3
 """Damaged files that are named; the others are counted."""
 

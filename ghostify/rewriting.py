@@ -17,7 +17,7 @@ from torch import nn
 
 from ghostify.costs import Cost
 from ghostify.errors import RewriteError, TraceError
-from ghostify.names import overlap
+from ghostify.names import overlap, within
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
@@ -59,7 +59,10 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
     before = scan_for(traced, plan)
     plan = check(plan, before).require_changes()
     module = copy.deepcopy(traced.module, _replacements(traced.module, plan.swaps, traced, choices or Choices()))
-    after = scan(_traced_again(module, traced))
+    again = _traced_again(module, traced)
+    if _in_place(plan.swaps):
+        _require_same_course(traced, again, [swap.target for swap in plan.swaps])
+    after = scan(again)
     _verify(plan, before, after)
     return Ghosted(module, plan, before, after)
 
@@ -148,11 +151,42 @@ def _traced_again(module: nn.Module, original: Traced) -> Traced:
     except TraceError as problem:
         raise RewriteError(f"The rewritten network does not run: {problem}") from problem
     if again.output_shapes != original.output_shapes:
+        if original.doubts:
+            raise RewriteError(
+                f"The rewritten {type(module).__name__} gives outputs of other shapes, for they depend on values "
+                f"({original.doubts[0]}); rewrite the parts that do not: ghostify.convert_parts."
+            )
         raise RewriteError(
             f"The rewritten {type(module).__name__} gives outputs of {again.output_shapes}, "
             f"the original of {original.output_shapes}; this is a defect of ghostify, please report the model."
         )
     return again
+
+
+def _require_same_course(original: Traced, again: Traced, targets: Sequence[str]) -> None:
+    """Refuse a rewrite after which anything but the swapped modules computes something else.
+
+    Code may ask what its layers are, and go another way where one is of another class.
+    """
+    was, now = (_course(traced, targets) for traced in (original, again))
+    if was == now:
+        return
+    index = next((i for i, (one, other) in enumerate(zip(was, now, strict=False)) if one != other), len(was))
+    home = (was[index] if index < len(was) else now[index] if index < len(now) else was[-1])[0]
+    raise RewriteError(
+        f"{home or type(again.module).__name__} goes another way once layers are ghost modules, so the result would "
+        "compute something else; exclude the layers it asks about."
+    )
+
+
+def _course(traced: Traced, targets: Sequence[str]) -> list[tuple[str, str]]:
+    """The calls outside of ``targets``, in order: the module each is made in, and what is called."""
+    calls = [
+        (str(node.meta.get("module", "")), str(node.target))
+        for node in traced.graph.nodes
+        if node.op.startswith("call_")
+    ]
+    return [call for call in calls if not any(within(name, target) for name in call for target in targets)]
 
 
 def _verify(plan: Plan, before: Scan, after: Scan) -> None:

@@ -970,8 +970,8 @@ HARD_NETS: tuple[Hard, ...] = (
     Hard("forward-called", body_of(forward_called), rgb, swaps=2, kept={"conv": "read elsewhere"}),
     Hard("by-argument-name", body_of(by_argument_name), rgb, swaps=2, kept={"conv": "by its position"}),
     Hard("own-call", OwnCall, rgb),
-    # A ghost is no Conv2d, so the rewritten network leaves this activation out, and nothing notices.
-    Hard("by-kind", body_of(by_kind), rgb),
+    # A ghost is no Conv2d, so the rewritten network would leave this activation out.
+    Hard("by-kind", body_of(by_kind), rgb, refused="goes another way"),
     Hard("compiled", compiled, rgb, refused="pass the module that torch.compile was given"),
     Hard("compiled-in-place", compiled_in_place, rgb),
     # The compiler itself looks at the gradient of a tensor that has none.

@@ -20,7 +20,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from ghostify import GGhostStage, Ghosted, convert, load, save
+from ghostify import CGhost, GGhostStage, Ghosted, convert, convert_parts, load, save
+from ghostify.errors import PlanError
 
 SIDE, CLASSES = 128, 3
 LEVELS = {"block2": "0", "block3": "1", "block4": "2"}
@@ -207,3 +208,25 @@ def test_features_can_be_taken_out_of_a_ghosted_classifier() -> None:
     detector.backbone.body = body
     assert step(detector.train(), sgd(detector)).isfinite()
     assert all(stage.cheap[0].weight.grad.any() for stage in stages_of(detector))
+
+
+def test_a_detector_that_resists_as_a_whole_is_converted_part_by_part() -> None:
+    """The backbone is found by itself, rewritten and put back; the detector runs as before, and is not touched."""
+    detector = retinanet_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=CLASSES, min_size=64, max_size=64
+    ).eval()
+    images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+    before = copy.deepcopy(detector.state_dict())
+    parts = convert_parts(detector, (images,), pointwise="none")
+    assert "backbone" in parts.ghosted and parts.ghosted["backbone"].plan.swaps
+    assert any(isinstance(part, CGhost) for part in parts.module.backbone.modules())
+    assert not any(isinstance(part, CGhost) for part in detector.modules())
+    assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
+    found = parts.module(images)
+    assert [set(one) for one in found] == [{"boxes", "scores", "labels"}] * 2
+    assert str(parts).startswith("backbone: ")
+
+
+def test_a_model_without_a_part_to_convert_is_refused() -> None:
+    with pytest.raises(PlanError, match="No part of Sequential would change"):
+        convert_parts(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.randn(1, 3, 2, 2))

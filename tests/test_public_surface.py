@@ -19,6 +19,7 @@ NAMES = [
     "GhostSettings",
     "Ghosted",
     "GhostifyError",
+    "Parts",
     "Plan",
     "Recipe",
     "Report",
@@ -28,6 +29,7 @@ NAMES = [
     "analyze",
     "compare",
     "convert",
+    "convert_parts",
     "finetune",
     "load",
     "plan",
@@ -40,6 +42,13 @@ NAMES = [
 ]
 
 SIGNATURES = {
+    "convert_parts": [
+        "model: nn.Module",
+        "example: Any",
+        "ghost: GhostSettings | Mapping[str, Any] | None = None",
+        "**changes: Any",
+        "-> Parts",
+    ],
     "analyze": [
         "model: nn.Module",
         "images: Tensor",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ghostify.tracing import Traced
+from ghostify.tracing import Traced, within_regions
 
 _FLOAT = 4
 MEMORY = 2**30
@@ -74,7 +74,8 @@ class Walk:
             for index in range(self.reached[batch], to):
                 node = self.nodes[index]
                 if node.op != "placeholder":
-                    values[node] = self._run(node, values)
+                    with within_regions(node):
+                        values[node] = self._run(node, values)
                 for read in (*node.all_input_nodes, node):
                     if self._last[read] <= index and read not in self._pinned:
                         values.pop(read, None)
