@@ -34,7 +34,7 @@ SAMPLE = (
     "vit_b_32",
     "lraspp_mobilenet_v3_large",
 )
-NOTHING_TO_GHOST = ("vit_", "swin_")
+NOTHING_TO_GHOST = ("vit_", "swin_", "swin3d_", "mvit_")
 NO_STAGE = ("resnet18", "squeezenet1_1", "vit_b_32")
 METHODS = ("c-ghost", "g-ghost")
 
@@ -55,6 +55,42 @@ def test_a_sample_of_networks_with_ghost_stages_holds_every_property(name: str) 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in SAMPLE])
 def test_every_network_holds_every_property(name: str) -> None:
     assert_conforms(name)
+
+
+TIMM = (
+    "convnext_atto",
+    "csatv2",
+    "dla34",
+    "efficientnet_lite0",
+    "ghostnet_050",
+    "hardcorenas_a",
+    "hgnet_tiny",
+    "inception_next_atto",
+    "mobileone_s0",
+    "nf_regnet_b0",
+    "regnetz_b16_evos",
+    "repvgg_a0",
+    "resnest14d",
+    "resnetv2_50x1_bit",
+    "selecsls42",
+    "skresnet18",
+    "tf_efficientnet_b0",
+    "tinynet_e",
+    "visformer_tiny",
+    "xception41",
+)
+"""A sample of timm's habits: convolutions of its own class, gates, splits, branches to be merged."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_a_sample_of_timms_networks_holds_every_property(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    case = conformance.meta_case(conformance.Network(name, "timm"))
+    assert conformance.broken(case) == []
+    assert case.plan.swaps
 
 
 def assert_conforms(name: str) -> None:
@@ -82,7 +118,12 @@ def test_small_networks_with_ghost_stages_run_and_train_on_real_numbers(name: st
 
 def test_there_are_sixty_networks_and_more() -> None:
     assert len(ALL) >= 60
-    assert {network.kind for network in ALL.values()} == {"classification", "quantizable", "segmentation"}
+    assert {network.kind for network in ALL.values()} == {
+        "classification",
+        "quantizable",
+        "segmentation",
+        "video",
+    }
 
 
 # -- the properties notice what they are there for -------------------------------------------------------------

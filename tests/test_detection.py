@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import regnet_x_3_2gf
+from torchvision.models import get_model, regnet_x_3_2gf
 from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -230,3 +230,22 @@ def test_a_detector_that_resists_as_a_whole_is_converted_part_by_part() -> None:
 def test_a_model_without_a_part_to_convert_is_refused() -> None:
     with pytest.raises(PlanError, match="No part of Sequential would change"):
         convert_parts(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.randn(1, 3, 2, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "ssdlite320_mobilenet_v3_large"])
+def test_torchvisions_detectors_are_converted_part_by_part(name: str) -> None:
+    small = {} if name.startswith("ssd") else {"min_size": 64, "max_size": 64}
+    detector = get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES, **small).eval()
+    images = [torch.rand(3, 64, 64)]
+    parts = convert_parts(detector, (images,))
+    assert parts.ghosted["backbone"].plan.swaps
+    (found,) = parts.module(images)
+    assert {"boxes", "scores", "labels"} <= set(found)
+
+
+@pytest.mark.slow
+def test_an_optical_flow_network_is_converted_as_a_whole() -> None:
+    images = [torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    ghosted = convert(get_model("raft_small", weights=None).eval(), tuple(images), pointwise="none")
+    assert ghosted.plan.swaps and ghosted.before.cost.macs > ghosted.after.cost.macs
