@@ -1122,3 +1122,10 @@ def test_a_layer_may_be_named_by_any_of_its_names() -> None:
     ]
     states = [ghosted.module.state_dict() for ghosted in found]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_what_was_not_fitted_is_told() -> None:
+    model = settled(nn.Sequential(conv_bn(3, 16), conv_bn(16, 16), head(16)))
+    assert not fitted(model, min_saving=0).fit.notes
+    notes = fitted(model, min_saving=0, parts="norm-act").fit.notes
+    assert any(note.startswith("1.0 keeps the weights") and "norms and activations" in note for note in notes)

@@ -117,7 +117,7 @@ class _Job:
         self.pair.second.advance(len(self.pair.second.nodes))
         for norm, seen in norms.items():
             renew(norm, seen)
-        self.notes += self._on_starved()
+        self.notes += [*self._on_starved(), *self._on_unfitted()]
         return found
 
     def _wants(self, part: Part) -> bool:
@@ -202,6 +202,15 @@ class _Job:
             f"{self.starved[0]} to fit them to{others}: a stronger ridge holds it to its trained weights; more images "
             "would serve it better."
         ]
+
+    def _on_unfitted(self) -> list[str]:
+        """One sentence on the ghost modules that keep the weights that were carried over."""
+        left = self.matching.skipped
+        if not left:
+            return []
+        name, reason = next(iter(left.items()))
+        others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        return [f"{name}{others} keeps the weights that were carried over, for it {reason}."]
 
     def _release(self, aim: Aim) -> None:
         for node in aim.needed:
