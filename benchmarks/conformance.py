@@ -551,6 +551,9 @@ def _fill(row: Row, network: Network) -> None:
     row.size = case.example.shape[-1]
     convs = {site.name for site in case.scan.sites if site.kind != "linear"}
     row.convolutions, row.unknown = len(convs), case.scan.uncounted
+    if not convs:
+        row.nothing, row.numeric = "no convolution", "not run: no convolution"
+        return
     row.nothing, row.broken = case.nothing, broken(case)
     row.before = row.after = case.scan.cost.model_dump()
     row.skips = len(convs)
@@ -625,7 +628,9 @@ def _examined(todo: list[Network], jobs: int) -> Iterator[Row]:
 
 def document(rows: Iterable[Row], command: str) -> str:
     """The rows, all of one method, as docs/conformance.md or docs/conformance-g-ghost.md."""
-    rows = sorted(rows, key=lambda row: (row.kind, _natural(row.name)))
+    rows = sorted(
+        (row for row in rows if row.convolutions or row.failed), key=lambda row: (row.kind, _natural(row.name))
+    )
     method = rows[0].method
     scope = [] if rows[0].kind == "timm" else [_scope(method)]
     parts = [_summary(rows, method), _table(rows, method), *scope, _legend(method)]
@@ -640,8 +645,7 @@ def _summary(rows: list[Row], method: Method) -> Iterator[str]:
     yield ""
     settings = "default settings" if method == "c-ghost" else f"method {method} with its default settings"
     if rows[0].kind == "timm":
-        without = [row for row in rows if not row.convolutions and not row.failed]
-        yield f"Up to {PER_FILE} networks of every architecture file; {len(without)} have no convolution."
+        yield f"Up to {PER_FILE} networks of every architecture file, of those that have convolutions."
         yield ""
     yield (
         f"{len(rows)} networks of {_library(rows[0])} on torch "
