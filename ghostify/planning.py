@@ -108,7 +108,7 @@ def plan(
     """
     settings = make_settings(GhostSettings, settings, changes)
     method = resolved(settings.method, device)
-    if all(site.kind == "linear" for site in scan.sites):
+    if all(site.kind == "linear" and site.role != "channels-last" for site in scan.sites):
         raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
     if method in ("width", "thin"):
         return _assembled(scan, [width.propose(scan, settings)])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ghostify.errors import GhostifyError, RecipeError, did_you_mean
 
-Role = Literal["body", "stem", "depthwise", "pooled", "classifier"]
+Role = Literal["body", "stem", "depthwise", "pooled", "classifier", "channels-last"]
 Parts = Literal["linear", "norm-act"]
 Ratio = Annotated[int, Field(ge=2, description="ratio s: every s output maps come from one intrinsic map")]
 GhostRatio = Annotated[

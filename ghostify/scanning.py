@@ -26,7 +26,9 @@ _WEIGHTED = (*_CONVS, nn.Linear)
 
 
 class Site(BaseModel):
-    """A convolution (or a linear layer on vectors): where it is, its geometry, its cost, what stands in the way."""
+    """A convolution (or a linear layer on vectors or on maps): where it is, its geometry, its cost, what stands in the
+    way.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,6 +60,12 @@ class Site(BaseModel):
     def fan_in(self) -> int:
         """Inputs of one filter: c/groups · k²."""
         return self.in_channels // self.groups * math.prod(self.kernel)
+
+    @property
+    def part(self) -> str:
+        """What it is to a reader: its role; of what has none of its own, its kind."""
+        own = self.kind == "conv" or (self.kind == "linear" and self.role != "classifier")
+        return self.role if own else self.kind
 
     @property
     def geometry(self) -> str:
@@ -129,7 +137,7 @@ class Scan(BaseModel):
         rows = [
             [
                 site.name + (f" (+{len(site.aliases)} alias)" if site.aliases else ""),
-                site.role if site.kind == "conv" else site.kind,
+                site.part,
                 site.geometry,
                 "x".join(map(str, site.map)) + (f" ({site.calls} calls)" if site.calls > 1 else ""),
                 quantity(site.cost.params),
@@ -250,8 +258,9 @@ def _sites(traced: Traced, ops: list[Op]) -> Iterator[Site]:
     costs = {op.node: op for op in ops}
     sealed = _called_otherwise(traced) | _lent(traced) | _sealed(traced)
     inside = _inside(traced, ops)
+    maps = _maps(traced)
     for module, names in traced.names.items():
-        if isinstance(module, _CONVS) or (module in calls and _is_vector_linear(module, calls[module])):
+        if isinstance(module, _CONVS) or (module in calls and _is_linear_site(module, calls[module], maps)):
             nodes = calls.pop(module, [])
             inner = [op for op in inside.get(module, []) if op.node not in {node.name for node in nodes}]
             yield _module_site(module, names, nodes, costs, inner, roles, sealed)
@@ -300,13 +309,14 @@ def _module_site(
     counted = [*(costs[node.name] for node in nodes), *inner]
     outs = [tuple(node.meta["shapes"][0]) for node in nodes]
     n = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    seen = [roles[node.name] for node in nodes]
     extras, shared = _own_numbers(module)
     below = [f"{name}.{part}".strip(".") for name in names for part, _ in module.named_modules()]
     return Site(
         name=names[0],
         aliases=tuple(names[1:]),
         kind=_kind(module),
-        role="classifier" if linear else _role(module, [roles[node.name] for node in nodes]),
+        role=_linear_role(outs, seen) if linear else _role(module, seen),
         in_channels=module.in_features if isinstance(module, nn.Linear) else module.in_channels,  # type: ignore[arg-type]
         out_channels=n,  # type: ignore[arg-type]
         kernel=(1, 1) if linear else module.kernel_size,  # type: ignore[arg-type]
@@ -317,7 +327,7 @@ def _module_site(
         shared=shared,
         calls=len(nodes),
         positions=sum(math.prod(out) for out in outs) // n,
-        map=(1, 1) if linear else outs[0][2:] if outs else (),
+        map=outs[0][1:-1] or (1, 1) if linear else outs[0][2:] if outs else (),
         cost=Cost(params=own_params(module), macs=sum(op.macs for op in counted), acts=sum(op.acts for op in counted)),
         obstacle=next((sealed[name] for name in below if name in sealed), None) or _obstacle(module, nodes, inner),
     )
@@ -351,8 +361,11 @@ def _is_weighted(kind: str) -> bool:
     return is_conv(kind) or kind == "linear"
 
 
-def _is_vector_linear(module: nn.Module, nodes: list[fx.Node]) -> bool:
-    return isinstance(module, nn.Linear) and all(len(node.meta["shapes"][0]) == 2 for node in nodes)
+def _is_linear_site(module: nn.Module, nodes: list[fx.Node], maps: set[fx.Node]) -> bool:
+    """Whether it is a linear layer on vectors (N, c) or ``maps`` (N, H, W, c); tokens (N, T, c) have no neighbours."""
+    return isinstance(module, nn.Linear) and all(
+        len(node.meta["shapes"][0]) == 2 or _image(node) in maps for node in nodes
+    )
 
 
 def _kind(module: nn.Module) -> Kind:
@@ -484,6 +497,13 @@ def _role(module: nn.Module | None, seen: list[Role]) -> Role:
     return next((role for role in ("stem", "classifier", "pooled") if role in seen), "body")
 
 
+def _linear_role(outs: list[tuple[int, ...]], seen: list[Role]) -> Role:
+    """On vectors it counts as a classifier, wherever it stands; on maps it may be first or last, as a convolution."""
+    if all(len(out) == 2 for out in outs):
+        return "classifier"
+    return next((role for role in ("stem", "classifier") if role in seen), "channels-last")
+
+
 def _roles(traced: Traced) -> dict[str, Role]:
     """Role of every convolution node by where it stands: first, last, on a pooled 1x1 map, or in the body."""
     fed = _downstream_of_weights(traced)
@@ -544,6 +564,20 @@ def _pooled(traced: Traced) -> set[fx.Node]:
         if shrunk or any(source in pooled for source in sources):
             pooled.add(node)
     return pooled
+
+
+def _maps(traced: Traced) -> set[fx.Node]:
+    """Nodes that hold maps, wherever their channels stand: inputs of four dimensions, outputs of convolutions, and what
+    is made of those by way of four dimensions alone.  So windows that were cut out of a map, and heads, are none.
+    """
+    maps: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        if len((node.meta.get("shapes") or [()])[0]) != 4:
+            continue
+        weighted = node.op in ("call_module", "call_function") and is_conv(op_name(traced, node))
+        if weighted or node.op == "placeholder" or any(source in maps for source in node.all_input_nodes):
+            maps.add(node)
+    return maps
 
 
 def _area(node: fx.Node) -> int:

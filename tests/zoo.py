@@ -652,7 +652,7 @@ ZOO: tuple[Net, ...] = (
     Net("grouped-stage", grouped_stage, rgb, swaps=15, stages=1),
     Net("gated-stage", gated_stage, rgb, swaps=18, stages=1),
     Net("stacked", stacked, rgb, swaps=6, stages=1),
-    Net("next-stage", next_stage, rgb, swaps=2, stages=1),
+    Net("next-stage", next_stage, rgb, swaps=8, stages=1),
     Net("preactivated", preactivated, rgb, swaps=8, stages=1),
     Net("shuffle-stage", shuffle_stage, rgb, swaps=7, stages=1),
     Net("cross-stage", cross_stage, rgb, swaps=11, stages=1),

@@ -77,7 +77,10 @@ Include = Annotated[list[str] | None, typer.Option(help="Glob of layers to consi
 Exclude = Annotated[list[str] | None, typer.Option(help="Glob of layers to leave alone. Repeatable.")]
 Also = Annotated[
     list[str] | None,
-    typer.Option(help="Take what is left alone by default: stem, classifier, pooled, depthwise. Repeatable."),
+    typer.Option(
+        help="Take what is left alone by default: stem, classifier, pooled, depthwise, channels-last (linear layers on "
+        "maps). Repeatable."
+    ),
 ]
 MinSaving = Annotated[
     float | None, typer.Option(help="Least MACs saved per element moved; 0 ghosts even what gets slower.")

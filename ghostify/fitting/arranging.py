@@ -28,6 +28,7 @@ from ghostify.fitting.pairs import PairMoments, as_maps, pair_positions
 from ghostify.fitting.splitting import split
 from ghostify.fitting.surroundings import line, surroundings
 from ghostify.fitting.walking import Walk
+from ghostify.ghosts.c_ghost import linear_maps
 from ghostify.measuring.borrowing import evaluating
 from ghostify.rules import CGhostSwap
 from ghostify.scanning import network_nodes
@@ -156,13 +157,15 @@ def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) 
         classes = ordering.movable(swap.target) if ordering else None
         if roots is None or classes is None or len(set(roots.tolist())) < n:
             roots, classes = -1 - np.arange(n), np.full(n, -1)
-        positions = pair_positions(node.meta["shapes"][0], swap.d, len(walk.values), walk.room(node))
+        maps = linear_maps if isinstance(conv, nn.Linear) else as_maps
+        shape = maps(torch.empty(node.meta["shapes"][0], device="meta")).shape
+        positions = pair_positions(shape, swap.d, len(walk.values), walk.room(node))
         started |= set(positions.batches)
         walk.keep(node)
         walk.advance(walk.index[node] + 1, started)
         pairs = PairMoments()
         for batch in positions.batches:
-            pairs.add(positions.shifts(as_maps(walk.values[batch][node]), swap.d, batch))
+            pairs.add(positions.shifts(maps(walk.values[batch][node]), swap.d, batch))
         norm = surroundings(walk.traced, node).norm
         slope = line(walk.root.get_submodule(str(norm.target)) if norm else None, n, pairs.variances)[0]
         walk.drop(node)

@@ -23,6 +23,7 @@ from ghostify.fitting.stages import StageFit
 from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
 from ghostify.fitting.walking import MEMORY, Walk, batched
+from ghostify.ghosts import CGhostLinear
 from ghostify.measuring.borrowing import evaluating
 from ghostify.recipe import FitSettings
 from ghostify.tracing import Traced, trace
@@ -163,9 +164,11 @@ class _Job:
         """Positions of the part's output map; of a linear layer, rows."""
         shape = part.twin.meta["shapes"][0]
         rows = isinstance(part.module, nn.Linear)
+        last = isinstance(part.module, CGhostLinear) and len(shape) == 4
         wanted = positions_wanted(*_size(part))
         shape = shape if rows or len(shape) > 2 else (*shape, 1, 1)
-        return Positions(shape, wanted, self.pair.batches, index, -1 if rows else 1, self.pair.held, self._room(part))
+        channels = -1 if rows else 3 if last else 1
+        return Positions(shape, wanted, self.pair.batches, index, channels, self.pair.held, self._room(part))
 
     def _room(self, part: Part) -> int:
         """How many batches there is room for where the part is fitted."""

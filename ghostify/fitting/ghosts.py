@@ -21,6 +21,7 @@ from ghostify.fitting.moments import MIXING, RIDGES, Moments, Normal, serving, s
 from ghostify.fitting.pointwise import Blocks, Both
 from ghostify.fitting.targets import Pair, Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
+from ghostify.ghosts.c_ghost import linear_maps
 
 _FEW = 16384
 _PER_UNKNOWN = 32
@@ -44,7 +45,7 @@ class GhostFit:
     def __init__(self, pair: Pair, ghost: CGhost, inputs: Input, targets: Targets, start: Tensor, joint: bool) -> None:
         """``start``: the original's filters (n, …); ``joint``: whether intrinsic maps serve all outputs."""
         self.pair, self.ghost, self.targets, self.norm = pair, ghost, targets, targets.norm
-        self.inputs: Input = (lambda b: inputs(b)[:, :, None, None]) if isinstance(ghost, CGhostLinear) else inputs
+        self.inputs: Input = (lambda b: linear_maps(inputs(b))) if isinstance(ghost, CGhostLinear) else inputs
         self.parts = layout(ghost.out_channels, ghost.s, ghost.groups).to(start.device)
         if ghost.order is not None:
             self.parts = torch.where(self.parts >= 0, ghost.order.argsort()[self.parts.clamp_min(0)], -1)

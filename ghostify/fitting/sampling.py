@@ -2,6 +2,7 @@
 
 convolution   (B, C, H, W), P positions of the output's map  →  values (B·P, C), patches (B·P, g, C/g·k·k')
 linear layer  (B, …, C)                                      →  rows (P, C), (P, 1, C)
+its ghost     (B, H, W, C), P positions of the map           →  values (B·P, C), and of its own maps as a convolution
 """
 
 from __future__ import annotations
@@ -43,11 +44,15 @@ class Positions:
         held: int = 0,
         most: float = math.inf,
     ) -> None:
-        """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps and -1 of linear layers.
+        """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps, 3 where they come last, -1 of
+        linear layers.
 
         Of large maps, some of the ``batches`` are enough, and no more than ``most`` are used; the last ``held`` are.
         """
-        self.maps = channels == 1 and len(shape) == 4
+        self.last = channels == 3
+        if self.last:
+            shape = (shape[0], shape[3], *shape[1:3])
+        self.maps = channels in (1, 3) and len(shape) == 4
         self.width = shape[3] if self.maps else 1
         rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
         images = shape[0] if self.maps else 1
@@ -69,7 +74,7 @@ class Positions:
         index = self.chosen[batch].to(x.device)
         if not self.maps:
             return x.reshape(-1, x.shape[-1])[index]
-        x = x[:, :, None, None] if x.dim() == 2 else x
+        x = x[:, :, None, None] if x.dim() == 2 else x.permute(0, 3, 1, 2) if self.last else x
         return _channels_last(x).index_select(1, index).flatten(0, 1)
 
     def patches(self, x: Tensor, layer: nn.Module, batch: int) -> Tensor:

@@ -289,7 +289,9 @@ class CGhost(nn.Module):
 
 
 class CGhostLinear(CGhost):
-    """A 1x1 C-Ghost module with the contract of ``nn.Linear`` on vectors: (N, c) → (N, n)."""
+    """A 1x1 C-Ghost module with the contract of ``nn.Linear`` on vectors, (N, c) → (N, n), and on maps whose channels
+    come last, (N, H, W, c) → (N, H, W, n).
+    """
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, s: int = 2, d: int = 3, pointwise: int = 0) -> CGhostLinear:
@@ -311,7 +313,14 @@ class CGhostLinear(CGhost):
         return ghost
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:, :, None, None]).flatten(1)
+        y = super().forward(linear_maps(x))
+        # What nn.Linear gives is contiguous, and may be viewed; so is this, for convolutions keep channels last.
+        return y.flatten(1) if x.dim() == 2 else y.permute(0, 2, 3, 1).contiguous()
+
+
+def linear_maps(x: Tensor) -> Tensor:
+    """What a linear layer reads or gives, as maps: (N, c) → (N, c, 1, 1), (N, H, W, c) → (N, c, H, W).  A view."""
+    return x[:, :, None, None] if x.dim() == 2 else x.permute(0, 3, 1, 2)
 
 
 def check(n: int, s: int, d: int, groups: int = 1, pointwise: int = 0, linear: bool = True) -> None:

@@ -5,9 +5,10 @@
         ⇒ CGhost(c, n, k, s=s, d=d, pointwise=r)           as much and m·(n−m) or, where that is less, r·n
 
 It applies to convolutions of one, two and three dimensions (k² and d² stand for two), of a class of its own too where
-its forward only prepares its weight or its input, and on request to linear layers on vectors.  By default it leaves
-alone what the papers leave alone in converted networks, and what would become slower: a ghost saves MACs but moves more
-elements through memory, and below ``min_saving`` MACs per element moved it loses.
+its forward only prepares its weight or its input, and on request to linear layers, on vectors and on maps whose
+channels come last, where they are 1x1 convolutions.  By default it leaves alone what the papers leave alone in
+converted networks, and what would become slower: a ghost saves MACs but moves more elements through memory, and below
+``min_saving`` MACs per element moved it loses.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _KEPT = {
     "stem": "reads the network's input, and the stem is kept by default (also: [stem] takes it)",
     "classifier": "gives the network's outputs, and the classifier is kept by default (also: [classifier] takes it)",
     "linear": "is a linear layer, not a convolution, and kept by default (also: [classifier] takes it)",
+    "channels-last": "is a linear layer on maps, kept by default (also: [channels-last] takes it)",
     "pooled": "works on a pooled 1x1 map (a gate or a head), where there is nothing to save (also: [pooled] takes it)",
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
@@ -156,7 +158,9 @@ def _left_alone(site: Site, settings: GhostSettings) -> str | None:
         return "is matched by no include pattern"
     if glob := next((glob for glob in settings.exclude if fnmatchcase(site.name, glob)), None):
         return f"is excluded by {glob!r}"
-    return None if site.role in settings.also else _KEPT.get("linear" if site.kind == "linear" else site.role)
+    if site.role in settings.also:
+        return None
+    return _KEPT.get("linear" if site.kind == "linear" and site.role == "classifier" else site.role)
 
 
 def _wanted(site: Site, settings: GhostSettings) -> _Wanted:

@@ -72,7 +72,7 @@ def stream(settings: GhostSettings) -> Stream:
 
 def geometry(scan: Scan) -> str:
     """The network as a plan tells it."""
-    return f"{len(scan.sites)} layers"
+    return f"{sum(site.role != 'channels-last' for site in scan.sites)} layers"
 
 
 def predict(scan: Scan, swap: WidthSwap) -> Cost:
