@@ -81,25 +81,25 @@ class Network:
 
     def build(self, device: str) -> nn.Module:
         """With random weights on ``device``; a constructor that needs real numbers runs on the CPU and moves."""
+        make = self._maker()
+        try:
+            with torch.device(device):
+                return make()
+        except (RuntimeError, NotImplementedError):  # whatever else is wrong, the second try raises it
+            return make().to(device)
+
+    def _maker(self) -> Callable[[], nn.Module]:
         if self.kind == "timm":
             import timm
 
-            try:
-                with torch.device(device):
-                    return timm.create_model(self.name, pretrained=False)
-            except (RuntimeError, NotImplementedError):
-                return timm.create_model(self.name, pretrained=False).to(device)
+            return lambda: timm.create_model(self.name, pretrained=False)
         builder = models.get_model_builder(self.name)
         given: dict[str, Any] = {"weights": None}
         if "weights_backbone" in inspect.signature(builder).parameters:
             given["weights_backbone"] = None
         if any(part in self.name for part in ("googlenet", "inception")):
             given["init_weights"] = False  # their own initialisation warns, and takes a minute
-        try:
-            with torch.device(device):
-                return builder(**given)
-        except (RuntimeError, NotImplementedError):
-            return builder(**given).to(device)
+        return lambda: builder(**given)
 
     def shape(self, model: nn.Module) -> tuple[int, ...]:
         """Of its natural input: what it was built for, else what its trained weights were evaluated at."""

@@ -147,6 +147,8 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
     original = load_original(recipe.model.source) if subject.run else None
     watcher.say(f"Network {recipe.model.source}; {len(sample.images)} of {sample.description}")
     notes = [_left_out(sample.skipped)] if sample.skipped else []
+    if "synthetic" in sample.description:
+        notes.append("The images are synthetic: maps of real ones may be more or less alike.")
     place, model = pick_device(recipe.device), original or subject.model
     camera = Camera(as_picture(sample.images[0]))
     with _counted(watcher, "Comparing maps") as told:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 def ancestors(name: str) -> list[str]:
@@ -41,3 +41,9 @@ def common(names: Iterable[str]) -> str:
 def overlap(one: str, other: str) -> bool:
     """Whether one of two modules is the other or lies in it."""
     return within(one, other) or within(other, one)
+
+
+def prefixes(names: Iterable[str]) -> Iterator[str]:
+    """The names and every module they stand in: ``a.b.c`` gives ``a``, ``a.b`` and ``a.b.c``."""
+    for name in names:
+        yield from reversed(ancestors(name)[:-1])

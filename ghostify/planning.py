@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
-from ghostify.names import overlap
+from ghostify.names import overlap, prefixes
 from ghostify.recipe import GhostSettings, Method, Recipe, make_settings, read_yaml, validated
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, Site, scan
@@ -298,15 +298,8 @@ def _require_matches(scan: Scan, settings: GhostSettings) -> None:
     names = [*(site.name for site in scan.sites), *(stage.name for stage in scan.stages)]
     for option, glob in _patterns(settings):
         if names and not any(fnmatchcase(name, glob) for name in names):
-            near = did_you_mean(glob, [*_prefixes(names), *Recipe.model_fields])
+            near = did_you_mean(glob, [*prefixes(names), *Recipe.model_fields])
             raise PlanError(f"{option} {glob!r} matches no layer or stage of {scan.network}.{near}")
-
-
-def _prefixes(names: list[str]) -> Iterator[str]:
-    """The names and every module they stand in: ``a.b.c`` gives ``a``, ``a.b`` and ``a.b.c``."""
-    for name in names:
-        parts = name.split(".")
-        yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _patterns(settings: GhostSettings) -> Iterator[tuple[str, str]]:

@@ -160,6 +160,15 @@ def test_silent_maps_are_counted_and_cost_nothing() -> None:
     assert all(pair.source != 2 and pair.made != 2 for pair in found.pairs)
 
 
+def test_a_layer_that_is_dead_is_left_alone() -> None:
+    model = known_ghosts()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    (found,) = analyze(model, IMAGES).layers
+    assert found.silent == 8 and not found.pairs and found.redundancy == 0
+    assert found.advice.s is None and "do not vary" in found.advice.reason
+
+
 def test_more_images_agree_better() -> None:
     """The spread between halves says how stable an answer is."""
     model = resnet8().eval()
@@ -249,7 +258,7 @@ def test_advice_is_a_plan() -> None:
     for swap in found.plan.swaps:
         advice = layer(found, swap.target).advice
         assert isinstance(swap, CGhostSwap) and (swap.s, swap.d) == (advice.s, advice.d)
-        assert swap.before == advice.before
+        assert (swap.before, swap.after) == (advice.before, advice.after)
     seen = scan(model, images[:1])
     again = plan(seen, advised(found.layers, found.stages, "c-ghost"))
     assert again == found.plan

@@ -232,6 +232,15 @@ def test_a_run_is_analysed_by_the_network_it_began_with(cli: Cli, images: str, t
     assert "ghost net" in (tmp_path / "seen" / "report.html").read_text()
 
 
+def test_analyze_says_that_images_are_synthetic(cli: Cli) -> None:
+    assert "synthetic" in cli("analyze", "mine:tiny", "--input", "3,8,8", "--data", "fake", "-o", "seen").out
+    refused(
+        cli("analyze", "ghostify:resnet8", "--data", "digits", "--layers", "lyer1.*", "-o", "more"),
+        "matches no layer",
+        "Did you mean 'layer1",
+    )
+
+
 def test_analyze_needs_images(cli: Cli, tmp_path: Path) -> None:
     refused(cli("analyze", "mine:tiny", "--input", "3,8,8"), "--data")
     assert not (tmp_path / "analyses").exists() or not any((tmp_path / "analyses").iterdir())

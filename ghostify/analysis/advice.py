@@ -31,12 +31,14 @@ class Advisor:
         """For a convolution."""
         if not splits:
             return _leave(site, f"has {site.out_channels // site.groups} output maps per group, too few for any ghost")
+        if not filters:
+            return _leave(site, "gives maps that do not vary, so nothing can be said of them")
         able = [split for split in splits if split.lost <= self.asked.tolerance]
         if not able:
             return _leave(site, f"{_losing(splits[0].lost, self.asked)} already at s = {splits[0].s}", splits[0].error)
         refused = ""
         for split, d in product(sorted(able, key=lambda one: -one.s), _sizes(filters)):
-            found = c_ghost.propose(site, GhostSettings(s=split.s, d=d, pointwise="none"))
+            found = c_ghost.propose(site, GhostSettings(s=split.s, d=d))
             if isinstance(found, CGhostSwap):
                 reason = f"at s = {split.s}, ghosts keep {1 - split.error:.0%} of their variance"
                 return Advice(s=split.s, d=d, reason=reason, error=split.error, before=found.before, after=found.after)

@@ -27,6 +27,7 @@ from ghostify.fitting.fit import HELD
 from ghostify.fitting.pairs import pair_positions
 from ghostify.fitting.walking import Walk, batched
 from ghostify.measuring.borrowing import evaluating
+from ghostify.names import prefixes
 from ghostify.planning import plan
 from ghostify.recipe import AnalysisSettings, make_settings
 from ghostify.scanning import Scan, Site, scan
@@ -287,4 +288,5 @@ def _require_matches(seen: Scan, globs: Sequence[str]) -> None:
         raise PlanError(f"{seen.network} has no convolutions, so there are no maps to compare.")
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
-            raise PlanError(f"layers {glob!r} matches no layer or stage of {seen.network}.{did_you_mean(glob, names)}")
+            near = did_you_mean(glob, prefixes(names))
+            raise PlanError(f"layers {glob!r} matches no layer or stage of {seen.network}.{near}")
