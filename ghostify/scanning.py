@@ -284,8 +284,8 @@ def _weight_owner(traced: Traced, node: fx.Node) -> nn.Module | None:
     """The module a convolution's weight belongs to; for a weight made on the way, the module the call ran in."""
     weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
     if node.op == "call_function" and isinstance(weight, fx.Node) and weight.meta.get("parameter"):
-        return traced.module.get_submodule(str(weight.meta["parameter"]).rpartition(".")[0])
-    return traced.module.get_submodule(node.target if node.op == "call_module" else node.meta["module"])  # type: ignore[arg-type]
+        return traced.part(str(weight.meta["parameter"]).rpartition(".")[0])
+    return traced.part(node.target if node.op == "call_module" else node.meta["module"])  # type: ignore[arg-type]
 
 
 def _image(node: fx.Node) -> fx.Node:

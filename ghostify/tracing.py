@@ -17,9 +17,11 @@ import inspect
 import operator
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,7 +79,21 @@ class Traced:
 
     def leaf(self, node: fx.Node) -> nn.Module:
         """The module that a ``call_module`` node calls."""
-        return self.module.get_submodule(str(node.target))
+        return self.part(str(node.target))
+
+    def part(self, name: str) -> nn.Module:
+        """The module of that qualified name; raises ``KeyError`` where there is none."""
+        return self._parts[name]
+
+    @cached_property
+    def parameter_names(self) -> dict[int, str]:
+        """By the ``id`` of each parameter, the first of its names: a tied one has several."""
+        names = self.module.named_parameters(remove_duplicate=False)
+        return {id(parameter): name for name, parameter in reversed(list(names))}
+
+    @cached_property
+    def _parts(self) -> dict[str, nn.Module]:
+        return {name: module for module, names in self.names.items() for name in names}
 
     def __str__(self) -> str:
         return f"{type(self.module).__name__}: {len(self.graph.nodes)} nodes for inputs {self.input_shapes}"
@@ -305,6 +321,9 @@ class _Recorder(TorchFunctionMode):
         self.involved: set[str] = set()
         self.outputs: list[Tensor] = []
         self.prints: dict[str, Tensor] = {}
+        self.shaped: dict[fx.Node, tuple[_Form, _Form | None]] = {}
+        """What a layer made of what on the meta device, where that is all there is to it; None where it gave its input.
+        """
         self._fingerprints = fingerprints
         self._nodes = WeakIdKeyDictionary()
         self._attributes = dict(_tensor_attributes(root))
@@ -395,6 +414,8 @@ class _Recorder(TorchFunctionMode):
             self._bind(node, None if passed else result)
             if passed:
                 node.meta["shapes"] = [tuple(result.shape)]
+            if len(args) == 1 and not kwargs and given is not None and _is_form(given) and _is_form(result):
+                self.shaped[node] = _form(given), None if result is given else _form(result)
         finally:
             self.paused = False
         return result
@@ -554,10 +575,22 @@ class _Replay(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
         with within_regions(n):
-            result = super().run_node(n)
+            result = self._known(n)
+            if result is None:
+                result = super().run_node(n)
         if self._fingerprints and isinstance(result, Tensor):
             self.prints[n.name] = _fingerprint(result)
         return result
+
+    def _known(self, node: fx.Node) -> Tensor | None:
+        """What a layer of torch's gives on the meta device for an input of the form that it was recorded with."""
+        if node not in self._recorder.shaped:
+            return None
+        read, made = self._recorder.shaped[node]
+        given: Tensor = self.env[node.args[0]]  # type: ignore[index]
+        if _form(given) != read:
+            return None
+        return given if made is None else torch.empty_strided(*made[:2], dtype=made[2], device="meta")
 
 
 # -- regions: what a network switches while it runs ------------------------------------------------------------
@@ -706,7 +739,9 @@ def _private_copy(module: nn.Module, share_parameters: bool) -> nn.Module:
     memo: dict[int, Any] = {}
     for part in module.modules():
         for value in vars(part).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
+            if type(value) in _CONTAINERS and not value:
+                memo[id(value)] = type(value)()  # most of what a layer holds, and slow to copy in the usual way
+            elif isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
         for parameter in part._parameters.values():
             if parameter is not None and share_parameters:
@@ -715,6 +750,9 @@ def _private_copy(module: nn.Module, share_parameters: bool) -> nn.Module:
         return copy.deepcopy(module, memo)
     except Exception as problem:
         raise TraceError(f"{type(module).__name__} cannot be copied: {_one_line(problem)}") from problem
+
+
+_CONTAINERS = (dict, OrderedDict, set, list)
 
 
 @contextmanager
@@ -822,6 +860,18 @@ def _cloned_leaf(leaf: Any) -> Any:
         return leaf.detach().clone()
     inner = _tensors(leaf)
     return copy.deepcopy(leaf, {id(tensor): tensor.detach().clone() for tensor in inner}) if inner else leaf
+
+
+_Form = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+def _form(tensor: Tensor) -> _Form:
+    """All there is to a tensor on the meta device."""
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_form(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta and value.layout is torch.strided
 
 
 def _version(tensor: Tensor | None) -> int:

@@ -516,23 +516,17 @@ class _Follower:
         self._use(name, 0, channels)
         if name not in self.counted:
             self.counted.add(name)
-            if name in self._known:
+            if name in self._named:
                 self.reads.append(Read(self.block, channels))
 
     @cached_property
-    def _first_names(self) -> dict[int, str]:
-        """By the ``id`` of each parameter, the first of its names: a tied one has several."""
-        names = self.traced.module.named_parameters(remove_duplicate=False)
-        return {id(parameter): name for name, parameter in reversed(list(names))}
-
-    @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self._first_names.values())
+    def _named(self) -> frozenset[str]:
+        return frozenset(self.traced.parameter_names.values())
 
     def _first_name(self, name: str) -> str:
         owner, _, last = name.rpartition(".")
-        tensor = getattr(self.traced.module.get_submodule(owner), last, None)
-        return self._first_names.get(id(tensor), name)
+        tensor = getattr(self.traced.part(owner), last, None)
+        return self.traced.parameter_names.get(id(tensor), name)
 
     def _size(self, node: fx.Node, name: str) -> int:
         return self.traced.module.get_parameter(name).numel()

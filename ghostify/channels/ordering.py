@@ -48,7 +48,7 @@ class Ordering:
 
     def roots(self, name: str) -> np.ndarray | None:
         """For each output channel of the weight of module ``name``, its root, (n,); None and errors as ``movable``."""
-        owner = self.channels.traced.module.get_submodule(name)
+        owner = self.channels.traced.part(name)
         weight = getattr(owner, "weight", None)
         dim = 1 if isinstance(owner, _TRANSPOSED) else 0
         for use in self.channels.uses:

@@ -81,7 +81,7 @@ class Channels:
         score = np.zeros(len(self.roots))
         for use in self.uses:
             owner, _, name = use.name.rpartition(".")
-            tensor = getattr(self.traced.module.get_submodule(owner), name)
+            tensor = getattr(self.traced.part(owner), name)
             if use.dim == 0 and tensor.dim() > 1 and not tensor.is_meta:
                 norms = tensor.detach().double().flatten(1).square().sum(1).cpu().numpy()
                 np.add.at(score, self.components[use.channels], norms)
@@ -189,7 +189,7 @@ class Resolved:
             return
         _, first, group = np.unique(signature[ones], return_index=True, return_inverse=True)
         order = np.argsort(np.argsort(first))
-        self.segment_of = {int(one): int(order[index]) for one, index in zip(ones, group, strict=True)}
+        self.segment_of = dict(zip(ones.tolist(), order[group].tolist(), strict=True))
         self._segment[ones] = order[group]
         self.members = [ones[order[group] == segment] for segment in range(len(first))]
 

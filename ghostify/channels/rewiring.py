@@ -86,7 +86,7 @@ class _Rewiring:
     def _unit(self, graph: fx.Graph, value: dict[fx.Node, fx.Node], name: str, nodes: list[fx.Node]) -> fx.Node:
         (read,) = self._read_by(nodes)
         relative = self._relative(name)
-        module = self.channels.traced.module.get_submodule(name)
+        module = self.channels.traced.part(name)
         self.attributes.setdefault(relative, thinned(self.channels, module, self.kept, self.entry))
         return graph.call_module(relative, (value[read],))
 

@@ -146,7 +146,7 @@ def _arranged(traced: Traced, plan: Plan, images: Tensor, settings: FitSettings)
 
 def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> bool:
     """Whether it matters to a module which maps are intrinsic: not where a full pointwise convolution mixes them."""
-    n = len(traced.module.get_submodule(swap.target).weight)  # type: ignore[arg-type]
+    n = len(traced.part(swap.target).weight)  # type: ignore[arg-type]
     full = swap.pointwise and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
     return swap.parts == "linear" and not (full and settings.joint)
 

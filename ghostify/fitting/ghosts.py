@@ -63,8 +63,7 @@ class GhostFit:
         """What is added to each output: by the norm, or already in the biases."""
         unknowns = ghost.d**2 + (0 if ghost.pointwise is None else self.parts.shape[1])
         self.few = targets.positions.rows(max(_FEW, _PER_UNKNOWN * unknowns))
-        self._read = Kept(self._patches)
-        self._given = Kept(self._shifts)
+        self._read, self._given = Kept(), Kept()
 
     def fit(self) -> float:
         """Fit the module in place; the strength of the ridge on its primary filters."""
@@ -86,7 +85,7 @@ class GhostFit:
 
     def outputs(self, batch: int) -> Tensor:
         """What the module as it is gives at the positions, the offset included: (N, n)."""
-        v = self._given(batch)
+        v = self._given.of(batch, self._shifts)
         maps = v[:, :, v.shape[2] // 2]
         y = v.new_zeros(len(v), self.ghost.out_channels)
         y[:, self.parts[0]] = maps
@@ -103,14 +102,14 @@ class GhostFit:
     def _moments(self) -> tuple[Moments, Moments]:
         seen, held = Moments(), Moments()
         for batch in self.targets.positions.batches:
-            (held if self.pair.is_held(batch) else seen).add(self._read(batch), self._wanted(batch))
+            (held if self.pair.is_held(batch) else seen).add(self._read.of(batch, self._patches), self._wanted(batch))
         return seen.reduced(), held.reduced()
 
     def _renewed(self) -> Moments:
         crossed = Moments(squares=False)
         for batch in self.targets.positions.batches:
             self.targets.bend(batch, self.outputs(batch))
-            crossed.add(self._read(batch), self._wanted(batch))
+            crossed.add(self._read.of(batch, self._patches), self._wanted(batch))
         return crossed.reduced()
 
     def _patches(self, batch: int) -> Tensor:
@@ -147,7 +146,7 @@ class GhostFit:
         own, shared = (Moments(), Moments()), (Moments(), Moments())
         for batch in self.targets.positions.batches:
             side = int(self.pair.is_held(batch))
-            v = self._given(batch)[self.few].double()
+            v = self._given.of(batch, self._shifts)[self.few].double()
             t = self.targets.outputs(batch)[self.few]
             own[side].add(v, self._spread(t))
             if self.ghost.pointwise is not None:

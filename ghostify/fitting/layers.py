@@ -21,7 +21,7 @@ Input = Callable[[int], Tensor]
 ROUNDS = 3
 """How often targets behind a rectifier are renewed."""
 _KEPT = 2**26
-"""Values of one function that are kept."""
+"""Numbers that are kept of one function of batches."""
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -61,15 +61,19 @@ def shift_mean(norm: nn.Module | None, bias: Tensor) -> None:
 
 
 class Kept:
-    """A function of a batch whose values are kept, unless all of them together would take too much memory."""
+    """Values by batch that are kept, unless all of them together would take too much memory.
 
-    def __init__(self, made: Callable[[int], Tensor]) -> None:
-        self._made, self._values, self._size = made, dict[int, Tensor](), 0
+    It does not hold on to what makes them, which holds on to it: memory in such a circle is given back late.
+    """
 
-    def __call__(self, batch: int) -> Tensor:
+    def __init__(self) -> None:
+        self._values, self._size = dict[int, Tensor](), 0
+
+    def of(self, batch: int, made: Callable[[int], Tensor]) -> Tensor:
+        """The value of a batch, ``made`` now if it is not kept."""
         if batch in self._values:
             return self._values[batch]
-        value = self._made(batch)
+        value = made(batch)
         if self._size + value.numel() <= _KEPT:
             self._values[batch] = value
             self._size += value.numel()
@@ -90,7 +94,7 @@ class LeastSquares:
 
     def __init__(self, pair: Pair, targets: Targets) -> None:
         self.pair, self.targets = pair, targets
-        self._read = Kept(self.features)
+        self._read = Kept()
 
     def features(self, batch: int) -> Tensor:
         """What the map reads at the positions: (N, g, D)."""
@@ -116,7 +120,7 @@ class LeastSquares:
     def _moments(self) -> tuple[Moments, Moments]:
         seen, held = Moments(), Moments()
         for batch in self.targets.positions.batches:
-            (held if self.pair.is_held(batch) else seen).add(self._read(batch), self._wanted(batch))
+            (held if self.pair.is_held(batch) else seen).add(self._read.of(batch, self.features), self._wanted(batch))
         return seen.reduced(), held.reduced()
 
     def _wanted(self, batch: int) -> Tensor:
@@ -126,7 +130,7 @@ class LeastSquares:
         """The moments with targets renewed by what ``weight`` and ``bias`` give."""
         crossed = Moments(squares=False)
         for batch in self.targets.positions.batches:
-            u = self._read(batch)
+            u = self._read.of(batch, self.features)
             y = times(weight, u)
             self.targets.bend(batch, (y if bias is None else y + bias).flatten(1))
             crossed.add(u, self._wanted(batch))
@@ -157,7 +161,7 @@ class LayerFit(LeastSquares):
 
     def outputs(self, batch: int) -> Tensor:
         """What the layer as it is gives at the positions: (N, n)."""
-        y = times(weight_of(self.layer), self._read(batch)).flatten(1)
+        y = times(weight_of(self.layer), self._read.of(batch, self.features)).flatten(1)
         bias = getattr(self.layer, "bias", None)
         return y if bias is None else y + bias.detach()
 

@@ -47,7 +47,8 @@ class Positions:
         """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps, 3 where they come last, -1 of
         linear layers.
 
-        Of large maps, some of the ``batches`` are enough, and no more than ``most`` are used; the last ``held`` are.
+        Of large maps, some of the ``batches`` are enough, and no more than ``most`` are used, at least one of which
+        is of the last ``held``.
         """
         self.last = channels == 3
         if self.last:
@@ -56,7 +57,7 @@ class Positions:
         self.width = shape[3] if self.maps else 1
         rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
         images = shape[0] if self.maps else 1
-        self.batches = _enough(batches, held, min(most - held, _SPARSE * wanted / (rows * images)))
+        self.batches = _enough(batches, held, min(most, _SPARSE * wanted / (rows * images)))
         """The batches that are used."""
         self.each = min(rows, math.ceil(wanted / (len(self.batches) * images)))
         generator = torch.Generator().manual_seed(seed)
@@ -96,14 +97,14 @@ class Positions:
 
 
 def _enough(batches: int, held: int, enough: float) -> list[int]:
-    """``enough`` of the batches that are not held out, two at least, and all that are.
+    """``enough`` of the batches, in the proportion in which some are held out: two at least that are not, and one.
 
     Whoever wants fewer gets some of the same, so that the others need not be run yet.
     """
     free = batches - held
-    count = min(free, max(2, math.ceil(enough)))
+    count = min(free, max(2, math.ceil(enough * free / batches)))
     order = torch.randperm(free, generator=torch.Generator().manual_seed(0)).tolist()
-    return [*sorted(order[:count]), *range(free, batches)]
+    return [*sorted(order[:count]), *range(batches - math.ceil(held * count / free), batches)]
 
 
 def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:

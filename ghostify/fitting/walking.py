@@ -21,6 +21,8 @@ from ghostify.tracing import Traced, within_regions
 _FLOAT = 4
 MEMORY = 2**30
 """Bytes that the values of all batches may take together, where two batches take less."""
+_VALUES = 3 * 2**19
+"""Numbers in one batch of images: some thousand times as many may stand in a network's maps."""
 
 
 class Walk:
@@ -167,10 +169,11 @@ def _end(tensor: Tensor) -> int:
 
 
 def batched(images: Tensor) -> list[Tensor]:
-    """Images in batches of one size: at most 64, and at least eight batches where there are as many images.
+    """Images in batches of one size: at most 64 or, of large ones, as many as ``_VALUES`` numbers make up, and at least
+    eight batches where there are as many images.
 
     Of the sizes that come near, the one that leaves fewest images over.
     """
-    most = max(1, min(64, len(images) // 8))
+    most = max(1, min(64, len(images) // 8, _VALUES // images[0].numel()))
     size = max(range(max(1, most * 3 // 4), most + 1), key=lambda s: (len(images) // s * s, s))
     return list(torch.split(images[: len(images) // size * size], size))

@@ -107,7 +107,7 @@ class Description:
         for name in block.modules:
             if name in self.flow.traced.involved:
                 return f"has a block, {name}, that takes or gives more than one tensor"
-            module = self.flow.traced.module.get_submodule(name)
+            module = self.flow.traced.part(name)
             if len(self.flow.traced.names[module]) > 1:
                 return f"has a block, {name}, that the network uses in several places"
             if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):

@@ -129,7 +129,7 @@ def replacements(traced: Traced, swap: GGhostSwap) -> dict[int, nn.Module]:
     with torch.random.fork_rng(devices=[]):  # what the new layers draw is the same each time, and nobody else's
         torch.default_generator.manual_seed(0)
         tail = Surgery(traced, stage, swap).tail()
-    slot, *others = [traced.module.get_submodule(name) for name in stage.later]
+    slot, *others = [traced.part(name) for name in stage.later]
     return {id(slot): tail} | {id(old): nn.Identity().train(old.training) for old in others}
 
 

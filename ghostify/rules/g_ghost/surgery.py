@@ -64,7 +64,7 @@ class Surgery:
             end=self._joined([copy.deepcopy(m) for m in self._modules(len(self.blocks) - 1)]) if swap.end else None,
         )
         self._begin_small(stage, last)
-        return stage.train(self.traced.module.get_submodule(self.stage.slot).training)
+        return stage.train(self.traced.part(self.stage.slot).training)
 
     def _told(self, end: int) -> int | list[int]:
         """The channels kept at an end: how many, where the rule itself takes the first, else which.
@@ -126,7 +126,7 @@ class Surgery:
         )
 
     def _modules(self, block: int) -> list[nn.Module]:
-        return [self.traced.module.get_submodule(name) for name in self.stage.blocks[block + 1].modules]
+        return [self.traced.part(name) for name in self.stage.blocks[block + 1].modules]
 
     def _joined(self, modules: list[nn.Module]) -> nn.Module:
         return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
