@@ -78,7 +78,7 @@ def op_name(traced: Traced, node: fx.Node) -> str:
 
 
 @cache
-def _module_op(kind: type[nn.Module]) -> str:
+def _module_op(kind: type) -> str:
     return next((name for known, name in _MODULE_OPS.items() if issubclass(kind, known)), kind.__name__)
 
 
