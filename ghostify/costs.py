@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from operator import mul
 from typing import Any
 
@@ -72,14 +71,10 @@ def count(traced: Traced) -> tuple[list[Op], Counter[str]]:
 def op_name(traced: Traced, node: fx.Node) -> str:
     """The one name of an operation, however it was called: ``nn.ReLU``, ``F.relu`` and ``x.relu_()`` are ``relu``."""
     if node.op == "call_module":
-        return _module_op(type(traced.leaf(node)))
+        kind = type(traced.leaf(node))
+        return next((_MODULE_OPS[base] for base in kind.__mro__ if base in _MODULE_OPS), kind.__name__)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name if name.startswith("__") else name.strip("_")
-
-
-@cache
-def _module_op(kind: type) -> str:
-    return next((name for known, name in _MODULE_OPS.items() if issubclass(kind, known)), kind.__name__)
 
 
 def is_conv(kind: str) -> bool:
