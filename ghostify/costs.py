@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 from ghostify.tracing import Traced
 
@@ -69,17 +70,20 @@ def count(traced: Traced) -> tuple[list[Op], Counter[str]]:
 
 
 def op_name(traced: Traced, node: fx.Node) -> str:
-    """The one name of an operation, however it was called: ``nn.ReLU``, ``F.relu`` and ``x.relu_()`` are ``relu``."""
+    """The one name of an operation, however it was called: ``nn.ReLU``, ``F.relu``, ``x.relu_()`` and
+    ``aten.relu.default`` are ``relu``, and ``torch.convolution`` is what its arguments make it, such as ``conv2d``.
+    """
     if node.op == "call_module":
         kind = type(traced.leaf(node))
         return next((_MODULE_OPS[base] for base in kind.__mro__ if base in _MODULE_OPS), kind.__name__)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return name if name.startswith("__") else name.strip("_")
+    name = node.target if isinstance(node.target, str) else _function_name(node.target)
+    name = name if name.startswith("__") else name.strip("_")
+    return _kind_of_convolution(node) if name == "convolution" else name
 
 
 def is_conv(kind: str) -> bool:
     """Whether an operation of that name is a convolution (transposed ones included)."""
-    return kind.startswith("conv")
+    return kind in _CONVS or kind in _TRANSPOSED
 
 
 def own_params(module: nn.Module) -> int:
@@ -142,6 +146,26 @@ def stage_model(
     shares[0] = thin**2 if projection is None else (thin + thin**2) / 2
     shares[-1] = shares[-1] if ghosts else (thin + 1) / 2
     return sum(blocks) / (first + sum(map(mul, shares, later)) + full + (projection or 0.0) + new)
+
+
+# -- names -----------------------------------------------------------------------------------------------------
+
+_CONVS = ("conv1d", "conv2d", "conv3d")
+_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    """An operator of ATen by its name without the overload; one of another library by its library, too."""
+    operator = function.overloadpacket if isinstance(function, OpOverload) else function
+    if isinstance(operator, OpOverloadPacket):
+        return str(operator).removeprefix("aten.")
+    return getattr(operator, "__name__", str(operator))
+
+
+def _kind_of_convolution(node: fx.Node) -> str:
+    """What ``torch.convolution`` and its like are: the weight says of how many dimensions, an argument the rest."""
+    transposed = node.args[6] if len(node.args) > 6 else node.kwargs["transposed"]
+    return (_TRANSPOSED if transposed else _CONVS)[len(_shape(node, 1, "weight")) - 3]
 
 
 # -- counting rules --------------------------------------------------------------------------------------------
@@ -222,8 +246,8 @@ def _out(node: fx.Node) -> tuple[int, ...]:
 
 
 _RULES: dict[str, Callable[[Traced, fx.Node], tuple[int, int]]] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
+    **dict.fromkeys(_CONVS, _conv),
+    **dict.fromkeys(_TRANSPOSED, _conv_transpose),
     "linear": _linear,
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot", "__matmul__"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),

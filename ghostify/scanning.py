@@ -385,6 +385,8 @@ def _obstacle(module: nn.Module, nodes: list[fx.Node], inner: list[Op]) -> str |
         return "did not run on the example in eval mode, so its output is unknown"
     if _kind(module) == "transposed":
         return f"is a {kind}, and C-Ghost modules are convolutions that are not transposed"
+    if any(parameter.is_complex() for parameter in module.parameters()):
+        return "has complex weights, and only real ones can be carried over into a ghost"
     if module._forward_pre_hooks and not isinstance(module.weight, nn.Parameter):
         return (
             "computes its weight by a hook, which a new module would drop "

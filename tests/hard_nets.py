@@ -27,6 +27,9 @@ from zoo import conv_bn, head, image
 
 PATH = "another input may take another path"
 FUNCTIONAL = {"(root):conv2d": "is a functional convolution whose weight no convolution module holds"}
+BY_ATEN = {
+    f"(root):{name}": FUNCTIONAL["(root):conv2d"] for name in ("conv2d_default", "convolution_default", "convolution")
+}
 OUTSIDE = "made outside torch's Python functions"
 
 
@@ -353,6 +356,17 @@ class ComplexOutput(Body):
         return torch.complex(maps.mean(1), maps.amax(1)) * torch.exp(1j * self.head(maps).mean())
 
 
+class ComplexWeights(Body):
+    """A convolution of a spectrum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectral = nn.Conv2d(8, 8, 1, dtype=torch.complex64)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.conv(torch.fft.ifft2(self.spectral(torch.fft.fft2(x))).real)
+
+
 def rearranged(self: Body, x: Tensor) -> Tensor:
     """Windows into the batch and back, as einops would write ``b c (h i) (w j) -> (b h w) c i j``."""
     b, c, h, w = x.shape
@@ -597,6 +611,18 @@ class FunctionalWeight(Body):
         return self.conv(F.conv2d(x, self.weight, padding=1))
 
 
+def by_aten(self: Body, x: Tensor) -> Tensor:
+    """Operators with their overloads, as an exporter writes them, on weights that no convolution module holds."""
+    weight = torch.ones(8, 8, 1, 1) / 8
+    y = torch.ops.aten.conv2d.default(torch.ops.aten.relu_.default(x * 1), weight)
+    y = torch.ops.aten.convolution.default(y, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    return torch.ops.aten.add.Tensor(self.conv(y), torch.convolution(x, weight, None, [1], [0], [1], False, [0], 1))
+
+
+def by_aten_of_a_layer(self: Body, x: Tensor) -> Tensor:
+    return torch.ops.aten.conv2d.default(x, self.conv.weight, self.conv.bias, [1, 1], [1, 1])
+
+
 class Unregistered(Body):
     """A convolution in a plain list, where torch does not see it."""
 
@@ -811,9 +837,9 @@ class AskingForBias(Body):
         return self.conv(x) if self.conv.bias is None else self.conv(x) + 1
 
 
-def asking_for_bias() -> nn.Module:
+def asking_for_bias(bias: bool) -> nn.Module:
     model = AskingForBias()
-    model.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    model.conv = nn.Conv2d(8, 8, 3, padding=1, bias=bias)
     return model
 
 
@@ -938,6 +964,7 @@ HARD_NETS: tuple[Hard, ...] = (
     Hard("layer-on-the-way", LayerOnTheWay, rgb, kept=FUNCTIONAL, doubt="none of its modules"),
     Hard("fft", Spectral, rgb),
     Hard("complex-output", ComplexOutput, rgb),
+    Hard("complex-weights", ComplexWeights, rgb, kept={"spectral": "has complex weights"}),
     Hard("rearranged", body_of(rearranged), rgb),
     Hard("lstm", Sequence, rgb),
     # inputs and outputs
@@ -966,6 +993,8 @@ HARD_NETS: tuple[Hard, ...] = (
     Hard("device", body_of(on_the_models_device), rgb, swaps=2, kept={"stem.0": "has its weight read elsewhere"}),
     Hard("lent-weight", body_of(lent_weight), rgb, swaps=2, kept={"conv": "read elsewhere"}),
     Hard("functional-weight", FunctionalWeight, rgb, kept=FUNCTIONAL),
+    Hard("by-aten", body_of(by_aten), rgb, kept=BY_ATEN),
+    Hard("by-aten-of-a-layer", body_of(by_aten_of_a_layer), rgb, swaps=2, kept={"conv": "read elsewhere"}),
     Hard("unregistered", Unregistered, rgb, kept=FUNCTIONAL, doubt="none of its modules"),
     Hard("forward-called", body_of(forward_called), rgb, swaps=2, kept={"conv": "read elsewhere"}),
     Hard("by-argument-name", body_of(by_argument_name), rgb, swaps=2, kept={"conv": "by its position"}),
@@ -1024,8 +1053,9 @@ HARD_NETS: tuple[Hard, ...] = (
     Hard("teaching", Teaching, rgb, swaps=4),
     Hard("decaying", Decaying, rgb, refused="read elsewhere"),
     Hard("asking", Asking, rgb),
-    # A ghost has the geometry of a convolution to be asked for, but no bias.
-    Hard("asking-for-bias", asking_for_bias, rgb, refused="no attribute 'bias'"),
+    Hard("asking-for-no-bias", partial(asking_for_bias, False), rgb),
+    # A ghost can say that it has no bias, but has none of all maps to give out.
+    Hard("asking-for-bias", partial(asking_for_bias, True), rgb, refused="no attribute 'bias'"),
     Hard("unbatched", unbatched, lambda: rgb()[0]),
     # numbers
     Hard(

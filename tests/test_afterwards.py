@@ -479,17 +479,7 @@ def test_other_sizes_give_the_shapes_they_gave_and_images_do_not_know_their_batc
         assert near(alone, outputs)
 
 
-SELECTS = pytest.mark.xfail(strict=True, reason="torch's index_select gives up channels_last, and nothing restores it")
-
-
-@pytest.mark.parametrize(
-    "subject",
-    [
-        pytest.param(subject, marks=[SELECTS] * (subject.source == "zoo:gated-stage"), id=str(subject))
-        for subject in ALL
-        if subject.source != "zoo:shuffle-stage"  # gives up channels_last itself
-    ],
-)
+@over(tuple(subject for subject in ALL if subject.source != "zoo:shuffle-stage"))  # gives up channels_last itself
 def test_channels_last_gives_the_same_and_ghosts_hand_it_on(subject: Subject) -> None:
     """Where the layer in a ghost's place gave maps with the channels last, so does the ghost."""
     the, last = case(subject), torch.channels_last
@@ -501,14 +491,6 @@ def test_channels_last_gives_the_same_and_ghosts_hand_it_on(subject: Subject) ->
     handed_on = [name for name in maps if old[name].is_contiguous(memory_format=last)]
     assert handed_on
     assert [name for name in handed_on if not new[name].is_contiguous(memory_format=last)] == []
-
-
-@pytest.mark.parametrize("ordered", [False, pytest.param(True, marks=SELECTS)], ids=["as-it-comes", "ordered"])
-def test_a_ghost_hands_channels_last_on(ordered: bool) -> None:
-    last = torch.channels_last
-    maps = torch.randn(2, 8, 6, 6).to(memory_format=last)
-    ghost = CGhost(8, 8, 3, padding=1, ordered=ordered).to(memory_format=last)
-    assert ghost(maps).is_contiguous(memory_format=last)
 
 
 def ghost_names(the: Case) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
+from ghostify.ghosts.selecting import selected
 
 
 @pytest.fixture(autouse=True)
@@ -402,6 +403,17 @@ def test_the_convolution_is_left_as_it_was_and_shares_nothing() -> None:
     assert owned.isdisjoint({conv.weight.data_ptr(), conv.bias.data_ptr()})
 
 
+def test_it_says_that_there_is_no_bias_and_gives_none_out() -> None:
+    """Who asks for one that is there fails: the parts' biases are no bias of n maps."""
+    ghost = CGhost.from_conv(nn.Conv2d(3, 8, 3, bias=False), norm=nn.BatchNorm2d)
+    assert ghost.bias is None
+    with pytest.raises((AttributeError, KeyError), match="bias"):
+        ghost.bias = nn.Parameter(torch.zeros(8))
+    for biased in (CGhost.from_conv(nn.Conv2d(3, 8, 3)), CGhostLinear.from_linear(nn.Linear(3, 8))):
+        assert not hasattr(biased, "bias")
+    assert CGhostLinear.from_linear(nn.Linear(3, 8, bias=False)).bias is None
+
+
 def test_state_dict_names_are_a_promise() -> None:
     """Saved weights refer to them."""
     assert list(CGhost(4, 9, 3, s=3).state_dict()) == [
@@ -518,6 +530,13 @@ def ghost_with_pointwise(rank: int = 2, n: int = 11, s: int = 3) -> CGhost:
     return CGhost(4, n, 3, padding=1, s=s, pointwise=rank).eval()
 
 
+def ghost_in_order(groups: int) -> CGhost:
+    torch.manual_seed(0)
+    ghost = CGhost(4, 10, 3, padding=1, groups=groups, s=3, ordered=True).eval()
+    ghost.order.copy_(torch.randperm(10))
+    return ghost
+
+
 each_ghost = pytest.mark.parametrize(
     "make",
     [
@@ -526,36 +545,72 @@ each_ghost = pytest.mark.parametrize(
         lambda: ghost_with_pointwise(9),
         lambda: ghost_with_pointwise(1, 8, 2),
         lambda: ghost_with_pointwise(1, 5, 4),
+        lambda: ghost_in_order(1),
+        lambda: ghost_in_order(2),
     ],
-    ids=["everything", "low rank", "full", "even", "dropped"],
+    ids=["everything", "low rank", "full", "even", "dropped", "ordered", "ordered groups"],
 )
+each_format = pytest.mark.parametrize("kept", [torch.contiguous_format, torch.channels_last], ids=str)
 
 
+@each_format
 @each_ghost
-def test_torch_export_takes_it(make: Callable[[], CGhost]) -> None:
-    ghost, x = make(), torch.randn(2, 4, 8, 8)
-    exported = torch.export.export(ghost, (x,)).module()
-    assert torch.allclose(exported(x), ghost(x), atol=1e-6)
+def test_torch_export_takes_it(make: Callable[[], CGhost], kept: torch.memory_format) -> None:
+    """With a batch and a size that are not those of the example, too."""
+    ghost, x = make(), torch.randn(2, 4, 8, 8).to(memory_format=kept)
+    free = {dim: torch.export.Dim(name) for dim, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    for dynamic in (None, free):
+        exported = torch.export.export(ghost, (x,), dynamic_shapes=None if dynamic is None else (dynamic,)).module()
+        assert torch.allclose(exported(x), ghost(x), atol=1e-6)
+    other = torch.randn(3, 4, 9, 7).to(memory_format=kept)
+    assert torch.allclose(exported(other), ghost(other), atol=1e-6)
 
 
+@each_format
 @each_ghost
-def test_torch_compile_takes_it_in_one_graph(make: Callable[[], CGhost]) -> None:
-    ghost, x = make(), torch.randn(2, 4, 8, 8)
+def test_torch_compile_takes_it_in_one_graph(make: Callable[[], CGhost], kept: torch.memory_format) -> None:
+    ghost, x = make(), torch.randn(2, 4, 8, 8).to(memory_format=kept)
+    torch.compiler.reset()  # or the cases before count as recompilations of this one
     compiled = torch.compile(ghost, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(x), ghost(x), atol=1e-6)
 
 
 @each_ghost
 def test_torch_fx_traces_it(make: Callable[[], CGhost]) -> None:
+    """For every format at once."""
     ghost, x = make(), torch.randn(2, 4, 8, 8)
-    assert torch.equal(torch.fx.symbolic_trace(ghost)(x), ghost(x))
+    traced = torch.fx.symbolic_trace(ghost)
+    for form in (torch.contiguous_format, torch.channels_last):
+        assert torch.equal(traced(x.to(memory_format=form)), ghost(x.to(memory_format=form)))
 
 
-@pytest.mark.parametrize("rank", [0, 1, 4])
-def test_channels_last_comes_out_as_it_went_in(rank: int) -> None:
-    ghost = CGhost(4, 8, 3, padding=1, pointwise=rank).to(memory_format=torch.channels_last)
-    x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
-    assert ghost(x).is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("n", [16, 14], ids=["whole", "sliced"])
+@pytest.mark.parametrize("args", [{}, {"pointwise": 1}, {"pointwise": 4}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize("ordered", [False, True], ids=["as-it-comes", "ordered"])
+def test_channels_last_comes_out_as_it_went_in(ordered: bool, args: dict[str, int], n: int) -> None:
+    """Even a slice of maps, which is contiguous in no format."""
+    ghost = CGhost(4, n, 3, padding=1, s=4, ordered=ordered, **args)
+    if ordered:
+        ghost.order.copy_(torch.randperm(n))
+    x, last = torch.randn(2, 4, 6, 6), torch.channels_last
+    expected, found = ghost(x), ghost.to(memory_format=last)(x.to(memory_format=last))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found.stride(1) == 1
+    assert found.is_contiguous(memory_format=last) == expected.is_contiguous()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 5), (3, 6, 5), (2, 3, 2, 7), (2, 3, 4, 3, 2), (2, 3, 1, 1), (1, 3, 6, 5)])
+@pytest.mark.parametrize("last", [False, True])
+def test_channels_are_selected_as_index_select_does_in_the_format_they_have(last: bool, shape: tuple[int, ...]) -> None:
+    indices, dim = torch.tensor([2, 0]), 0 if len(shape) == 3 and shape[0] == 3 else 1
+    x = torch.randn(shape, dtype=torch.float64)
+    x = (x.movedim(dim, -1).contiguous().movedim(-1, dim) if last else x).requires_grad_()
+    for one in (x, x.narrow(-1, 0, 1), x.narrow(-2, 0, 1)):
+        found = selected(one, indices, dim)
+        assert torch.equal(found, one.index_select(dim, indices))
+        assert found.stride(dim) == 1 or not last or found.is_contiguous()
+    assert torch.autograd.gradcheck(lambda x: selected(x, indices, dim), (x,))
+    assert selected(x.to("meta"), indices.to("meta"), dim).shape == selected(x, indices, dim).shape
 
 
 @pytest.mark.parametrize("rank", [0, 1, 4])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -43,6 +43,22 @@ class Calls(nn.Module):
 
 def scanned(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Scan:
     return scan(Calls(function), tuple(torch.randn(shape) for shape in shapes))
+
+
+ATEN = torch.ops.aten
+
+
+def convolution(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    transposed: bool = False,
+    groups: int = 1,
+    rest: Sequence[bool] = (),
+) -> Tensor:
+    """By a function that takes every argument there is."""
+    return function(x, weight, None, [stride], [0], [1], transposed, [0], groups, *rest)
 
 
 def cost(layer: nn.Module, *shape: int) -> Cost:
@@ -113,6 +129,19 @@ def test_a_layer_costs_what_a_person_works_out(
         (lambda x, w: F.conv2d(x, w, groups=2), [(1, 4, 5, 5), (8, 2, 3, 3)], 9 * 8 * 18),
         (lambda x, w: F.conv_transpose2d(x, w, stride=2), [(1, 4, 3, 3), (4, 6, 2, 2)], 9 * 4 * 24),
         (F.linear, [(3, 5), (7, 5)], 105),
+        # as an exporter writes them
+        (ATEN.conv2d, [(1, 3, 6, 6), (8, 3, 3, 3)], 16 * 8 * 27),
+        (ATEN.conv2d.default, [(1, 3, 6, 6), (8, 3, 3, 3)], 16 * 8 * 27),
+        (lambda x, w: ATEN.conv2d.padding(weight=w, input=x, padding="same"), [(1, 3, 6, 6), (8, 3, 3, 3)], 36 * 216),
+        (lambda x, w: convolution(torch.convolution, x, w, 2), [(1, 3, 6, 6), (8, 3, 3, 3)], 4 * 8 * 27),
+        (lambda x, w: convolution(torch._convolution, x, w, 2, rest=[False] * 4), [(1, 3, 6, 6), (8, 3, 3, 3)], 864),
+        (lambda x, w: convolution(ATEN.convolution.default, x, w, 1), [(1, 2, 9), (4, 2, 5)], 5 * 4 * 10),
+        (lambda x, w: convolution(ATEN.convolution, x, w, 2, True), [(1, 4, 3, 3), (4, 6, 2, 2)], 9 * 4 * 24),
+        (lambda x, w: convolution(ATEN.convolution, x, w, 1, groups=2), [(1, 4, 5, 5), (8, 2, 3, 3)], 9 * 8 * 18),
+        (ATEN.conv_transpose2d.input, [(1, 4, 3, 3), (4, 6, 2, 2)], 9 * 4 * 24),
+        (ATEN.linear.default, [(3, 5), (7, 5)], 105),
+        (ATEN.mm.default, [(3, 4), (4, 5)], 60),
+        (lambda x: ATEN.relu_.default(ATEN.add.Tensor(x, x)), [(3, 4)], 0),
         (lambda a, b: (a * b).softmax(-1).mean(0).relu_() + 1, [(3, 4), (3, 4)], 0),
     ],
 )  # fmt: skip
@@ -159,6 +188,17 @@ def test_an_unknown_operation_is_named_and_counted_not_guessed_at() -> None:
     assert found.unknown == {"linalg_svd": 2}
     assert "linalg_svd (2x)" in found.uncounted
     assert "linalg_svd (2x)" in str(found)
+
+
+def test_an_operator_of_another_library_or_of_other_arguments_is_not_taken_for_the_one_it_is_named_after() -> None:
+    weight = torch.ones(1, 3, 4)
+    with torch.library._scoped_library("ghostify_test", "DEF") as library:
+        library.define("conv2d(Tensor x) -> Tensor")
+        library.impl("conv2d", lambda x: x + 1, "CompositeExplicitAutograd")
+        own = torch.ops.ghostify_test.conv2d
+        found = scanned(lambda x: torch.conv_tbc(own(own.default(x)), weight, torch.zeros(4)), (5, 2, 3))
+    assert found.unknown == {"ghostify_test.conv2d": 2, "conv_tbc": 1}
+    assert not found.sites
 
 
 class Own(nn.Module):

@@ -330,8 +330,10 @@ def test_new_layers_go_where_the_thin_blocks_are() -> None:
     assert {(p.device.type, p.dtype) for p in asked.parameters()} == {("meta", torch.float16)}
 
 
-def test_channels_last_comes_out_as_it_went_in() -> None:
-    made = stage(end=True).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("kept", KEPT, ids=["first", "chosen"])
+@pytest.mark.parametrize("end", [False, True])
+def test_channels_last_comes_out_as_it_went_in(end: bool, kept: Any) -> None:
+    made = stage(kept, end=end).to(memory_format=torch.channels_last)
     y1 = torch.randn(2, WIDTH, 8, 8).to(memory_format=torch.channels_last)
     assert made(y1).is_contiguous(memory_format=torch.channels_last)
 

@@ -228,7 +228,7 @@ def test_what_meets_a_tensor_that_is_no_parameter_stays() -> None:
 def test_a_module_without_a_weight_that_was_followed_has_no_channels() -> None:
     ordering = ordered(plain())
     assert ordering.movable("3") is None and ordering.roots("1.2") is None
-    with pytest.raises(AttributeError):
+    with pytest.raises(KeyError):
         ordering.movable("nothing")
 
 

@@ -6,6 +6,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -349,6 +350,18 @@ def test_parameters_are_shared_and_buffers_are_not() -> None:
     assert traced.module[1].running_mean is not model[1].running_mean
 
 
+def written_by_aten(step: Step, x: Tensor) -> Tensor:
+    torch.ops.aten.add_.Tensor(step.weight, 1.0)
+    return x + step.weight
+
+
+def test_a_parameter_that_is_written_to_by_an_overload_is_not_shared() -> None:
+    model = within(written_by_aten)
+    before = model.inner.weight.detach().clone()
+    trace(model, X)
+    assert torch.equal(model.inner.weight, before)
+
+
 def test_a_cached_tensor_with_a_history_does_not_stand_in_the_way() -> None:
     """deepcopy refuses tensors in the middle of an autograd graph; a model that has trained may hold some."""
     model = within(lambda step, x: x + 1)
@@ -543,6 +556,22 @@ def distinct(step: Step, x: Tensor) -> Tensor:
     return torch.unique(x)
 
 
+READERS: dict[str, Callable[[Tensor], Any]] = {
+    "equal": lambda x: torch.equal(x, x.abs()),
+    "allclose": lambda x: torch.allclose(x, x.abs()),
+    "in": lambda x: 0.0 in x,
+    "is-nonzero": lambda x: torch.is_nonzero(x.sum()),
+    "complex": lambda x: complex(x.sum()).real > 0,
+    "array": lambda x: np.asarray(x).sum() > 0,
+    "overload": lambda x: torch.ops.aten.item.default(x.sum()) > 0,
+    "bincount": lambda x: len(torch.bincount(x.abs().long().flatten())) > 2,
+}
+
+
+def reading(how: str, step: Step, x: Tensor) -> Tensor:
+    return x + 1 if READERS[how](x) else x - 1
+
+
 def stranger(step: Step, x: Tensor) -> Tensor:
     return F.relu(nn.Conv2d(4, 4, 1)(x))
 
@@ -558,8 +587,9 @@ def stranger(step: Step, x: Tensor) -> Tensor:
         (from_numpy, "NumPy"),
         (numpy_random, "NumPy"),
         (stranger, "none of its modules"),
+        *((partial(reading, how), "another path") for how in READERS),
     ],
-    ids=["branch", "item", "mask", "where", "unique", "numpy", "numpy-random", "stranger"],
+    ids=["branch", "item", "mask", "where", "unique", "numpy", "numpy-random", "stranger", *READERS],
 )
 def test_what_a_recording_cannot_vouch_for_is_said_once_with_the_module(
     function: Callable[..., Any], words: str

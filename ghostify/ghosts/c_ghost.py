@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ghostify.errors import PlanError
@@ -39,6 +39,10 @@ from ghostify.ghosts.narrowing import (
     not_narrowable,
     prepared,
 )
+from ghostify.ghosts.selecting import interleaved, selected
+
+fx.wrap("interleaved")
+fx.wrap("selected")
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -184,7 +188,7 @@ class CGhost(nn.Module):
         if self.pointwise is not None:
             ghosts = self._added(ghosts, self.pointwise(y))
         merged = self._merge([y, *ghosts])
-        return merged if self.order is None else merged.index_select(self._channels, self.order)
+        return merged if self.order is None else selected(merged, self.order, self._channels)
 
     def extra_repr(self) -> str:
         extras = f", pointwise={self.rank}" if self.rank else ""
@@ -206,13 +210,12 @@ class CGhost(nn.Module):
 
     def _merge(self, maps: list[Tensor]) -> Tensor:
         """s tensors (N, m, H, W) → (N, n, H, W): concatenated, group by group, and sliced where they are too many."""
-        width, channels = self.out_channels // self.groups, self._channels
         exact = self.pointwise is not None or self.s * self._m == self.out_channels
-        if self.groups == 1:
-            merged = torch.cat(maps, channels)
-            return merged if exact else merged.narrow(channels, 0, width)
-        merged = torch.cat([y.unflatten(channels, (self.groups, -1)) for y in maps], channels)
-        return (merged if exact else merged.narrow(channels, 0, width)).flatten(channels - 1, channels)
+        width, channels = self.out_channels // self.groups, self._channels
+        if self.groups > 1:
+            return interleaved(maps, self.groups, channels, None if exact else width)
+        merged = torch.cat(maps, channels)
+        return merged if exact else merged.narrow(channels, 0, width)
 
     def _take_over(
         self, old: nn.Module, weight: Tensor, bias: Tensor | None, order: Sequence[int] | None = None
@@ -271,6 +274,15 @@ class CGhost(nn.Module):
         if missing := self.s * per_part - grouped.shape[1]:
             grouped = torch.cat([grouped, grouped.new_zeros(self.groups, missing, *grouped.shape[2:])], 1)
         return [part.flatten(0, 1) for part in grouped.split(per_part, 1)]
+
+    @property
+    def bias(self) -> None:
+        """None where there is no bias, for a forward that asks; where there is one, there is no such attribute.
+
+        For the biases of the parts are no bias of n maps: who reads or writes one must fail, and not be given another.
+        """
+        if _conv_of(self.primary).bias is not None:
+            raise AttributeError("bias")  # nn.Module says it in full
 
     @property
     def _m(self) -> int:

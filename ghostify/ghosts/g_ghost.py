@@ -18,10 +18,13 @@ from operator import index
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts.mix import Mix
+from ghostify.ghosts.selecting import selected
+
+fx.wrap("selected")
 
 Entry = Literal["slice", "projection"]
 Cheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
@@ -111,7 +114,7 @@ class GGhostStage(nn.Module):
         if self.cheap is not None:
             x = torch.cat([x, self._ghosts(self.cheap, y1, outputs)], 1)
         if self.order is not None:
-            x = x.index_select(1, self.order)
+            x = selected(x, self.order)
         return x if self.end is None else self.end(x)
 
     def extra_repr(self) -> str:
@@ -130,7 +133,7 @@ class GGhostStage(nn.Module):
         return ghosts if self.act is None else self.act(ghosts)
 
     def _part(self, y1: Tensor, indices: Tensor | None, first: slice) -> Tensor:
-        return y1[:, first] if indices is None else y1.index_select(1, indices)
+        return y1[:, first] if indices is None else selected(y1, indices)
 
     def _remember(self, name: str, indices: list[int] | None, place: dict[str, Any]) -> None:
         tensor = None if indices is None else torch.tensor(indices, device=place["device"])

@@ -1,0 +1,41 @@
+"""Channels put in an order, on maps of any memory format.
+
+torch's ``index_select`` gives up ``channels_last`` (and is several times slower on it than on rows of channels), and so
+does concatenation by groups.  These functions ask their maps for the format, which ``torch.fx`` cannot trace: who uses
+one calls ``torch.fx.wrap`` on its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def selected(x: Tensor, indices: Tensor, dim: int = 1) -> Tensor:
+    """The channels, which lie along ``dim``, that ``indices`` name: (N, c, H, W), (n,) → (N, n, H, W)"""
+    if not _channels_last(x, dim):
+        return x.index_select(dim, indices)
+    last = x.movedim(dim, -1)
+    return last.flatten(0, -2).index_select(1, indices).unflatten(0, last.shape[:-1]).movedim(-1, dim)
+
+
+def interleaved(maps: Sequence[Tensor], groups: int, dim: int, width: int | None = None) -> Tensor:
+    """Tensors whose channels, along ``dim``, come in groups, concatenated group by group: s times (N, g·m, H, W) →
+    (N, g·s·m, H, W), or (N, g·width, H, W) where each group is sliced.
+    """
+    if _channels_last(maps[0], dim):
+        return _interleaved([y.movedim(dim, -1) for y in maps], groups, -1, width).movedim(-1, dim)
+    return _interleaved(maps, groups, dim, width)
+
+
+def _interleaved(maps: Sequence[Tensor], groups: int, dim: int, width: int | None) -> Tensor:
+    """``dim`` counts from the right."""
+    merged = torch.cat([y.unflatten(dim, (groups, -1)) for y in maps], dim)
+    return (merged if width is None else merged.narrow(dim, 0, width)).flatten(dim - 1, dim)
+
+
+def _channels_last(x: Tensor, dim: int) -> bool:
+    """Whether the channels are next to each other in memory, and not because there is nothing else."""
+    return x.stride(dim) == 1 and not x.is_contiguous()

@@ -1,0 +1,44 @@
+"""What calls of torch functions do, by their names: write, read values into Python, let foreign tensors in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ENTRANCES = frozenset({"from_numpy", "frombuffer", "from_dlpack"})
+"""Functions that make a tensor of what is none."""
+_READING_NAMES = """
+__array__ __bool__ __complex__ __contains__ __float__ __index__ __int__ _local_scalar_dense allclose equal is_nonzero
+item numpy tolist
+"""
+_READS_DATA = frozenset(_READING_NAMES.split())
+_SIZED_BY_DATA = frozenset({"argwhere", "bincount", "masked_select", "nms", "nonzero", "unique", "unique_consecutive"})
+
+
+def function_name(func: Any) -> str:
+    """The name it was defined with, empty where it has none; an ATen overload's is that of all its overloads."""
+    return getattr(func, "__name__", "").partition(".")[0]
+
+
+def writes(func: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call overwrites a tensor that it is given."""
+    name = function_name(func)
+    return (
+        name == "__setitem__"
+        or kwargs.get("out") is not None
+        or kwargs.get("inplace") is True
+        or (name.endswith("_") and not name.endswith("__"))
+        or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
+    )
+
+
+def reads_data(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call gives Python a value of a tensor, or a tensor whose shape depends on values."""
+    name = function_name(func)
+    if name == "__getitem__":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in index)
+    return name in _READS_DATA | _SIZED_BY_DATA or (name == "where" and len(args) + len(kwargs) == 1)

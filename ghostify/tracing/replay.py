@@ -1,0 +1,95 @@
+"""Running a recorded graph, and the check that it reproduces the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ghostify.errors import TraceError
+from ghostify.tracing.comparing import agree, fingerprint
+from ghostify.tracing.copies import seed
+from ghostify.tracing.recorder import Recorder, record
+from ghostify.tracing.regions import within_regions
+from ghostify.tracing.values import cloned, form_of, tensors_in
+from ghostify.tracing.wording import module_text, one_line
+
+
+def require_reproduced(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a recording whose replay gives other outputs, naming the module where it first goes wrong."""
+    run = f"The recorded run of {type(recorder.root).__name__}"
+    replay = _Replay(recorder)
+    try:
+        outputs = replay.through(args, kwargs)
+    except Exception as problem:
+        raise TraceError(
+            f"{run} cannot be replayed: in {module_text(replay.current)}: {one_line(problem)}"
+        ) from problem
+    if all(agree(a, b) for a, b in zip(recorder.outputs, outputs, strict=True)):
+        return
+    culprit = _first_difference(recorder, args, kwargs)
+    raise TraceError(
+        f"{run} does not reproduce its output; it first differs in {culprit}. "
+        "Its forward depends on something a graph cannot hold; trace the part around it instead."
+    )
+
+
+def _first_difference(first: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The module in which a second recording and its replay first disagree, by fingerprints of every value."""
+    recorder = record(first.root, first.given, args, kwargs, may_write=True, fingerprints=True)
+    replay = _Replay(recorder, fingerprints=True)
+    replay.through(args, kwargs)
+    for node in recorder.graph.nodes:
+        recorded, replayed = recorder.prints.get(node.name), replay.prints.get(node.name)
+        if recorded is not None and replayed is not None and not agree(recorded, replayed):
+            return module_text(node)
+    return type(first.root).__name__
+
+
+class _Replay(fx.Interpreter):
+    """Runs a recorded graph, remembering where it is, and on request a fingerprint of every value.
+
+    The graph is run as it is, not as the code of a ``GraphModule``, which cannot write down every argument there is.
+    """
+
+    def __init__(self, recorder: Recorder, fingerprints: bool = False) -> None:
+        super().__init__(recorder.root, graph=recorder.graph)
+        self.extra_traceback = False
+        self.current: fx.Node | None = None
+        self.prints: dict[str, Tensor] = {}
+        self._recorder = recorder
+        self._fingerprints = fingerprints
+
+    def through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The outputs for an example, from the state that the recorded run began with."""
+        seed()
+        self._recorder.state.restore()
+        try:
+            return self.run(*tensors_in(cloned((args, kwargs))))
+        finally:
+            self._recorder.state.restore_generators()
+
+    def fetch_attr(self, target: str) -> Any:
+        constants = self._recorder.constants
+        return constants[target] if target in constants else super().fetch_attr(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current = n
+        with within_regions(n):
+            result = self._known(n)
+            if result is None:
+                result = super().run_node(n)
+        if self._fingerprints and isinstance(result, Tensor):
+            self.prints[n.name] = fingerprint(result)
+        return result
+
+    def _known(self, node: fx.Node) -> Tensor | None:
+        """What a layer of torch's gives on the meta device for an input of the form that it was recorded with."""
+        if node not in self._recorder.shaped:
+            return None
+        read, made = self._recorder.shaped[node]
+        given: Tensor = self.env[node.args[0]]  # type: ignore[index]
+        if form_of(given) != read:
+            return None
+        return given if made is None else torch.empty_strided(*made[:2], dtype=made[2], device="meta")

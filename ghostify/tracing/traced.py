@@ -1,0 +1,72 @@
+"""``Traced``: a recorded run as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ghostify.tracing.calls import ENTRANCES, function_name
+from ghostify.tracing.values import tensors_in
+
+
+@dataclass
+class Traced:
+    """A private copy of a module with the graph of one run of it.
+
+    ``graph`` has a ``call_module`` node per call of a ``torch.nn`` leaf and a ``call_function`` or ``call_method``
+    node for everything else.  Each node's ``meta`` holds ``shapes`` (of its tensors, flattened) and ``module`` (the
+    qualified name of the innermost module it ran in), and ``regions`` where autocast or gradients were switched by the
+    network itself; who runs a node does so ``within_regions``.
+    """
+
+    module: nn.Module
+    graph: fx.Graph
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    names: dict[nn.Module, list[str]]
+    """Every qualified name of every module; more than one where a module is shared."""
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors the run took from outside torch, by the name the graph has for them."""
+    doubts: list[str] = field(default_factory=list)
+    """What the recording cannot vouch for, a sentence each."""
+    involved: set[str] = field(default_factory=set)
+    """Modules that were called with anything but one tensor, or gave anything else."""
+
+    @property
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors the module returned."""
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        return [shape for node in output.all_input_nodes for shape in node.meta["shapes"]]
+
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors in the example."""
+        return [tuple(leaf.shape) for leaf in tensors_in((self.args, self.kwargs))]
+
+    def from_outside(self, node: fx.Node) -> bool:
+        """Whether a node's value entered the run by a way that cannot be followed."""
+        return node.target in self.constants or function_name(node.target) in ENTRANCES
+
+    def leaf(self, node: fx.Node) -> nn.Module:
+        """The module that a ``call_module`` node calls."""
+        return self.part(str(node.target))
+
+    def part(self, name: str) -> nn.Module:
+        """The module of that qualified name; raises ``KeyError`` where there is none."""
+        return self._parts[name]
+
+    @cached_property
+    def parameter_names(self) -> dict[int, str]:
+        """By the ``id`` of each parameter, the first of its names: a tied one has several."""
+        names = self.module.named_parameters(remove_duplicate=False)
+        return {id(parameter): name for name, parameter in reversed(list(names))}
+
+    @cached_property
+    def _parts(self) -> dict[str, nn.Module]:
+        return {name: module for module, names in self.names.items() for name in names}
+
+    def __str__(self) -> str:
+        return f"{type(self.module).__name__}: {len(self.graph.nodes)} nodes for inputs {self.input_shapes}"

@@ -1,0 +1,50 @@
+"""What the errors of a recording have in common: each is one line and names the place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+from torch.overrides import resolve_name
+
+from ghostify.errors import TraceError
+from ghostify.tracing.calls import function_name
+from ghostify.tracing.values import tensors_in
+
+
+def cannot_run(where: str, example: Any, problem: Exception) -> TraceError:
+    """The error for a model that fails on an example by itself."""
+    return TraceError(f"The model does not run on the example {_shapes_text(example)}; in {where}: {one_line(problem)}")
+
+
+def holds_original(what: str, original: str) -> str:
+    """Why something that reaches a module of the user's from within a copy is refused."""
+    return (
+        f"{what} holds on to {original} as it was given, so a copy of the model would run the original; "
+        "make it a method (types.MethodType) that finds its layers through self."
+    )
+
+
+def called(name: str, module: nn.Module) -> str:
+    """A module by its qualified name, the root by its class."""
+    return repr(name) if name else type(module).__name__
+
+
+def module_text(node: fx.Node | None) -> str:
+    """Where a node ran, and what it called; None is the one before the first."""
+    if node is None:
+        return "its first operation"
+    what = str(node.target) if isinstance(node.target, str) else resolve_name(node.target) or function_name(node.target)
+    return f"module {node.meta.get('module') or '(root)'!r} at {what}"
+
+
+def one_line(problem: BaseException) -> str:
+    """What an exception says, in one line that is not too long."""
+    text = " ".join(str(problem).split())
+    if isinstance(problem, KeyError) or not text:  # the text of a KeyError is the key alone
+        text = f"{type(problem).__name__} {text}".strip()
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _shapes_text(example: Any) -> str:
+    return " and ".join(str(tuple(leaf.shape)) for leaf in tensors_in(example)) or "(no tensors)"
