@@ -3,7 +3,7 @@
     GHOSTIFY_DATA_DIR=<folder with resnet20-cifar10.pt, resnet56-cifar10.pt> \\
     python benchmarks/fitting.py --data <folder with train/CLASS and test/CLASS>
         [--networks resnet20 resnet56] [--methods c-ghost thin ...] [--images 512] [--epochs 0] [--seeds 0 1 2]
-        [--threads 1] [--limit N] [--json results.json] [--ablation]
+        [--lr 0.005] [--threads 1] [--limit N] [--json results.json] [--ablation]
 
 Each trained network is converted by each method and tested on all test images as it is, with no training.  With
 ``--epochs`` it is then trained once per seed, the original as its teacher, with the same settings for all methods: no
@@ -87,7 +87,7 @@ METHODS = {
     "g-ghost": Method(
         {"method": "g-ghost", "ratio": 0.5},
         on={
-            "resnet20": {"preset": "default", "end": False},
+            "resnet20": {"ratio": 0.55, "end": False, "cheap_input": "full", "entry": "projection"},
             "resnet56": {"end": True, "cheap": "3x3", "cheap_input": "full", "entry": "projection"},
         },
     ),
@@ -462,7 +462,7 @@ def converted_row(subject: Subject, method: str, fit: Fit, results: Results) -> 
 def compared(subject: Subject, options: argparse.Namespace, results: Results) -> Iterator[Row]:
     """A row for the original and for each method, told as soon as they are known."""
     yield original(subject, results)
-    settings = TRAIN.model_copy(update={"epochs": options.epochs})
+    settings = TRAIN.model_copy(update={"epochs": options.epochs, "lr": options.lr})
     for method in options.methods:
         fit = Fit("data" if METHODS[method].fitted else "norms", options.images)
         row, key, make = converted_row(subject, method, fit, results)
@@ -515,6 +515,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="all; with --ablation " + ", ".join(ABLATED))
     parser.add_argument("--images", type=int, default=512, help="training images to fit to")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of distillation after the conversion")
+    parser.add_argument("--lr", type=float, default=TRAIN.lr, help="largest learning rate of that training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, help="use only so many images of each split, for a quick look")

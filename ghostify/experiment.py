@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,19 +23,20 @@ from ghostify.analysis import (
     as_picture,
     with_converted,
 )
-from ghostify.errors import DataError, RecipeError
+from ghostify.errors import DataError, ModelError, RecipeError, RewriteError
 from ghostify.finetuning import Progress, finetune
 from ghostify.fitting import rewrite_fitted
+from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.measuring import Accuracy, Comparison, evaluate
-from ghostify.measuring.borrowing import place_for
-from ghostify.planning import Plan, check, scan_for
+from ghostify.measuring.accuracy import class_scores
+from ghostify.measuring.borrowing import evaluating, place_for
+from ghostify.planning import Plan
 from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
-from ghostify.rewriting import Ghosted, rehearse, rewrite
+from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
 from ghostify.saving import clear_checkpoints, is_run, load, load_original, read_run, save
-from ghostify.scanning import scan
 from ghostify.sources import Data, build_model, input_shape, load_data, load_sample, sample_shape
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced
 
 NAMED = 3
 """Damaged files that are named; the others are counted."""
@@ -77,14 +79,16 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     the disk.  Raises any ``GhostifyError``.
     """
     job = _Job.of(recipe, folder, watcher)
-    traced, agreed = job.planned(given)  # a plan that cannot be carried out is told before any training
+    recorded, plan = job.planned(given)  # a plan that cannot be carried out is told before any training
+    job.require_trainable()
     if recipe.pretrain and recipe.pretrain.epochs:
         watcher.say(f"Training the original network for {recipe.pretrain.epochs} epochs")
         job.fit(job.subject.model, recipe.pretrain, "pretrain", teacher=None)
-        traced, agreed = job.planned(given)  # of the weights as they are now
+        recorded, plan = job.planned(given)  # of the weights as they are now
 
-    watcher.say(agreed.table().title)
-    ghosted = job.rewritten(traced, agreed)
+    for line in filter(None, (plan.table().title, plan.partly)):
+        watcher.say(line)
+    ghosted = job.rewritten(recorded, plan, given)
     watcher.say("Measuring the original and the ghosted network")
     latency = measuring.compare(job.subject.model, ghosted.module, job.subject.example, device=job.place)
     accuracy = job.accuracies(original=job.subject.model, converted=ghosted.module)
@@ -109,6 +113,7 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     job = _Job.of(recipe, folder, watcher)
     teacher = _teacher(job.subject, recipe.model, settings)
     ghosted = job.as_it_is()
+    job.require_trainable()
     accuracy = job.accuracies(**{"converted" if ghosted.plan.swaps else "original": ghosted.module})
     job.finetune(ghosted.module, settings, teacher)
     accuracy |= job.accuracies(finetuned=ghosted.module)
@@ -151,7 +156,7 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
         notes.append("The images are synthetic: maps of real ones may be more or less alike.")
     place, model = pick_device(recipe.device), original or subject.model
     camera = Camera(as_picture(sample.images[0]))
-    with _counted(watcher, "Comparing maps") as told:
+    with _counted(watcher, title="Comparing maps") as told:
         found = analyze(
             model.eval(),
             sample.images,
@@ -261,13 +266,12 @@ def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) ->
 # -- the steps -------------------------------------------------------------------------------------------------
 
 
-def _planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced, Plan]:
-    traced = trace(subject.model, subject.example)
-    if given:
-        agreed = check(given, scan_for(traced, given))
-    else:
-        agreed = rehearse(traced, recipe.ghost, pick_device(recipe.device))
-    return traced, agreed.require_changes()
+def _planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
+    return agreed(subject.model, subject.example, given or recipe.ghost, pick_device(recipe.device))
+
+
+def _trains(recipe: Recipe) -> bool:
+    return any(part and part.epochs for part in (recipe.pretrain, recipe.finetune))
 
 
 @dataclass
@@ -284,17 +288,29 @@ class _Job:
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> _Job:
         place = pick_device(recipe.device)
         subject = prepare(recipe.model, recipe.data, recipe.seed)
-        trains = any(part and part.epochs for part in (recipe.pretrain, recipe.finetune))
-        if trains and subject.data is None:
+        if _trains(recipe) and subject.data is None:
             raise DataError("Training needs images, and none are named; give them, as in --data folder:PATH.")
         images = subject.data.description if subject.data else "none"
         watcher.say(f"Network {recipe.model.source}; images: {images}")
         return cls(recipe, folder, watcher, subject, place)
 
-    def planned(self, given: Plan | None) -> tuple[Traced, Plan]:
+    def planned(self, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
         return _planned(self.subject, self.recipe, given)
 
-    def rewritten(self, traced: Traced, agreed: Plan) -> Ghosted:
+    def rewritten(self, recorded: Traced | TracedParts, plan: Plan, given: Plan | None) -> Ghosted:
+        """The network rewritten; in parts after all, if only its fitted weights show that it resists as a whole."""
+        try:
+            return self._fitted(recorded, plan)
+        except RewriteError:
+            if isinstance(recorded, TracedParts) or not recorded.doubts:
+                raise
+            reason = recorded.doubts[0].removesuffix(".")
+        wanted = given or self.recipe.ghost
+        parts, plan = agreed_in_parts(self.subject.model, self.subject.example, wanted, reason, self.place)
+        self.watcher.say(plan.partly)
+        return self._fitted(parts, plan)
+
+    def _fitted(self, recorded: Traced | TracedParts, plan: Plan) -> Ghosted:
         """The network rewritten, its weights fitted as the recipe asks: to training images, where there are any."""
         data, settings = self.subject.data, self.recipe.fit
         there = data is not None and data.train is not None
@@ -305,26 +321,45 @@ class _Job:
                 "fit weights."
             )
         if how == "none":
-            return rewrite(traced, agreed)
+            return rewrite(recorded, plan) if isinstance(recorded, Traced) else rewrite_parts(recorded, plan).whole
         images = data.calibration(settings.images) if data is not None and how != "weights" else None
         what = f"{len(images)} images, without labels" if images is not None else "noise, for want of images"
         self.watcher.say(f"Fitting the weights to {what}")
-        with _counted(self.watcher, "Fitting layers") as told:
-            return rewrite_fitted(traced, agreed, images, settings, device=self.place, told=told)
+        if isinstance(recorded, TracedParts):
+            watched = partial(_counted, self.watcher)
+            return rewrite_parts_fitted(recorded, plan, images, settings, device=self.place, watched=watched).whole
+        with _counted(self.watcher) as told:
+            return rewrite_fitted(recorded, plan, images, settings, device=self.place, told=told)
 
     def agreement(self, module: nn.Module) -> float | None:
-        """Share of test images that the network puts where the original does; None without images."""
+        """Share of test images that the network puts where the original does; None without images, or classes."""
         data, feeding = self.subject.data, self.recipe.data
-        if data is None or feeding is None:
+        if data is None or feeding is None or self.unscored:
             return None
         loader = data.test_loader(feeding.batch_size, feeding.workers)
         return measuring.agreement(module, self.subject.model, loader, device=self.place)
+
+    @cached_property
+    def unscored(self) -> str:
+        """Why the network is no classifier, of which accuracy could be told (a detector); empty for one."""
+        model = self.subject.model
+        with evaluating(model), torch.no_grad():
+            try:
+                class_scores(model(self.subject.example))
+            except ModelError as problem:
+                return str(problem)
+        return ""
+
+    def require_trainable(self) -> None:
+        """Refuse to train what gives no class scores, before any work is done."""
+        if _trains(self.recipe) and self.unscored:
+            raise ModelError(f"{self.unscored} Only classifiers are trained here; train others by code of their own.")
 
     def as_it_is(self) -> Ghosted:
         """The subject with the swaps it came with and no others."""
         if self.subject.run:
             return self.subject.run
-        seen = scan(self.subject.model, self.subject.example)
+        seen = survey(self.subject.model, self.subject.example)
         unchanged = Plan(network=seen.network, inputs=seen.inputs, before=seen.cost, after=seen.cost)
         return Ghosted(self.subject.model, unchanged, seen, seen)
 
@@ -351,9 +386,9 @@ class _Job:
         module.to("cpu")
 
     def accuracies(self, **modules: nn.Module) -> dict[str, Accuracy]:
-        """Accuracy of each module by its stage; nothing without images."""
+        """Accuracy of each module by its stage; nothing without images, or classes."""
         data, feeding = self.subject.data, self.recipe.data
-        if data is None or feeding is None:
+        if data is None or feeding is None or self.unscored:
             return {}
         return {
             stage: _accuracy(module, data, feeding, self.place, self.watcher, f"Testing the {stage} network")
@@ -390,18 +425,21 @@ class _Job:
             notes.append("No --weights were given: unless the source sets its own, they are random.")
         if "synthetic" in self.subject.data.description:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
+        if self.unscored:
+            notes.append(f"Accuracy was not measured: {self.unscored}")
         return notes
 
 
 @contextmanager
-def _counted(watcher: Watcher, title: str) -> Iterator[Callable[[int, int], None]]:
+def _counted(watcher: Watcher, part: str = "", title: str = "Fitting layers") -> Iterator[Callable[[int, int], None]]:
     """Somebody to be told how much is done of a total that is known once it begins."""
     with ExitStack() as stack:
         counters: list[Callable[[int], None]] = []
+        of = f" of {part}" if part else ""
 
         def told(done: int, total: int) -> None:
             if not counters:
-                counters.append(stack.enter_context(watcher.counting(title, total)))
+                counters.append(stack.enter_context(watcher.counting(f"{title}{of}", total)))
             counters[0](done)
 
         yield told

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ghostify.errors import PlanError, RewriteError
 from ghostify.fitting import rewrite_fitted
+from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.recipe import FitSettings, GhostSettings, make_settings
-from ghostify.rewriting import Ghosted, rehearse, rewrite
-from ghostify.tracing import recordable, trace
+from ghostify.rewriting import Ghosted, Parts, rehearse, rewrite, trace_parts
+from ghostify.tracing import trace
+
+__all__ = ["Parts", "convert", "convert_parts"]
 
 
 def convert(
@@ -45,47 +45,23 @@ def convert(
     return rewrite(traced, plan) if how == "none" else rewrite_fitted(traced, plan, images, fitting)
 
 
-@dataclass
-class Parts:
-    """A model of which some parts were rewritten: the whole, each part's outcome, and those left as they are."""
-
-    module: nn.Module
-    ghosted: dict[str, Ghosted]
-    """By qualified name."""
-    left: dict[str, str]
-    """By qualified name, why."""
-
-    def __str__(self) -> str:
-        lines = [f"{name or 'the whole'}: {ghosted}" for name, ghosted in self.ghosted.items()]
-        return "\n".join(
-            [*lines, *(f"{name or 'the whole'}: left alone: {reason}" for name, reason in self.left.items())]
-        )
-
-
 def convert_parts(
     model: nn.Module, example: Any, ghost: GhostSettings | Mapping[str, Any] | None = None, **changes: Any
 ) -> Parts:
     """A copy of ``model`` whose largest parts that can be recorded are rewritten one by one, as ``convert`` does.
 
     It is for models that resist as a whole, such as detectors, which give as many boxes as they find: their backbones
-    are found, rewritten and put back.  ``example`` is one input of the whole model, as in ``([image, image],)``.  The
-    model itself is not touched.  Raises ``TraceError`` when it does not run, ``PlanError`` when no part would change.
+    are found, rewritten and put back; ``ghostify compress`` does so by itself.  ``example`` is one input of the whole
+    model, as in ``([image, image],)``.  ``changes`` are settings by name, whose patterns are of names in the whole, and
+    ``images`` and ``fit`` as in ``convert``; the images may be a list of inputs of the whole, too, and each part is
+    fitted to what it is given for them.  The model itself is not touched.  Raises ``TraceError`` when it does not run,
+    ``PlanError`` when no part would change.
     """
-    whole = copy.deepcopy(model)
-    found = Parts(whole, {}, {})
-    for name, given in recordable(model, example).items():
-        try:
-            found.ghosted[name] = convert(model.get_submodule(name), given, ghost, **changes)
-        except (PlanError, RewriteError) as problem:
-            found.left[name] = str(problem)
-    if not found.ghosted:
-        told = next(iter(found.left.values()), "it has no part with convolutions that can be recorded.")
-        raise PlanError(f"No part of {type(model).__name__} would change: {told}")
-    for name, ghosted in found.ghosted.items():
-        if not name:
-            return replace(found, module=ghosted.module)
-        whole.set_submodule(name, ghosted.module)
-    return found
+    images, fit = changes.pop("images", None), changes.pop("fit", None)
+    settings = make_settings(GhostSettings, *_given(ghost, changes))
+    fitting = make_settings(FitSettings, *_given(fit, {}))
+    recorded = trace_parts(model, example)
+    return rewrite_parts_fitted(recorded, recorded.plan(settings), images, fitting)
 
 
 _Settings = TypeVar("_Settings", GhostSettings, FitSettings)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
-from ghostify.names import overlap, prefixes
+from ghostify.names import overlap, prefixes, within
 from ghostify.recipe import GhostSettings, Method, Recipe, make_settings, read_yaml, validated
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, Site, scan
@@ -30,7 +30,21 @@ _HEADER = """\
 # anew.  To ghost a skipped layer, write it under swaps (target, geometry, s, d); to keep a layer, delete its swap.
 # To name a stage by hand, list its blocks, the first first, in a swap of rule g-ghost.
 """
+GIVEN_NOTHING = "was given nothing in the run on the example (no box was found, say), so what it costs is unknown"
+_NAMED = 6
+"""Modules that are named in a sentence; the others are counted."""
 _OUTSIDE = "is kept: G-Ghost stages replace what follows the first block of a stage (method both takes it)"
+
+
+class InParts(BaseModel):
+    """That a network is rewritten part by part, for it resists as a whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+    """Why it resists, as a sentence without its end."""
+    inputs: dict[str, tuple[tuple[int, ...], ...]]
+    """By qualified name of each part, the shapes it is given."""
 
 
 class Plan(BaseModel):
@@ -44,14 +58,21 @@ class Plan(BaseModel):
     swaps: tuple[Swap, ...] = ()
     skips: tuple[Skip, ...] = ()
     before: Cost = Cost()
-    """The whole network as it is."""
+    """The whole network as it is; in parts, the operations of these alone, and the parameters of the whole."""
     after: Cost = Cost()
-    """The whole network as it is predicted to become."""
+    """The same as it is predicted to become."""
+    parts: InParts | None = None
+    """Where the network is rewritten part by part; every name in the plan is of the whole all the same."""
 
     def to_yaml(self) -> str:
         """The plan as a commented YAML document; ``read_plan`` gives the same plan back."""
+        whole = {"parts"} if self.parts is None else None
         body = yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None, width=200
+            self.model_dump(mode="json", exclude=whole),
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=200,
         )
         return _HEADER + body
 
@@ -90,10 +111,29 @@ class Plan(BaseModel):
             f"{quantity(self.after.params)} ({ratio(self.before.params, self.after.params)})"
         )
         columns = ["layer", "geometry", "ghost", "MACs", "after", "ratio"]
-        return Table(title, columns, rows, left=frozenset({"geometry", "ghost"}))
+        return Table(title, columns, rows, left=frozenset({"geometry", "ghost"}), note=self.partly)
+
+    @property
+    def partly(self) -> str:
+        """A line on what is rewritten of a network that resists as a whole; empty for any other."""
+        if self.parts is None:
+            return ""
+        changed = [part for part in self.parts.inputs if any(within(swap.target, part) for swap in self.swaps)]
+        outside = (skip.target for skip in self.skips if not any(within(skip.target, p) for p in self.parts.inputs))
+        left = [*(part for part in self.parts.inputs if part not in changed), *outside]
+        why = f" ({self.parts.reason})" if self.parts.reason else ""
+        return (
+            f"{self.network} cannot be rewritten as a whole{why}. Rewritten: {_listed(changed)}; "
+            f"left: {_listed(left)}. MACs and activations are those of {_listed(list(self.parts.inputs))}."
+        )
 
     def __str__(self) -> str:
         return str(self.table())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}" or "nothing"
 
 
 def plan(
@@ -121,12 +161,18 @@ def plan(
     stages = [] if method == "c-ghost" else [g_ghost.propose(stage, settings) for stage in scan.stages]
     try:
         sites = [
-            c_ghost.propose(site, settings) if method != "g-ghost" else Skip(target=site.name, reason=_OUTSIDE)
+            _proposed(site, settings) if method != "g-ghost" else Skip(target=site.name, reason=_OUTSIDE)
             for site in _left(scan, stages)
         ]
     except PlanError as problem:
         raise PlanError(f"The settings cannot be met: {problem}") from None
     return _assembled(scan, [*stages, *sites])
+
+
+def _proposed(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
+    if site.calls and not site.positions and not site.obstacle:
+        return Skip(target=site.name, reason=GIVEN_NOTHING)
+    return c_ghost.propose(site, settings)
 
 
 def resolved(method: Method, device: torch.device | None = None) -> Method:
@@ -287,7 +333,7 @@ def _left(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Site]:
 
 def _assembled(scan: Scan, entries: Sequence[Swap | Skip]) -> Plan:
     swaps = tuple(entry for entry in entries if not isinstance(entry, Skip))
-    skips = tuple(entry for entry in entries if isinstance(entry, Skip))
+    skips = tuple(dict.fromkeys(entry for entry in entries if isinstance(entry, Skip)))  # a stage may run repeatedly
     after = scan.cost
     for swap in swaps:
         after = after - swap.before + swap.after

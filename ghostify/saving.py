@@ -37,7 +37,7 @@ from ghostify.files import replacing, sha256
 from ghostify.planning import Plan, read_plan
 from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
 from ghostify.reporting import Report
-from ghostify.rewriting import Ghosted, replaced
+from ghostify.rewriting import Ghosted, rebuilt
 from ghostify.scanning import Scan
 from ghostify.sources import build_model
 
@@ -198,7 +198,7 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Any = None
     scans = _parsed(Scans, _verified(folder, run, "scan.json"))
     weights = _verified(folder, run, run.weights)
     inputs = tuple(torch.zeros(shape) for shape in scans.before.inputs) if example is None else example
-    module = replaced(_base(folder, run, model), plan.swaps, inputs)
+    module = rebuilt(_base(folder, run, model), plan, inputs)
     _load_weights(module, weights)
     return Ghosted(module.eval(), plan, scans.before, scans.after)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -34,6 +35,20 @@ def tiny(classes=10, width=32):
 
 def no_convolutions():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+
+class Resisting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = tiny()[:6]
+        self.loose = nn.Conv2d(32, 8, 1)
+
+    def forward(self, x):
+        y = torch.vmap(lambda one: one / (1 + one.abs().amax()))(self.backbone(x))
+        y = self.loose(y).flatten()
+        return y[y > 0]
+
+def resisting():
+    return Resisting()
 
 def not_a_model():
     return 3
@@ -141,6 +156,54 @@ def test_a_pointwise_convolution_is_asked_for(cli: Cli, given: str, rank: int) -
     assert (swap["target"], swap["pointwise"]) == ("3", rank)
     (layer,) = json.loads(cli("compress", *options).out)["layers"]
     assert layer["pointwise"] == rank
+
+
+def test_a_network_that_resists_as_a_whole_is_compressed_in_parts_and_every_verb_says_so(cli: Cli) -> None:
+    options = ("mine:resisting", "--input", "3,8,8")
+    scanned = cli("scan", *options)
+    assert scanned.code == 0 and "MACs and activations are those of backbone" in scanned.out
+    planned = cli("plan", *options, "--min-saving", "0", "-o", "plan.yaml", "--json")
+    assert list(json.loads(planned.out)["parts"]["inputs"]) == ["backbone"]
+    done = json.loads(cli("compress", *options, "--plan", "plan.yaml", "--json").out)
+    assert [layer["target"] for layer in done["layers"]] == ["backbone.3"]
+    assert any("Rewritten: backbone; left: loose" in note for note in done["notes"])
+    assert "Rewritten: backbone; left: loose" in cli("report", done["folder"]).out
+    assert "Rewritten: backbone; left: loose" in cli("compress", *options, "--plan", "plan.yaml", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--method", "width"], ["width", "whole"]),
+        (["--exclude", "backbone*"], ["changes nothing", "backbone"]),
+        (["--include", "trunk*"], ["matches no layer", "Resisting"]),
+        (["--method", "g-ghost"], ["no stage"]),
+        (["--data", "fake", "--epochs", "1"], ["class scores", "Only classifiers"]),
+        (["--plan", "plan.yaml"], ["a part 'trunk'", "Resisting"]),
+    ],
+)
+def test_bad_input_for_parts_is_one_line_and_leaves_nothing(cli: Cli, more: list[str], words: list[str]) -> None:
+    options = ("mine:resisting", "--input", "3,8,8")
+    if "--plan" in more:
+        cli("plan", *options, "--min-saving", "0", "-o", "first.yaml")
+        plan = yaml.safe_load(Path("first.yaml").read_text())
+        plan["parts"]["inputs"]["trunk"] = plan["parts"]["inputs"].pop("backbone")
+        Path("plan.yaml").write_text(yaml.safe_dump(plan))
+    refused(cli("compress", *options, *more), *words)
+    assert not list(Path().glob("runs/*"))
+
+
+def test_runs_in_parts_of_what_is_no_classifier_are_not_tested_or_trained(cli: Cli) -> None:
+    assert cli("compress", "mine:resisting", "--input", "3,8,8", "--min-saving", "0", "-o", "run").code == 0
+    data = ("--data", "fake", "--set", "data.limit=20")
+    refused(cli("eval", "run", *data), "class scores")
+    refused(cli("finetune", "run", *data), "class scores", "Only classifiers")
+    refused(cli("analyze", "run", *data), "Resisting", "torch.vmap")
+    refused(
+        cli("compress", "run", *data, "--min-saving", "0"),
+        "'backbone.3.primary'",
+        "C-Ghost module 'backbone.3' already",
+    )
 
 
 def test_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:

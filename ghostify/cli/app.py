@@ -121,10 +121,10 @@ def scan(
     """
     settings = _recipe(recipe, set, model=model, weights=weights, input=input, seed=seed)
     from ghostify.experiment import prepare
-    from ghostify.scanning import scan as scan_network
+    from ghostify.rewriting import survey
 
     subject = prepare(settings.model, settings.data, settings.seed)
-    found = scan_network(subject.model, subject.example)
+    found = survey(subject.model, subject.example)
     if as_json:
         _print_json(found.model_dump(mode="json"))
     else:

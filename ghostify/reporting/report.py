@@ -210,7 +210,7 @@ def compare(
         accuracy={stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy},
         fit=ghosted.fit,
         agreement=agreement,
-        notes=(*_observations(before, latency), *_on_the_fit(ghosted.fit), *notes),
+        notes=(*_observations(ghosted, latency), *_on_the_fit(ghosted.fit), *ghosted.notes, *notes),
     )
 
 
@@ -243,11 +243,18 @@ def _stage(swap: GGhostSwap, before: Scan, after: Scan) -> StageReport:
     )
 
 
-def _observations(before: Scan, latency: Comparison | None) -> Iterator[str]:
+def _observations(ghosted: Ghosted, latency: Comparison | None) -> Iterator[str]:
     """What a reader of the numbers must not miss."""
-    if before.uncounted:
-        yield before.uncounted
-    if latency and latency.high < 1:
+    if ghosted.plan.partly:
+        yield ghosted.plan.partly
+    if ghosted.before.uncounted:
+        yield ghosted.before.uncounted
+    if latency and ghosted.plan.parts:
+        yield (
+            "The clock is that of the whole, whose work may depend on what it finds in the example (more boxes or "
+            "fewer); compare it with theory where both find as much."
+        )
+    elif latency and latency.high < 1:
         yield (
             "The clock disagrees with theory: the ghosted network is slower here. On small maps and few channels, "
             "starting operations and moving memory outweigh the MACs saved (docs/counting.md)."

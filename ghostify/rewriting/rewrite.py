@@ -1,4 +1,4 @@
-"""Plan → Ghosted.  The only place that edits a model, and it edits a copy.
+"""A network recorded as a whole, rewritten by a plan.
 
 A rewrite is a deep copy in which some modules are remembered as their replacements: ``copy.deepcopy``'s own memo then
 puts the new module wherever the old one was referred to, under every parent that shares it, and leaves every other
@@ -8,7 +8,7 @@ name, weight, hook and mode as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Ghosted:
     before: Scan
     after: Scan
     fit: Fit | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of its report must know."""
 
     def __str__(self) -> str:
         return self.plan.table().title
@@ -60,10 +62,10 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
     plan = check(plan, before).require_changes()
     module = copy.deepcopy(traced.module, _replacements(traced.module, plan.swaps, traced, choices or Choices()))
     again = _traced_again(module, traced)
-    if _in_place(plan.swaps):
+    if in_place(plan.swaps):
         _require_same_course(traced, again, [swap.target for swap in plan.swaps])
     after = scan(again)
-    _verify(plan, before, after)
+    verify(plan, before, after)
     return Ghosted(module, plan, before, after)
 
 
@@ -73,13 +75,19 @@ def rehearse(traced: Traced, settings: GhostSettings, device: torch.device | Non
     Some code shows only when it runs that it cannot work with fewer channels; such stages are left alone with the
     reason.  Raises ``PlanError``.
     """
-    seen = scan_for(traced, settings)
+    return rehearsed(scan_for(traced, settings), settings, lambda swap: g_ghost.replacements(traced, swap), device)
+
+
+def rehearsed(
+    seen: Scan, settings: GhostSettings, build: Callable[[GGhostSwap], Any], device: torch.device | None = None
+) -> Plan:
+    """The plan for a scan, after each stage was built once."""
     proposed = plan(seen, settings, device=device)
     obstacles: dict[str, str] = {}
     for swap in proposed.swaps:
         if isinstance(swap, GGhostSwap):
             try:
-                g_ghost.replacements(traced, swap)
+                build(swap)
             except RewriteError as problem:
                 obstacles[swap.target] = str(problem).removeprefix(f"{swap.target} ").removesuffix(".")
     return plan(seen.hindered(obstacles), settings, device=device) if obstacles else proposed
@@ -92,7 +100,7 @@ def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> n
     """
     module = copy.deepcopy(module)
     for group in _in_turn(swaps):
-        traced = None if _in_place(group) else trace(module, example, verify=False)
+        traced = None if in_place(group) else trace(module, example, verify=False)
         source = traced.module if traced else module
         module = copy.deepcopy(source, _replacements(source, group, traced, Choices()))
     return module
@@ -114,7 +122,7 @@ def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | Non
     return memo
 
 
-def _in_place(swaps: Sequence[Swap]) -> bool:
+def in_place(swaps: Sequence[Swap]) -> bool:
     """Whether swaps need no recorded run, for they replace a module by what that module tells."""
     return all(isinstance(swap, CGhostSwap) for swap in swaps)
 
@@ -189,7 +197,7 @@ def _course(traced: Traced, targets: Sequence[str]) -> list[tuple[str, str]]:
     return [call for call in calls if not any(within(name, target) for name in call for target in targets)]
 
 
-def _verify(plan: Plan, before: Scan, after: Scan) -> None:
+def verify(plan: Plan, before: Scan, after: Scan) -> None:
     for swap in plan.swaps:
         found = counted(swap, before, after)
         if found != swap.after:

@@ -1,0 +1,26 @@
+"""Plan → Ghosted.  The only place that edits a model, and it edits a copy.
+
+``rewrite`` takes a network recorded as a whole; ``rewrite_parts`` one of which only parts can be recorded, and
+``agreed`` says which of the two a network is.
+"""
+
+from ghostify.rewriting.parts import Parts, agreed, agreed_in_parts, rebuilt, rewrite_parts
+from ghostify.rewriting.recorded import TracedParts, survey, trace_parts
+from ghostify.rewriting.rewrite import Choices, Ghosted, counted, rehearse, replaced, rewrite
+
+__all__ = [
+    "Choices",
+    "Ghosted",
+    "Parts",
+    "TracedParts",
+    "agreed",
+    "agreed_in_parts",
+    "counted",
+    "rehearse",
+    "rebuilt",
+    "replaced",
+    "rewrite",
+    "rewrite_parts",
+    "survey",
+    "trace_parts",
+]

@@ -1,0 +1,98 @@
+"""Names of the whole and of a part: a plan's entries and a scan, renamed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ghostify.names import prefixes, within
+from ghostify.planning import Plan
+from ghostify.rules import GGhostSwap, Skip, Swap
+from ghostify.scanning import Scan
+
+_Entry = TypeVar("_Entry", bound=Swap | Skip)
+
+
+def entering(part: str, name: str) -> str:
+    """A name in a part as the whole has it; of a row of blocks (``a..b``), both ends."""
+    return "..".join(f"{part}.{end}".strip(".") for end in name.split(".."))
+
+
+def _leaving(part: str, name: str) -> str:
+    """The other way round."""
+    return "..".join(end.removeprefix(f"{part}.") for end in name.split(".."))
+
+
+def _renamed(entry: _Entry, rename: Callable[[str], str]) -> _Entry:
+    update: dict[str, Any] = {"target": rename(entry.target)}
+    if isinstance(entry, GGhostSwap):
+        update["blocks"] = tuple(map(rename, entry.blocks))
+    return entry.model_copy(update=update)  # type: ignore[return-value]
+
+
+def of_part(plan: Plan, part: str) -> Plan:
+    """What a plan says of one part, in that part's names."""
+    return Plan(
+        network=part or plan.network,
+        inputs=(),
+        swaps=tuple(left_by(part, swap) for swap in plan.swaps if within(swap.target, part)),
+        skips=tuple(left_by(part, skip) for skip in plan.skips if within(skip.target, part)),
+    )
+
+
+def entered_by(part: str, entry: _Entry) -> _Entry:
+    """What a plan of a part says of something, as a plan of the whole says it."""
+    return _renamed(entry, lambda name: entering(part, name))
+
+
+def left_by(part: str, entry: _Entry) -> _Entry:
+    """The other way round."""
+    return _renamed(entry, lambda name: _leaving(part, name))
+
+
+def named_in(part: str, found: Scan) -> Scan:
+    """The scan of a part with the names of the whole."""
+
+    def named(name: str) -> str:
+        return entering(part, name)
+
+    known = set(prefixes(site.name for site in found.sites))
+
+    def mentioned(match: re.Match[str]) -> str:
+        name = match[0].strip("'")
+        return match[0].replace(name, named(name)) if known.issuperset(name.split("..")) else match[0]
+
+    def told(text: str | None) -> str | None:
+        """A sentence that names modules, which are quoted or have a dot in them."""
+        return text and re.sub(r"'[^']+'|[\w-]+(?:\.+[\w-]+)+", mentioned, text)
+
+    sites = [
+        site.model_copy(
+            update={
+                "name": named(site.name),
+                "aliases": tuple(map(named, site.aliases)),
+                "obstacle": told(site.obstacle),
+            }
+        )
+        for site in found.sites
+    ]
+    ops = [op.model_copy(update={"module": named(op.module)}) for op in found.ops]
+    params = {named(name): n for name, n in found.params.items()}
+    stages = [
+        stage.model_copy(
+            update={
+                "name": named(stage.name),
+                "obstacle": told(stage.obstacle),
+                "parent": None if stage.parent is None else named(stage.parent),
+                "blocks": tuple(
+                    block.model_copy(update={"name": named(block.name), "modules": tuple(map(named, block.modules))})
+                    for block in stage.blocks
+                ),
+            }
+        )
+        for stage in found.stages
+    ]
+    return found.model_copy(
+        update={"sites": tuple(sites), "ops": tuple(ops), "params": params, "stages": tuple(stages)}
+    )
