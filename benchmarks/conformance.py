@@ -62,7 +62,7 @@ NUMERIC_PARAMS, NUMERIC_SIZE, NUMERIC_MACS = 60e6, 299, 16e9
 """A network runs on real numbers below these; at this many MACs that is some 10 s on one thread."""
 FRAMES = 16
 """Of a clip."""
-TIMM_MACS = 5e8
+TIMM_MACS = 1e9
 """The same for timm, whose networks are many."""
 PER_FILE = 6
 """Networks of each architecture file of timm, of its names' order evenly."""

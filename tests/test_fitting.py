@@ -502,14 +502,13 @@ def test_every_part_is_told_of_and_no_worse_where_it_is_fitted(net: Net, method:
     layers = the.ghosted.fit.layers  # type: ignore[union-attr]
     names = [layer.target for layer in layers]
     assert len(names) == len(set(names))
-    kinds = {"ghost": CGhost, "layer": (nn.Conv2d, nn.Linear), "stage": GGhostStage}
+    kinds = {"ghost": CGhost, "layer": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear), "stage": GGhostStage}
     for layer in layers:
         assert isinstance(the.ghosted.module.get_submodule(layer.target), kinds[layer.kind])
         assert math.isfinite(layer.before) and math.isfinite(layer.error) and layer.positions > 0
     twice = {"aliased": {"body.0"}, "shared-head": {"shared", "out"}}.get(net.name, set())
     made = ghosts(the.ghosted.module)
-    unlike = {name for name, ghost in made.items() if type(ghost.primary) is not nn.Conv2d}
-    assert made.keys() - set(names) == (twice | unlike) & made.keys()
+    assert made.keys() - set(names) == twice & made.keys()
 
 
 @each_case

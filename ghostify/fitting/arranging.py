@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from ghostify.channels import Ordering, Unreadable, follow
 from ghostify.fitting.ghosts import layout
+from ghostify.fitting.pairing import given_by, is_batched
 from ghostify.fitting.pairs import PairMoments, as_maps, pair_positions
 from ghostify.fitting.splitting import split
 from ghostify.fitting.surroundings import line, surroundings
 from ghostify.fitting.walking import Walk
 from ghostify.ghosts.c_ghost import linear_maps
+from ghostify.ghosts.narrowing import Conv
 from ghostify.measuring.borrowing import evaluating
 from ghostify.rules import CGhostSwap
 from ghostify.scanning import network_nodes
@@ -143,14 +145,14 @@ def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tens
 
 
 def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) -> Iterator[_Layer]:
-    wanted = {swap.target: swap for swap in swaps}
+    wanted = {given[0]: swap for swap in swaps if (given := given_by(walk.traced, swap.target))}
     started: set[int] = set()
     for node in walk.nodes:
-        swap = wanted.pop(str(node.target), None) if node.op == "call_module" else None
+        swap = wanted.get(node)
         if swap is None:
             continue
         conv: Any = walk.root.get_submodule(swap.target)
-        if isinstance(conv, (nn.Conv1d, nn.Conv3d)):
+        if not is_batched(conv, node):
             continue
         n, groups = len(conv.weight), getattr(conv, "groups", 1)
         roots = ordering.roots(swap.target) if ordering else None
@@ -171,7 +173,7 @@ def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) 
         walk.drop(node)
         weights = slope.square()
         errors = pairs.errors() * weights / (weights * pairs.variances).sum().clamp_min(1e-30)
-        selectable = groups == 1 and isinstance(conv, nn.Conv2d)
+        selectable = groups == 1 and isinstance(conv, Conv)
         yield _Layer(swap.target, roots, classes, layout(n, swap.s, groups).numpy(), errors.cpu().numpy(), selectable)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
+from ghostify.fitting.calls import settable
 from ghostify.fitting.fit import HELD, Told, fit
 from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
@@ -43,12 +44,13 @@ def rewrite_fitted(
     device: torch.device | None = None,
     told: Told | None = None,
 ) -> Ghosted:
-    """``rewrite``, and the weights fitted to what the original gives for ``images`` (N, C, H, W), without labels.
+    """``rewrite``, and the weights fitted to what the original gives for ``images``, without labels.
 
-    With ``how`` "weights" no images are looked at: noise stands for them.  ``device`` is where the work is done (None:
-    where the model is); ``told`` is called with the parts fitted and to be fitted.  Raises what ``rewrite`` raises, and
-    ``FitError`` when the network takes no single image, gives values that are not finite (the layer is named), or
-    there are no images.
+    Images are what the network takes: (N, C, H, W), (N, C, T, H, W) of videos, (N, C, L) of signals.  With ``how``
+    "weights" none are looked at: noise stands for them.  ``device`` is where the work is done (None: where the model
+    is); ``told`` is called with the parts fitted and to be fitted.  Raises what ``rewrite`` raises, and ``FitError``
+    when the network takes no single image, gives values that are not finite (the layer is named), or there are no
+    images.
     """
     settings = settings or FitSettings()
     how = settings.resolved(images is not None)
@@ -111,7 +113,8 @@ def _require_fittable(traced: Traced) -> None:
 def _require_images(traced: Traced, images: Any) -> None:
     name = type(traced.module).__name__
     if not isinstance(images, Tensor) or images.dim() < 2 or not len(images):
-        raise FitError("There are no calibration images: a tensor (N, C, H, W) is needed, or fit none.")
+        wanted = " x ".join(("N", *map(str, traced.input_shapes[0][1:])))
+        raise FitError(f"There are no calibration images: a tensor of {wanted} is needed, or fit none.")
     shape = traced.input_shapes[0]
     if tuple(images.shape[1:]) != shape[1:]:
         raise FitError(
@@ -145,10 +148,13 @@ def _arranged(traced: Traced, plan: Plan, images: Tensor, settings: FitSettings)
 
 
 def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> bool:
-    """Whether it matters to a module which maps are intrinsic: not where a full pointwise convolution mixes them."""
-    n = len(traced.part(swap.target).weight)  # type: ignore[arg-type]
+    """Whether it matters to a module which maps are intrinsic: not where their filters are solved for and a full
+    pointwise convolution mixes them."""
+    layer: Any = traced.part(swap.target)
+    n = len(layer.weight)
     full = swap.pointwise and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
-    return swap.parts == "linear" and not (full and settings.joint)
+    solved = isinstance(layer, nn.Linear) or settable(layer).filters
+    return swap.parts == "linear" and not (full and solved and settings.joint)
 
 
 def _ordered(plan: Plan, arrangement: Arrangement) -> Plan:

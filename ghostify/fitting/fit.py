@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ghostify.errors import FitError
-from ghostify.fitting.ghosts import GhostFit
+from ghostify.fitting.calls import settable
+from ghostify.fitting.ghosts import GhostFit, cheap_unknowns
 from ghostify.fitting.layers import LayerFit, errors
 from ghostify.fitting.norms import Seen, renew
 from ghostify.fitting.origins import Origins
@@ -23,7 +24,7 @@ from ghostify.fitting.stages import StageFit
 from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
 from ghostify.fitting.walking import MEMORY, Walk, batched
-from ghostify.ghosts import CGhostLinear
+from ghostify.ghosts import CGhost, CGhostLinear
 from ghostify.measuring.borrowing import evaluating
 from ghostify.recipe import FitSettings
 from ghostify.tracing import Traced, trace
@@ -51,7 +52,7 @@ def fit(
     origins: Origins,
     told: Told = lambda done, total: None,
 ) -> Fit:
-    """Fit ``module`` in place to what ``original`` gives for ``images`` (N, C, H, W); what came of it.
+    """Fit ``module`` in place to what ``original`` gives for ``images`` (N, C, …); what came of it.
 
     Both are float32 and on the images' device.  Raises ``FitError``, for instance naming the layer that gives values
     that are not finite.
@@ -118,7 +119,7 @@ class _Job:
         self.pair.second.advance(len(self.pair.second.nodes))
         for norm, seen in norms.items():
             renew(norm, seen)
-        self.notes += [*self._on_starved(), *self._on_unfitted()]
+        self.notes += [*self._on_starved(), *self._on_own_classes(), *self._on_unfitted()]
         return found
 
     def _wants(self, part: Part) -> bool:
@@ -200,10 +201,21 @@ class _Job:
         """One sentence on the parts with too few positions."""
         if not self.starved:
             return []
-        others = f" (and {len(self.starved) - 1} more have too few)" if len(self.starved) > 1 else ""
+        others = _others(self.starved, " have too few")
         return [
             f"{self.starved[0]} to fit them to{others}: a stronger ridge holds it to its trained weights; more images "
             "would serve it better."
+        ]
+
+    def _on_own_classes(self) -> list[str]:
+        """One sentence on the ghost modules of which the cheap operations alone are fitted."""
+        kept = [part for part, _ in self.parts if part.kind == "ghost" and _keeps_filters(part.module)]
+        if not kept:
+            return []
+        own = type(kept[0].module.primary).__name__
+        return [
+            f"{kept[0].name}{_others(kept)} keeps its primary filters, for a {own} changes them before it convolves; "
+            "its cheap operations are fitted to what those give."
         ]
 
     def _on_unfitted(self) -> list[str]:
@@ -212,14 +224,22 @@ class _Job:
         if not left:
             return []
         name, reason = next(iter(left.items()))
-        others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        return [f"{name}{others} keeps the weights that were carried over, for it {reason}."]
+        return [f"{name}{_others(left)} keeps the weights that were carried over, for it {reason}."]
 
     def _release(self, aim: Aim) -> None:
         for node in aim.needed:
             self.needed.remove(node)
             if node not in self.needed:
                 self.pair.first.drop(node)
+
+
+def _others(all_of_them: Sized, have: str = "") -> str:
+    """A parenthesis on how many there are besides the first."""
+    return f" (and {len(all_of_them) - 1} more{have})" if len(all_of_them) > 1 else ""
+
+
+def _keeps_filters(ghost: CGhost) -> bool:
+    return not settable(ghost.primary).filters
 
 
 def _size(part: Part) -> tuple[int, int]:
@@ -230,6 +250,8 @@ def _size(part: Part) -> tuple[int, int]:
         convolved = sum(conv.weight[0].numel() for conv in convs)
         pooled = 0 if stage.mix is None else stage.mix.in_channels
         return convolved + pooled, 0 if part.kept is None else len(part.kept)
+    if part.kind == "ghost" and _keeps_filters(part.module):
+        return cheap_unknowns(part.module), part.module.out_channels
     weight = (part.module.primary if part.kind == "ghost" else part.module).weight
     return weight[0].numel(), len(weight)
 

@@ -8,7 +8,9 @@ With y the original's n maps at the targets' scale, Y' = W ∗ x the m intrinsic
     depthwise    k_j = (R_i + ρ r̄ I)⁻¹ c_ij    R_i = cov(shifts of Y'_i), c_ij = cov(those, y_j)
     pointwise    with the depthwise filters, at once (``pointwise``)
 
-Behind a rectifier, targets are renewed and all of it is done again, some times.
+Behind a rectifier, targets are renewed and all of it is done again, some times.  A primary convolution that prepares
+its filters in a forward of its own (``calls``) keeps them: its maps are given the right means, where an intercept has a
+place to go to, and the cheap operations are fitted to what it gives.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.layers import ROUNDS, Input, Kept, has_constant, put, shift_mean, weight_of
+from ghostify.fitting.calls import settable
+from ghostify.fitting.layers import ROUNDS, Input, Kept, has_constant, put, shift_mean
 from ghostify.fitting.moments import MIXING, RIDGES, Moments, Normal, serving, solve
 from ghostify.fitting.pointwise import Blocks, Both
 from ghostify.fitting.targets import Pair, Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
 from ghostify.ghosts.c_ghost import linear_maps
+from ghostify.ghosts.narrowing import Conv, dimensions
 
 _FEW = 16384
 _PER_UNKNOWN = 32
@@ -39,6 +43,12 @@ def layout(n: int, s: int, groups: int = 1) -> Tensor:
     return torch.where(place < width, g * width + place, -1).flatten(1)
 
 
+def cheap_unknowns(ghost: CGhost) -> int:
+    """What is unknown of the cheap operations that make one ghost map."""
+    mixed = 0 if ghost.pointwise is None else intrinsic_maps(ghost.out_channels, ghost.s)
+    return int(ghost.d ** dimensions(ghost.primary)) + mixed
+
+
 class GhostFit:
     """One C-Ghost module of linear parts, its inputs and its targets."""
 
@@ -49,39 +59,52 @@ class GhostFit:
         self.parts = layout(ghost.out_channels, ghost.s, ghost.groups).to(start.device)
         if ghost.order is not None:
             self.parts = torch.where(self.parts >= 0, ghost.order.argsort()[self.parts.clamp_min(0)], -1)
-        self.primary, *self.cheap = (part for part in (ghost.primary, *ghost.cheap) if isinstance(part, nn.Conv2d))
+        self.primary, *self.cheap = (part for part in (ghost.primary, *ghost.cheap) if isinstance(part, Conv))
+        self.dimensions, self.settable = dimensions(self.primary), settable(self.primary)
         self.constant = has_constant(self.primary, self.norm)
-        self.unknowns = weight_of(self.primary).shape[2]
         self.ghosts = self.parts[1:].flatten()[self.parts[1:].flatten() >= 0]
         """The outputs that are ghosts, part by part."""
-        full = ghost.groups == 1 and isinstance(ghost.pointwise, nn.Conv2d)
-        self.joint = joint and full
+        full = ghost.groups == 1 and isinstance(ghost.pointwise, Conv)
+        self.joint = joint and full and self.settable.filters
         self.start = start.double().flatten(1)[None]
         if not self.joint:
             self.start = self.start[0, self.parts[0]].unflatten(0, (self.primary.groups, -1))
         self.offset = torch.zeros(ghost.out_channels, dtype=torch.float64, device=start.device)
         """What is added to each output: by the norm, or already in the biases."""
-        unknowns = ghost.d**2 + (0 if ghost.pointwise is None else self.parts.shape[1])
-        self.few = targets.positions.rows(max(_FEW, _PER_UNKNOWN * unknowns))
+        self.few = targets.positions.rows(max(_FEW, _PER_UNKNOWN * cheap_unknowns(ghost)))
         self._read, self._given = Kept(), Kept()
 
     def fit(self) -> float:
-        """Fit the module in place; the strength of the ridge on its primary filters."""
-        found = solve(*self._moments(), self.start, weights=self._grouped(self.targets.weights), constant=self.constant)
-        s = found.normal.s
-        self._put_primary(s, found.weight, found.moments)
-        self._fit_cheap()
-        normal = found.normal if found.ridge < float("inf") else Normal(s, self.start, RIDGES[-1])
-        for _ in range(ROUNDS if self.targets.ceiling is not None else 0):
-            crossed = self._renewed()
-            self._put_primary(s, normal.solve(crossed.crossed(self.constant)), crossed)
-            self._fit_cheap()
+        """Fit the module in place; the strength of the ridge on its primary filters, infinite where they stay."""
+        rounds = ROUNDS if self.targets.ceiling is not None else 0
+        ridge = self._fit_all(rounds) if self.settable.filters else self._fit_rest(rounds)
         if self.primary.bias is None and self.constant:
             with torch.no_grad():
                 shift_mean(self.norm, self.offset)
             self.offset.zero_()
             self.targets.refresh()
+        return ridge
+
+    def _fit_all(self, rounds: int) -> float:
+        found = solve(*self._moments(), self.start, weights=self._grouped(self.targets.weights), constant=self.constant)
+        s = found.normal.s
+        self._put_primary(s, found.weight, found.moments)
+        self._fit_cheap()
+        normal = found.normal if found.ridge < float("inf") else Normal(s, self.start, RIDGES[-1])
+        for _ in range(rounds):
+            crossed = self._renewed()
+            self._put_primary(s, normal.solve(crossed.crossed(self.constant)), crossed)
+            self._fit_cheap()
         return found.ridge
+
+    def _fit_rest(self, rounds: int) -> float:
+        """Fit what is not a primary filter."""
+        for again in range(1 + rounds):
+            for batch in self.targets.positions.batches if again else ():
+                self.targets.bend(batch, self.outputs(batch))
+            self._put_means()
+            self._fit_cheap()
+        return float("inf")
 
     def outputs(self, batch: int) -> Tensor:
         """What the module as it is gives at the positions, the offset included: (N, n)."""
@@ -94,7 +117,8 @@ class GhostFit:
             made = made if conv.bias is None else made + conv.bias
             y[:, part[part >= 0]] = made[:, part >= 0]
         if self.ghost.pointwise is not None:
-            y[:, self.ghosts] += self.ghost.pointwise(maps[:, :, None, None])[:, :, 0, 0]
+            pixels = maps.reshape(*maps.shape, *[1] * self.dimensions)
+            y[:, self.ghosts] += self.ghost.pointwise(pixels).flatten(1)
         return y.double() + self.offset if self.primary.bias is None else y.double()
 
     # -- primary -----------------------------------------------------------------------------------------------
@@ -140,6 +164,25 @@ class GhostFit:
         if bias is not None:
             self.offset[self.parts[0]] = bias.flatten()
 
+    def _put_means(self) -> None:
+        """Write the intercepts with which filters that stay give the intrinsic maps their means."""
+        if not self.constant or not self.settable.bias:
+            return
+        moments = Moments(squares=False)
+        for batch in self.targets.positions.batches:
+            maps = self._given.of(batch, self._shifts)
+            wanted = self.targets.outputs(batch)[:, self.parts[0]]
+            moments.add(maps[:, :, maps.shape[2] // 2, None], wanted[:, :, None])
+        moments = moments.reduced()
+        shift = (moments.mean_t - moments.mean_u)[:, 0]
+        shift = torch.where(self.targets.alive[self.parts[0]], shift, 0.0)
+        if self.primary.bias is None:
+            self.offset[self.parts[0]] = shift
+            return
+        with torch.no_grad():
+            self.primary.bias.add_(shift.to(self.primary.bias.dtype))
+        self._given.forget()
+
     # -- cheap operations --------------------------------------------------------------------------------------
 
     def _fit_cheap(self) -> None:
@@ -178,11 +221,13 @@ class GhostFit:
                 self.offset[self.parts[t + 1][there]] = bias[:, t][there]
 
     def _put_both(self, seen: Moments, held: Moments, shared: Moments, shared_held: Moments) -> None:
+        area = self.ghost.d**self.dimensions
+
         def solved(own: Moments, others: Moments, strength: float) -> Both:
-            blocks = Blocks.of(own, others, self.ghost.d**2, self.constant)
+            blocks = Blocks.of(own, others, area, self.constant)
             return Both(blocks, strength, self.targets.weights[self.ghosts], self._rank)
 
-        judge = Blocks.of(*((held, shared_held) if held.count else (seen, shared)), self.ghost.d**2, self.constant)
+        judge = Blocks.of(*((held, shared_held) if held.count else (seen, shared)), area, self.constant)
         tried = [solved(seen, shared, strength) for strength in MIXING]
         sound = [one for one in tried if one.sound] or tried[-1:]
         strength = min(sound, key=lambda one: one.error(judge)).strength
@@ -198,10 +243,10 @@ class GhostFit:
     def _put_pointwise(self, factors: list[Tensor]) -> None:
         """Write P, or B and A of P = A·B."""
         assert self.ghost.pointwise is not None
-        convs = [part for part in self.ghost.pointwise.modules() if isinstance(part, nn.Conv2d)]
+        convs = [part for part in self.ghost.pointwise.modules() if isinstance(part, Conv)]
         with torch.no_grad():
             for conv, factor in zip(convs, factors, strict=True):
-                conv.weight.copy_(factor[:, :, None, None])
+                conv.weight.copy_(factor.reshape(conv.weight.shape))
 
     def _spread(self, values: Tensor) -> Tensor:
         """Values by output, (N, n) → of the ghosts by intrinsic map, (N, m, s−1); zero where there is no output."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ghostify.fitting.moments import Moments, precision, solve
 from ghostify.fitting.targets import Pair, Targets
+from ghostify.ghosts.narrowing import Conv
 
 Input = Callable[[int], Tensor]
 """What a layer reads of each batch."""
@@ -26,8 +27,8 @@ _KEPT = 2**26
 
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight of a convolution or linear layer as (g, n/g, D), in float64."""
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    assert isinstance(layer, Conv | nn.Linear)
+    groups = layer.groups if isinstance(layer, Conv) else 1
     return layer.weight.detach().double().flatten(1).unflatten(0, (groups, -1))
 
 
@@ -38,7 +39,7 @@ def has_constant(layer: nn.Module, norm: nn.Module | None) -> bool:
 
 def put(layer: nn.Module, weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> None:
     """Write a weight (g, n/g, D) and an intercept (g, n/g) into a layer, or into the mean of its ``norm``."""
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    assert isinstance(layer, Conv | nn.Linear)
     with torch.no_grad():
         layer.weight.copy_(weight.flatten(0, 1).reshape(layer.weight.shape))
         if bias is not None:

@@ -27,14 +27,15 @@ _FAR = 1.0
 
 
 def noise(traced: Traced, count: int) -> Tensor:
-    """So many images of noise for a network, (N, C, H, W), the same every time."""
+    """So many images of noise for a network, (N, C, …), the same every time."""
     shape = traced.input_shapes[0][1:]
     like = traced.args[0]
-    ways = list(product(_EXPONENTS, _GAINS)) if len(shape) == 3 else [(0.0, gain) for gain in _GAINS]
+    maps = len(shape) > 1
+    ways = list(product(_EXPONENTS, _GAINS)) if maps else [(0.0, gain) for gain in _GAINS]
     trials = [_coloured((_TRIAL, *shape), exponent, gain).to(like.device) for exponent, gain in ways]
     distances = [distance(traced, trial) for trial in trials]
     known = [value for value in distances if value is not None]
-    exponent, gain = ways[distances.index(min(known))] if known else (1.0 if len(shape) == 3 else 0.0, 1.0)
+    exponent, gain = ways[distances.index(min(known))] if known else (1.0 if maps else 0.0, 1.0)
     return _coloured((count, *shape), exponent, gain).to(like.device)
 
 
@@ -80,7 +81,9 @@ def _coloured(shape: tuple[int, ...], exponent: float, gain: float) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     if exponent:
-        rows, columns = torch.fft.fftfreq(shape[-2]), torch.fft.rfftfreq(shape[-1])
-        f = (rows[:, None].square() + columns[None].square()).sqrt().clamp_min(1 / max(shape[-2:]))
-        x = torch.fft.irfft2(torch.fft.rfft2(x) * f**-exponent, s=shape[-2:])
+        *sizes, last = shape[2:]
+        axes = torch.meshgrid(*map(torch.fft.fftfreq, sizes), torch.fft.rfftfreq(last), indexing="ij")
+        f = torch.stack(axes).square().sum(0).sqrt().clamp_min(1 / max(shape[2:]))
+        dims = tuple(range(2, len(shape)))
+        x = torch.fft.irfftn(torch.fft.rfftn(x, dim=dims) * f**-exponent, s=shape[2:], dim=dims)
     return gain * x / x.std(correction=0).clamp_min(1e-12)

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from ghostify.fitting.origins import Origins
 from ghostify.fitting.stages import ghost_channels
-from ghostify.ghosts import CGhost, GGhostStage
+from ghostify.ghosts import CGhost, CGhostLinear, GGhostStage
+from ghostify.ghosts.narrowing import PLAIN, dimensions
 from ghostify.names import within
 from ghostify.tracing import Traced
 
@@ -101,33 +102,29 @@ class Matching:
             dict.fromkeys(n for x in nodes for n in x.all_input_nodes if n not in inside and n.op != "get_attr")
         )
         given = [n for n in nodes if any(user not in inside for user in n.users)]
-        module, twins = self.ghosts[name], self._twins(name)
+        module, twins = self.ghosts[name], given_by(self.original, name)
         if isinstance(module.primary, nn.Sequential):
             self.skipped[name] = "has norms and activations in its parts"
             return None
-        if type(module.primary) is not nn.Conv2d:
-            self.skipped[name] = f"has a {type(module.primary).__name__} as its primary convolution"
-            return None
-        if len(self.calls.get(f"{name}.primary", [])) != 1 or len(twins) != 1 or len(read) != 1 or len(given) != 1:
+        if not all(len(found) == 1 for found in (self.calls.get(f"{name}.cheap.0", []), twins, read, given)):
             self.skipped[name] = "is used more than once"
             return None
+        if not isinstance(module, CGhostLinear) and not is_batched(module.primary, twins[0]):
+            self.skipped[name] = "is given an image without a batch"
+            return None
         return Part("ghost", name, module, nodes[0], given[0], read[0], twins[0], None)
-
-    def _twins(self, name: str) -> list[fx.Node]:
-        """What gives a layer's outputs in the original: its calls or, of a class of its own, what others read of it."""
-        inside = [n for n in self.original.graph.nodes if within(str(n.meta.get("module", "")), name)]
-        return self.twins.get(name) or [n for n in inside if any(user not in inside for user in n.users)]
 
     def _layer(self, node: fx.Node) -> Part | None:
         name = str(node.target)
         module: Any = self.root.get_submodule(name)
-        if type(module) not in (nn.Conv2d, nn.Linear) or len(self.calls[name]) != 1 or id(module.weight) in self.tied:
+        plain = type(module) in (*PLAIN.values(), nn.Linear)
+        if not plain or len(self.calls[name]) != 1 or id(module.weight) in self.tied:
             return None
         origin, kept = self.origins.layers.get(name, (name, None))
         twins = self.twins.get(origin, [])
-        if len(twins) != 1 or len(node.all_input_nodes) != 1:
+        if len(twins) != 1 or len(node.all_input_nodes) != 1 or not is_batched(module, twins[0]):
             return None
-        made = twins[0].meta["shapes"][0][1 if isinstance(module, nn.Conv2d) else -1]
+        made = twins[0].meta["shapes"][0][-1 if isinstance(module, nn.Linear) else 1]
         fits = module.weight.shape[0] == (made if kept is None else len(kept))
         return Part("layer", name, module, node, node, node.all_input_nodes[0], twins[0], kept) if fits else None
 
@@ -152,6 +149,20 @@ def changed(
         if any(map(touched, names)) or any(source in dirty for source in node.all_input_nodes):
             dirty.add(node)
     return same, dirty
+
+
+def given_by(traced: Traced, name: str) -> list[fx.Node]:
+    """What gives a layer's outputs: its calls or, of a class of its own, what others read of it."""
+    nodes = [node for node in traced.graph.nodes if node.op != "output"]
+    if calls := [node for node in nodes if node.op == "call_module" and str(node.target) == name]:
+        return calls
+    inside = {node for node in nodes if within(str(node.meta.get("module", "")), name)}
+    return [node for node in nodes if node in inside and any(user not in inside for user in node.users)]
+
+
+def is_batched(layer: nn.Module, output: fx.Node) -> bool:
+    """Whether a layer gives a batch of maps, or rows, at a node."""
+    return isinstance(layer, nn.Linear) or len(output.meta["shapes"][0]) == dimensions(layer) + 2
 
 
 def _calls(traced: Traced) -> dict[str, list[fx.Node]]:

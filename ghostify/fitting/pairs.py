@@ -2,7 +2,8 @@
 
     e_ij = var_j − c_ijᵀ R_i⁻¹ c_ij        R_i: covariance of the shifts of map i (d² x d²),  c_ij: of those with map j
 
-For n maps that is d²·n² products a position, so wide layers get fewer positions.
+For n maps that is d²·n² products a position, so wide layers get fewer positions.  (Of maps of one dimension, d stands
+for d², and of three d³.)
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ _ROWS = 2**24
 def pair_positions(shape: Sequence[int], d: int, batches: int, most: float) -> Positions:
     """Where the maps of a layer are compared, in no more than ``most`` of the batches.
 
-    ``shape``: of a batch's output, (B, n) or (B, n, H, W).
+    ``shape``: of a batch's output, (B, n) or (B, n, …).
     """
-    wanted = min(_POSITIONS, max(_LEAST_POSITIONS, int(_WORK / (d * d * shape[1] ** 2))))
-    return Positions((*shape, 1, 1)[:4], wanted, batches, 0, 1, most=most)
+    shape = shape if len(shape) > 2 else (*shape, 1, 1)
+    wanted = min(_POSITIONS, max(_LEAST_POSITIONS, int(_WORK / (d ** len(shape[2:]) * shape[1] ** 2))))
+    return Positions(shape, wanted, batches, 0, 1, most=most)
 
 
 def as_maps(y: Tensor) -> Tensor:
-    """(B, n, H, W), of vectors (B, n) maps of one pixel."""
-    return y if y.dim() == 4 else y[:, :, None, None]
+    """(B, n, …), of vectors (B, n) maps of one pixel."""
+    return y if y.dim() > 2 else y[:, :, None, None]
 
 
 class PairMoments:

@@ -25,7 +25,8 @@ class LayerError(BaseModel):
     """With the weights as they were carried over."""
     error: float
     ridge: float
-    """Strength of the ridge in units of the mean variance; infinite where the weights carried over did best."""
+    """Strength of the ridge in units of the mean variance; infinite where the weights carried over stay, for they did
+    best or their layer changes them before it uses them."""
     positions: int
 
 

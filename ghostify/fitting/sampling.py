@@ -3,16 +3,22 @@
 convolution   (B, C, H, W), P positions of the output's map  →  values (B·P, C), patches (B·P, g, C/g·k·k')
 linear layer  (B, …, C)                                      →  rows (P, C), (P, 1, C)
 its ghost     (B, H, W, C), P positions of the map           →  values (B·P, C), and of its own maps as a convolution
+
+Maps have one dimension, (B, C, L), two, or three, (B, C, T, H, W); k·k' stands for all of a kernel's sizes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ghostify.fitting.calls import call_of
+from ghostify.ghosts.narrowing import Conv, has_own_forward
 
 _WORK = 1e10
 """Multiply-accumulates spent on one layer's moments, unless its unknowns want more positions."""
@@ -53,9 +59,9 @@ class Positions:
         self.last = channels == 3
         if self.last:
             shape = (shape[0], shape[3], *shape[1:3])
-        self.maps = channels in (1, 3) and len(shape) == 4
-        self.width = shape[3] if self.maps else 1
-        rows = math.prod(shape[2:]) if self.maps else math.prod(shape[:-1])
+        self.maps = channels in (1, 3)
+        self.size = tuple(shape[2:]) if self.maps else ()
+        rows = math.prod(self.size if self.maps else shape[:-1])
         images = shape[0] if self.maps else 1
         self.batches = _enough(batches, held, min(most, _SPARSE * wanted / (rows * images)))
         """The batches that are used."""
@@ -82,18 +88,21 @@ class Positions:
         """What ``layer`` reads for it: (N, g, D), in the order of its weight's dimensions."""
         if isinstance(layer, nn.Linear):
             return self.values(x, batch)[:, None]
-        assert isinstance(layer, nn.Conv2d)
-        index = self.chosen[batch].to(x.device)
-        corners = (index // self.width * layer.stride[0], index % self.width * layer.stride[1])
-        taps = window(padded(x, layer), corners, layer.kernel_size, layer.dilation)  # type: ignore[arg-type]
+        assert isinstance(layer, Conv)
+        places = self._places(batch, x.device)
+        corners = [place * step for place, step in zip(places, layer.stride, strict=True)]
+        taps = window(padded(x, layer), corners, layer.kernel_size, layer.dilation)
         return taps.reshape(-1, layer.groups, taps.shape[2] // layer.groups * taps.shape[3])
 
     def shifts(self, y: Tensor, d: int, batch: int) -> Tensor:
-        """The d x d neighbourhood in every map of ``y``, zero outside of it: (N, C, d·d)."""
-        index = self.chosen[batch].to(y.device)
-        around = F.pad(y, (d // 2,) * 4)
-        taps = window(around, (index // self.width, index % self.width), (d, d), (1, 1))
-        return taps.flatten(0, 1)
+        """The neighbourhood in every map of ``y``, d wide each way and zero outside of it: (N, C, d·d)."""
+        dimensions = len(self.size)
+        around = F.pad(y, (d // 2,) * (2 * dimensions))
+        return window(around, self._places(batch, y.device), (d,) * dimensions, (1,) * dimensions).flatten(0, 1)
+
+    def _places(self, batch: int, device: torch.device) -> Sequence[Tensor]:
+        """The coordinates of the positions, (P,) by dimension of the map."""
+        return torch.unravel_index(self.chosen[batch].to(device), self.size)
 
 
 def _enough(batches: int, held: int, enough: float) -> list[int]:
@@ -107,25 +116,27 @@ def _enough(batches: int, held: int, enough: float) -> list[int]:
     return [*sorted(order[:count]), *range(batches - math.ceil(held * count / free), batches)]
 
 
-def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The input as the convolution sees it, padding included."""
+def padded(x: Tensor, conv: Conv) -> Tensor:
+    """The input as the convolution sees it, padding and all else that a forward of its own prepares it by included."""
+    if has_own_forward(conv):
+        call = call_of(conv, x)
+        return F.pad(call.input, [side for size in reversed(call.padding) for side in (size, size)])
     sides = list(conv._reversed_padding_repeated_twice)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return F.pad(x, sides, mode=mode) if any(sides) else x
 
 
-def window(x: Tensor, corners: tuple[Tensor, Tensor], kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) at windows with their upper left corners at P places → (B, P, C, k·k')."""
-    rows, columns = corners
-    pixels, width = _channels_last(x), x.shape[3]
-    taps = [
-        pixels.index_select(1, (rows + i * dilation[0]) * width + columns + j * dilation[1])
-        for i in range(kernel[0])
-        for j in range(kernel[1])
-    ]
+def window(x: Tensor, corners: Sequence[Tensor], kernel: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """(B, C, H, W) at windows with their first corners at P places, (P,) by dimension → (B, P, C, k·k')."""
+    pixels = _channels_last(x)
+    strides = [math.prod(x.shape[axis + 1 :]) for axis in range(2, x.dim())]
+    first = torch.stack([corner * stride for corner, stride in zip(corners, strides, strict=True)]).sum(0)
+    steps = [spread * stride for spread, stride in zip(dilation, strides, strict=True)]
+    offsets = product(*(range(0, size * step, step) for size, step in zip(kernel, steps, strict=True)))
+    taps = [pixels.index_select(1, first + sum(offset)) for offset in offsets]
     return taps[0][..., None] if len(taps) == 1 else torch.stack(taps, 3)
 
 
 def _channels_last(x: Tensor) -> Tensor:
     """(B, C, H, W) → (B, H·W, C): so that what stands at a position lies together, and is fetched as one."""
-    return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+    return x.movedim(1, -1).contiguous().flatten(1, -2)

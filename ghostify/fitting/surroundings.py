@@ -18,7 +18,7 @@ from ghostify.costs import op_name
 from ghostify.tracing import Traced
 
 _ADDS = frozenset({"add", "__add__", "__iadd__", "__radd__"})
-_PASSES = frozenset({"Identity", "Dropout", "Dropout2d", "dropout", "contiguous"})
+_PASSES = frozenset({"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "dropout", "contiguous"})
 _RECTIFIERS = {"relu": float("inf"), "relu6": 6.0}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
