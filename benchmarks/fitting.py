@@ -87,9 +87,12 @@ METHODS = {
     "g-ghost": Method(
         {"method": "g-ghost", "ratio": 0.5},
         on={
-            "resnet20": {"ratio": 0.55, "end": False, "cheap_input": "full", "entry": "projection"},
+            "resnet20": {"preset": "default", "end": False},
             "resnet56": {"end": True, "cheap": "3x3", "cheap_input": "full", "entry": "projection"},
         },
+    ),
+    "g-ghost-projection": Method(
+        {"method": "g-ghost", "ratio": 0.55, "end": False, "cheap_input": "full", "entry": "projection"}
     ),
     "thin": Method({"method": "thin"}, matched=True),
     "width": Method(WIDTH, matched=True),

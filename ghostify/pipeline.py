@@ -29,7 +29,7 @@ def convert(
     and with ``method="g-ghost"`` its stages G-Ghost stages.
 
     ``example`` is one input (a tensor, a tuple of positional or a dict of keyword arguments); ``ghost`` and
-    ``changes`` are ``GhostSettings``, as in ``convert(model, x, s=4)``.  With calibration ``images`` (N, C, H, W),
+    ``changes`` are ``GhostSettings``, as in ``convert(model, x, s=4)``.  With calibration ``images`` (N, C, …),
     scaled as the network is used to and without labels, the weights are fitted in closed form to what the model gives
     for them; some hundreds do.  ``fit`` are ``FitSettings``; ``fit={"how": "weights"}`` fits to noise where there are
     no images.  The model itself is not touched.

@@ -431,3 +431,47 @@ def test_what_is_no_ghost_and_reads_what_it_read_stays(name: str) -> None:
     before, after = model.state_dict(), ghosted.module.state_dict()
     same = [key for key in before if not key.startswith(("4.two", "7"))]
     assert same and all(torch.equal(before[key], after[key]) for key in same)
+
+
+# -- what is too large, or not real ----------------------------------------------------------------------------
+
+
+def test_filters_with_too_many_unknowns_stay_and_the_rest_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ghostify.fitting.layers.MOST", 100)
+    torch.manual_seed(0)
+    wide = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(12 * 64, 4),
+    )  # fmt: skip
+    x = images(2)
+    carried = convert(wide, x[:1], min_saving=0)
+    found = convert(wide, x[:1], min_saving=0, images=x, fit={"arrange": "none"})
+    made, kept = (dict(ghosted.module.named_modules()) for ghosted in (found, carried))
+    for name in ("2.primary", "5"):
+        assert torch.equal(made[name].weight, kept[name].weight), name
+    assert not torch.equal(made["2"].cheap[0].weight, kept["2"].cheap[0].weight)
+    assert found.fit is not None and found.fit.error < found.fit.unfitted
+    assert [layer.target for layer in found.fit.layers] == ["2"]
+    notes = " ".join(found.fit.notes)
+    assert "2 keeps its primary filters" in notes and "5 keeps its weights" in notes
+
+
+class Spectral(nn.Module):
+    """A ghost's maps go on through complex layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Conv2d(8, 16, 3, padding=1)
+        self.mix = nn.Conv2d(16, 4, 1, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.body(self.first(x).relu()).to(torch.complex64)).abs().mean((2, 3))
+
+
+def test_complex_layers_after_a_ghost_stay() -> None:
+    torch.manual_seed(0)
+    model, x = Spectral(), images(2)
+    found = convert(model, x[:1], min_saving=0, images=x)
+    assert torch.equal(found.module.mix.weight, model.mix.weight)
+    assert [layer.target for layer in found.fit.layers] == ["body"] if found.fit else False

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
-from ghostify.fitting.calls import settable
 from ghostify.fitting.fit import HELD, Told, fit
+from ghostify.fitting.ghosts import solved_for
 from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
 from ghostify.fitting.origins import origins
@@ -153,8 +153,7 @@ def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> boo
     layer: Any = traced.part(swap.target)
     n = len(layer.weight)
     full = swap.pointwise and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
-    solved = isinstance(layer, nn.Linear) or settable(layer).filters
-    return swap.parts == "linear" and not (full and solved and settings.joint)
+    return swap.parts == "linear" and not (full and solved_for(layer) and settings.joint)
 
 
 def _ordered(plan: Plan, arrangement: Arrangement) -> Plan:

@@ -12,9 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ghostify.errors import FitError
-from ghostify.fitting.calls import settable
-from ghostify.fitting.ghosts import GhostFit, cheap_unknowns
-from ghostify.fitting.layers import LayerFit, errors
+from ghostify.fitting.ghosts import GhostFit, cheap_unknowns, solved_for
+from ghostify.fitting.layers import MOST, LayerFit, errors, too_wide
 from ghostify.fitting.norms import Seen, renew
 from ghostify.fitting.origins import Origins
 from ghostify.fitting.pairing import Matching, Part, changed, used_once
@@ -24,13 +23,15 @@ from ghostify.fitting.stages import StageFit
 from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
 from ghostify.fitting.walking import MEMORY, Walk, batched
-from ghostify.ghosts import CGhost, CGhostLinear
+from ghostify.ghosts import CGhostLinear
 from ghostify.measuring.borrowing import evaluating
 from ghostify.recipe import FitSettings
 from ghostify.tracing import Traced, trace
 
 HELD = 8
 """One batch of so many is held out."""
+
+_MANY = f"each filter has more than the {MOST:,} unknowns that are solved for"
 
 Told = Callable[[int, int], None]
 """Who is told how many parts of how many are fitted."""
@@ -104,7 +105,9 @@ class _Job:
         self.started: set[int] = set()
         """The batches that some part has asked for; once on their way, they go with the others."""
         wanted = [part for part in self.matching.parts() if self._wants(part)]
-        self.parts = [(part, self._aim(part)) for part in wanted]
+        self.wide = [part.name for part in wanted if part.kind == "layer" and too_wide(part.module)]
+        """Layers with too many unknowns to be solved for."""
+        self.parts = [(part, self._aim(part)) for part in wanted if part.name not in self.wide]
         self.needed: list[fx.Node] = [node for _, aim in self.parts for node in aim.needed]
         for node in set(self.needed):
             pair.first.keep(node)
@@ -119,7 +122,7 @@ class _Job:
         self.pair.second.advance(len(self.pair.second.nodes))
         for norm, seen in norms.items():
             renew(norm, seen)
-        self.notes += [*self._on_starved(), *self._on_own_classes(), *self._on_unfitted()]
+        self.notes += [*self._on_starved(), *self._on_filters(), *self._on_wide(), *self._on_unfitted()]
         return found
 
     def _wants(self, part: Part) -> bool:
@@ -207,16 +210,21 @@ class _Job:
             "would serve it better."
         ]
 
-    def _on_own_classes(self) -> list[str]:
+    def _on_filters(self) -> list[str]:
         """One sentence on the ghost modules of which the cheap operations alone are fitted."""
-        kept = [part for part, _ in self.parts if part.kind == "ghost" and _keeps_filters(part.module)]
+        kept = [part for part, _ in self.parts if _keeps_filters(part)]
         if not kept:
             return []
-        own = type(kept[0].module.primary).__name__
+        primary = kept[0].module.primary
+        why = f"a {type(primary).__name__} changes them before it convolves"
         return [
-            f"{kept[0].name}{_others(kept)} keeps its primary filters, for a {own} changes them before it convolves; "
+            f"{kept[0].name}{_others(kept)} keeps its primary filters, for {_MANY if too_wide(primary) else why}; "
             "its cheap operations are fitted to what those give."
         ]
+
+    def _on_wide(self) -> list[str]:
+        """One sentence on the layers that are too wide to be fitted anew."""
+        return [f"{self.wide[0]}{_others(self.wide)} keeps its weights, for {_MANY}."] if self.wide else []
 
     def _on_unfitted(self) -> list[str]:
         """One sentence on the ghost modules that keep the weights that were carried over."""
@@ -238,8 +246,8 @@ def _others(all_of_them: Sized, have: str = "") -> str:
     return f" (and {len(all_of_them) - 1} more{have})" if len(all_of_them) > 1 else ""
 
 
-def _keeps_filters(ghost: CGhost) -> bool:
-    return not settable(ghost.primary).filters
+def _keeps_filters(part: Part) -> bool:
+    return part.kind == "ghost" and not solved_for(part.module.primary)
 
 
 def _size(part: Part) -> tuple[int, int]:
@@ -250,7 +258,7 @@ def _size(part: Part) -> tuple[int, int]:
         convolved = sum(conv.weight[0].numel() for conv in convs)
         pooled = 0 if stage.mix is None else stage.mix.in_channels
         return convolved + pooled, 0 if part.kept is None else len(part.kept)
-    if part.kind == "ghost" and _keeps_filters(part.module):
+    if _keeps_filters(part):
         return cheap_unknowns(part.module), part.module.out_channels
     weight = (part.module.primary if part.kind == "ghost" else part.module).weight
     return weight[0].numel(), len(weight)

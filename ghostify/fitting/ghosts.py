@@ -9,8 +9,8 @@ With y the original's n maps at the targets' scale, Y' = W ∗ x the m intrinsic
     pointwise    with the depthwise filters, at once (``pointwise``)
 
 Behind a rectifier, targets are renewed and all of it is done again, some times.  A primary convolution that prepares
-its filters in a forward of its own (``calls``) keeps them: its maps are given the right means, where an intercept has a
-place to go to, and the cheap operations are fitted to what it gives.
+its filters in a forward of its own (``calls``), or has too many unknowns, keeps them: its maps are given the right
+means, where an intercept has a place to go to, and the cheap operations are fitted to what it gives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostify.fitting.calls import settable
-from ghostify.fitting.layers import ROUNDS, Input, Kept, has_constant, put, shift_mean
+from ghostify.fitting.layers import ROUNDS, Input, Kept, has_constant, put, shift_mean, too_wide
 from ghostify.fitting.moments import MIXING, RIDGES, Moments, Normal, serving, solve
 from ghostify.fitting.pointwise import Blocks, Both
 from ghostify.fitting.targets import Pair, Targets
@@ -49,6 +49,11 @@ def cheap_unknowns(ghost: CGhost) -> int:
     return int(ghost.d ** dimensions(ghost.primary)) + mixed
 
 
+def solved_for(layer: nn.Module) -> bool:
+    """Whether the filters of a primary convolution (of a layer that is to become one) are solved for, or stay."""
+    return not too_wide(layer) and (isinstance(layer, nn.Linear) or settable(layer).filters)
+
+
 class GhostFit:
     """One C-Ghost module of linear parts, its inputs and its targets."""
 
@@ -60,12 +65,12 @@ class GhostFit:
         if ghost.order is not None:
             self.parts = torch.where(self.parts >= 0, ghost.order.argsort()[self.parts.clamp_min(0)], -1)
         self.primary, *self.cheap = (part for part in (ghost.primary, *ghost.cheap) if isinstance(part, Conv))
-        self.dimensions, self.settable = dimensions(self.primary), settable(self.primary)
+        self.dimensions, self.solved = dimensions(self.primary), solved_for(self.primary)
         self.constant = has_constant(self.primary, self.norm)
         self.ghosts = self.parts[1:].flatten()[self.parts[1:].flatten() >= 0]
         """The outputs that are ghosts, part by part."""
         full = ghost.groups == 1 and isinstance(ghost.pointwise, Conv)
-        self.joint = joint and full and self.settable.filters
+        self.joint = joint and full and self.solved
         self.start = start.double().flatten(1)[None]
         if not self.joint:
             self.start = self.start[0, self.parts[0]].unflatten(0, (self.primary.groups, -1))
@@ -77,7 +82,7 @@ class GhostFit:
     def fit(self) -> float:
         """Fit the module in place; the strength of the ridge on its primary filters, infinite where they stay."""
         rounds = ROUNDS if self.targets.ceiling is not None else 0
-        ridge = self._fit_all(rounds) if self.settable.filters else self._fit_rest(rounds)
+        ridge = self._fit_all(rounds) if self.solved else self._fit_rest(rounds)
         if self.primary.bias is None and self.constant:
             with torch.no_grad():
                 shift_mean(self.norm, self.offset)
@@ -166,7 +171,7 @@ class GhostFit:
 
     def _put_means(self) -> None:
         """Write the intercepts with which filters that stay give the intrinsic maps their means."""
-        if not self.constant or not self.settable.bias:
+        if not self.constant or not settable(self.primary).bias:
             return
         moments = Moments(squares=False)
         for batch in self.targets.positions.batches:

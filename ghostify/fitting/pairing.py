@@ -118,7 +118,7 @@ class Matching:
         name = str(node.target)
         module: Any = self.root.get_submodule(name)
         plain = type(module) in (*PLAIN.values(), nn.Linear)
-        if not plain or len(self.calls[name]) != 1 or id(module.weight) in self.tied:
+        if not plain or module.weight.is_complex() or len(self.calls[name]) != 1 or id(module.weight) in self.tied:
             return None
         origin, kept = self.origins.layers.get(name, (name, None))
         twins = self.twins.get(origin, [])
