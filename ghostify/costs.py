@@ -225,6 +225,14 @@ def _multi_head_attention(traced: Traced, node: fx.Node) -> tuple[int, int]:
     return projections + 2 * length * source * batch * width, 0
 
 
+def _recurrent(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    """The products of all steps, layers and directions with the input, the state and, in an LSTM, its projection."""
+    layer = traced.leaf(node)
+    assert isinstance(layer, nn.RNNBase)
+    weights = sum(parameter.numel() for parameter in layer.parameters() if parameter.dim() == 2)
+    return math.prod(_shape(node, 0)[:-1]) * weights, 0
+
+
 def _weight_shape(traced: Traced, node: fx.Node) -> tuple[int, ...]:
     if node.op == "call_module":
         return tuple(traced.leaf(node).weight.shape)  # type: ignore[arg-type]
@@ -255,6 +263,7 @@ _RULES: dict[str, Callable[[Traced, fx.Node], tuple[int, int]]] = {
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head_attention,
+    **dict.fromkeys(("RNN", "LSTM", "GRU"), _recurrent),
 }
 
 _MODULE_OPS: dict[type[nn.Module], str] = {
@@ -265,6 +274,9 @@ _MODULE_OPS: dict[type[nn.Module], str] = {
     nn.ConvTranspose2d: "conv_transpose2d",
     nn.ConvTranspose3d: "conv_transpose3d",
     nn.Linear: "linear",
+    nn.RNN: "RNN",
+    nn.LSTM: "LSTM",
+    nn.GRU: "GRU",
 }
 
 
@@ -275,7 +287,7 @@ def _free_modules() -> Iterator[str]:
     for part in (activation, batchnorm, dropout, flatten, instancenorm, normalization, padding, pooling):
         yield from (name for name, kind in vars(part).items() if isinstance(kind, type) and issubclass(kind, nn.Module))
     yield from ("Identity", "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d", "PixelShuffle", "PixelUnshuffle")
-    yield from ("ChannelShuffle", "Embedding", "ZeroPad2d")
+    yield from ("ChannelShuffle", "Embedding", "ZeroPad2d", "Fold", "Unfold", "Sequential")  # the last if it is empty
 
 
 _FREE_NAMES = """

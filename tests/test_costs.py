@@ -298,6 +298,36 @@ def test_multi_head_attention_costs_what_the_flop_counter_says() -> None:
     assert scan(model, (x, y)).cost.macs == flops(model, x, y)
 
 
+class Sequenced(nn.Module):
+    """A recurrent layer over the columns of a map."""
+
+    def __init__(self, kind: type[nn.RNNBase], **form: Any) -> None:
+        super().__init__()
+        self.conv, self.steps = nn.Conv1d(3, 8, 3), kind(8, 6, batch_first=True, **form)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.steps(self.conv(x).transpose(1, 2))[0]
+        return y
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("form", [{}, {"num_layers": 2}, {"bidirectional": True, "num_layers": 2}])
+def test_recurrent_layers_cost_what_the_flop_counter_says(kind: type[nn.RNNBase], form: dict[str, Any]) -> None:
+    model, x = Sequenced(kind, **form).eval().to("meta"), torch.empty(2, 3, 10, device="meta")
+    seen = scan(model, x)
+    assert seen.cost.macs == flops(model, x) and not seen.unknown
+
+
+def test_the_projection_of_an_lstm_is_counted() -> None:
+    model, x = Sequenced(nn.LSTM, proj_size=4).eval().to("meta"), torch.empty(2, 3, 10, device="meta")
+    assert scan(model, x).cost.macs == flops(model, x)
+
+
+def test_containers_without_layers_and_folding_are_free() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(), nn.Unfold(2, stride=2), nn.Fold((6, 6), 2, stride=2))
+    assert not scan(model, torch.randn(1, 3, 8, 8)).unknown
+
+
 # -- the papers' formulas --------------------------------------------------------------------------------------
 
 
