@@ -3,14 +3,15 @@
     GHOSTIFY_DATA_DIR=<folder with resnet20-cifar10.pt, resnet56-cifar10.pt> \\
     python benchmarks/fitting.py --data <folder with train/CLASS and test/CLASS>
         [--networks resnet20 resnet56] [--methods c-ghost thin ...] [--images 512] [--epochs 0] [--seeds 0 1 2]
-        [--lr 0.005] [--threads 1] [--limit N] [--json results.json] [--ablation]
+        [--lr 0.005] [--reference c-ghost] [--threads 1] [--limit N] [--json results.json] [--ablation]
 
 Each trained network is converted by each method and tested on all test images as it is, with no training.  With
 ``--epochs`` it is then trained once per seed, the original as its teacher, with the same settings for all methods: no
 image is cropped or mirrored, for in one epoch none is seen twice.
 ``--ablation`` takes pieces of the fit away instead, one at a time, and trains nothing.
 
-Methods that narrow a network get the MACs of C-Ghost: the nearest not above (by more than a thousandth).  What is not
+Methods that narrow a network get the MACs of C-Ghost (or of ``--reference``): the nearest not above (by more than a
+thousandth).  What is not
 fitted gets its batch norms' statistics measured anew on the same images, by running averages over all of them.
 
 Torch-Pruning cannot read option-A shortcuts (a strided slice between zero maps).  It gets the same network with each of
@@ -101,7 +102,7 @@ METHODS = {
     "torch-pruning-taylor": Method({"importance": "taylor"}, matched=True, fitted=False),
 }
 REFERENCE = "c-ghost"
-"""The method whose MACs the others get."""
+"""The method whose MACs the others get, where no other is named."""
 SLACK = 1.001
 """How much above it they may be."""
 TRAIN = TrainSettings(lr=0.005, distill=0.7, temperature=4.0)
@@ -163,12 +164,14 @@ class Subject:
     name: str
     model: nn.Module
     data: Data
+    reference: str = REFERENCE
+    """The method whose MACs a matched method gets."""
 
     @classmethod
-    def load(cls, name: str, folder: Path, data: Data) -> Subject:
+    def load(cls, name: str, folder: Path, data: Data, reference: str = REFERENCE) -> Subject:
         model = NETWORKS[name]()
         model.load_state_dict(torch.load(folder / f"{name}-cifar10.pt", weights_only=True))
-        return cls(name, model.eval(), data)
+        return cls(name, model.eval(), data, reference)
 
     @property
     def example(self) -> Tensor:
@@ -185,7 +188,7 @@ class Subject:
     @cached_property
     def target(self) -> int:
         """MACs that a matched method may have."""
-        return int(SLACK * self.planned(self.settings(REFERENCE)).after.macs)
+        return int(SLACK * self.planned(self.settings(self.reference)).after.macs)
 
     def settings(self, method: str) -> dict[str, Any]:
         """As they are declared for this network."""
@@ -516,6 +519,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder with train/CLASS and test/CLASS")
     parser.add_argument("--networks", nargs="+", choices=trained, help="all; with --ablation resnet20")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="all; with --ablation " + ", ".join(ABLATED))
+    parser.add_argument("--reference", choices=METHODS, default=REFERENCE, help="method whose MACs others get")
     parser.add_argument("--images", type=int, default=512, help="training images to fit to")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of distillation after the conversion")
     parser.add_argument("--lr", type=float, default=TRAIN.lr, help="largest learning rate of that training")
@@ -539,7 +543,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     data = load_data(DataSettings(source=f"folder:{options.data}", augment=False, limit=options.limit))
     folder, results = Path(os.environ["GHOSTIFY_DATA_DIR"]), Results(options.json)
-    subjects = [Subject.load(name, folder, data) for name in options.networks]
+    subjects = [Subject.load(name, folder, data, options.reference) for name in options.networks]
     if options.ablation:
         print("", *(ablation(subject, options, results) for subject in subjects), sep="\n")
     else:
