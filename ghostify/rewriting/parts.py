@@ -21,7 +21,7 @@ from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rewriting.naming import entered_by, of_part
 from ghostify.rewriting.recorded import NoParts, TracedParts, reason_of, run_told, trace_parts
-from ghostify.rewriting.rewrite import Ghosted, in_place, rehearse, replaced, rewrite, verify
+from ghostify.rewriting.rewrite import Ghosted, in_place, rehearse, replaced, rewrite, submodule, verify
 from ghostify.rules import Skip
 from ghostify.tracing import Traced, recordable, trace
 
@@ -119,7 +119,7 @@ def rebuilt(module: nn.Module, plan: Plan, example: Any = None) -> nn.Module:
     given = {} if in_place(plan.swaps) else recordable(module, example)
     made = {}
     for name, swaps in inside.items():
-        part = _submodule(module, name)
+        part = submodule(module, name)
         if not in_place(swaps) and name not in given:
             raise RewriteError(f"{name!r} of {type(module).__name__} cannot be recorded, so its stages are not made.")
         made[name] = replaced(part, swaps, given.get(name))
@@ -168,15 +168,8 @@ def _as_done(plan: Plan, ghosted: Mapping[str, Ghosted], left: Mapping[str, str]
 
 def _put_back(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of the model with its parts replaced under every name they have."""
-    memo = {id(_submodule(model, name)): part for name, part in parts.items()}
+    memo = {id(submodule(model, name)): part for name, part in parts.items()}
     return copy.deepcopy(model, memo)
-
-
-def _submodule(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        raise RewriteError(f"{type(model).__name__} has no module {name!r} to be replaced.") from None
 
 
 def _require_runs_alone(module: nn.Module, recorded: TracedParts) -> None:

@@ -111,7 +111,7 @@ def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | Non
     memo: dict[int, Any] = {}
     for swap in swaps:
         if isinstance(swap, CGhostSwap):
-            old = _module(module, swap.target)
+            old = submodule(module, swap.target)
             memo[id(old)] = c_ghost.build(old, swap, choices.orders.get(swap.target))
             continue
         assert traced is not None
@@ -145,7 +145,8 @@ def _meet(one: str, other: str) -> bool:
     return width.WHOLE in (one, other) or overlap(one, other)
 
 
-def _module(module: nn.Module, name: str) -> nn.Module:
+def submodule(module: nn.Module, name: str) -> nn.Module:
+    """The module of that name, which a plan is to replace.  Raises ``RewriteError`` where there is none."""
     try:
         return module.get_submodule(name)
     except AttributeError:
