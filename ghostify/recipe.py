@@ -46,7 +46,7 @@ Pointwise = Annotated[
     BeforeValidator(_known_pointwise),
     Field(
         description="1x1 convolution over all intrinsic maps, added to the ghosts: none, as in the papers; full; a "
-        "rank; auto: full for kernels larger than 1x1, none for 1x1, where a full one would cost half a ghost"
+        "rank (a number); auto: full for kernels larger than 1x1, and none for 1x1, where it would cost half a ghost"
     ),
 ]
 
@@ -101,9 +101,9 @@ class GhostSettings(StageForm):
     method: Annotated[
         Method,
         Field(
-            description="c-ghost: convolutions; g-ghost: stages; both: stages, then the convolutions left; auto: "
-            "c-ghost for a CPU, g-ghost for a GPU; without ghosts, width: every layer narrower (a baseline), thin: "
-            "blocks narrower inside, with what they add to each other as it is"
+            description="what is replaced: c-ghost: convolutions; g-ghost: stages; both: stages, then the "
+            "convolutions left; auto: c-ghost for a CPU, g-ghost for a GPU; and without ghosts, width: every layer is "
+            "narrower (a baseline); thin: blocks are narrower inside, and what they add to each other stays as it is"
         ),
     ] = "c-ghost"
     s: Ratio = 2
@@ -112,16 +112,32 @@ class GhostSettings(StageForm):
         Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part")
     ] = "linear"
     pointwise: Pointwise = "auto"
-    include: Annotated[tuple[str, ...], Field(description="globs of module names to consider")] = ("*",)
-    exclude: Annotated[tuple[str, ...], Field(description="globs of module names to leave alone")] = ()
-    also: Annotated[tuple[Role, ...], Field(description="roles to ghost that are left alone by default")] = ()
+    include: Annotated[tuple[str, ...], Field(description="pattern of layers to consider, as in 'layer[34].*'")] = (
+        "*",
+    )
+    exclude: Annotated[tuple[str, ...], Field(description="pattern of layers to leave alone")] = ()
+    also: Annotated[
+        tuple[Role, ...],
+        Field(
+            description="take layers that are left alone by default: stem, classifier, pooled (on 1x1 maps), "
+            "depthwise, or channels-last (linear layers on maps)"
+        ),
+    ] = ()
     min_saving: Annotated[
         float,
-        Field(ge=0, description="leave a layer alone below this many MACs saved per element moved more; 0 takes all"),
+        Field(
+            ge=0,
+            description="leave a layer alone that saves fewer multiply-adds (MACs) than this for each number more that "
+            "it must read or write, because it would get slower; 0 takes every layer",
+        ),
     ] = 16.0
     ratio: GhostRatio = 0.5
     preset: Annotated[
-        Preset, Field(description="form of a G-Ghost stage: our own, or as a table of the paper has it")
+        Preset,
+        Field(
+            description="form of a G-Ghost stage: default (our own), or as the paper has it: literal, cifar, "
+            "imagenet or regnet"
+        ),
     ] = "default"
     width: Annotated[
         float, Field(gt=0, lt=1, description="share of channels kept by methods width and thin, where they narrow")
@@ -140,20 +156,29 @@ class ModelSettings(Settings):
     """Where the network comes from."""
 
     source: Annotated[
-        str, Field(description="torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function, or a run folder")
+        str,
+        Field(
+            description="the network: torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function, or a run "
+            "folder"
+        ),
     ]
     args: Annotated[dict[str, Any], Field(description="keyword arguments of the constructor")] = {}
-    weights: Annotated[str | None, Field(description="a checkpoint file, or DEFAULT for the source's own")] = None
+    weights: Annotated[
+        str | None, Field(description="a checkpoint file, or DEFAULT for the weights the source itself offers")
+    ] = None
     input: Annotated[
-        tuple[int, ...] | None, Field(description="shape of one input, (C, H, W); None asks the source")
+        tuple[int, ...] | None,
+        Field(description="shape of one input without the batch, as in 3,224,224; by default the source is asked"),
     ] = None
 
 
 class DataSettings(Settings):
     """Where the images come from, and how they are fed."""
 
-    source: Annotated[str, Field(description="digits, folder:PATH, cifar10:PATH, fake, or package.module:function")]
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    source: Annotated[
+        str, Field(description="the images: digits, folder:PATH, cifar10:PATH, fake, or package.module:function")
+    ]
+    batch_size: Annotated[int, Field(ge=1, description="images per batch")] = 128
     workers: Annotated[int, Field(ge=0, description="loader processes")] = 0
     augment: Annotated[bool, Field(description="random crops (and flips where a mirror image is still the class)")] = (
         True
@@ -164,12 +189,14 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """One training run: SGD with Nesterov momentum, linear warm-up, then cosine to zero."""
 
-    epochs: Annotated[int, Field(ge=0)] = 1
+    epochs: Annotated[int, Field(ge=0, description="epochs of training")] = 1
     lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 0.02
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup: Annotated[float, Field(ge=0, le=1, description="share of all steps spent warming up")] = 0.1
-    distill: Annotated[float, Field(ge=0, le=1, description="weight of the original network's soft labels")] = 0.0
+    distill: Annotated[float, Field(ge=0, le=1, description="weight of the original network's soft labels, 0 to 1")] = (
+        0.0
+    )
     temperature: Annotated[float, Field(gt=0, description="temperature of the soft labels")] = 4.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this")] = None
@@ -185,8 +212,9 @@ class FitSettings(Settings):
     how: Annotated[
         FitMode,
         Field(
-            description="data: to calibration images; weights: to noise, without any; polish: data, then by gradient; "
-            "none: not at all; auto: data where there are images, else none"
+            description="how weights are carried over: data: fitted to calibration images; weights: fitted to noise, "
+            "without images; polish: as data, then by gradient; none: cut, not fitted; auto: data where there are "
+            "images, else none"
         ),
     ] = "auto"
     images: Annotated[int, Field(ge=1, description="calibration images, without labels")] = 512
@@ -214,7 +242,7 @@ class AnalysisSettings(Settings):
     """How the redundancy of feature maps is measured, and what is advised."""
 
     images: Annotated[int, Field(ge=8, description="images to look at, without labels")] = 128
-    layers: Annotated[tuple[str, ...], Field(description="globs of layers and stages to look at")] = ("*",)
+    layers: Annotated[tuple[str, ...], Field(description="pattern of layers and stages to look at")] = ("*",)
     d: Annotated[Kernel, Field(description="size of the filters that ghosts are made by, odd")] = 3
     tolerance: Annotated[
         float, Field(gt=0, lt=1, description="share of the variance of a layer's (or stage's) maps that may be lost")
@@ -241,8 +269,10 @@ class Recipe(Settings):
     fit: FitSettings = FitSettings()
     analysis: AnalysisSettings = AnalysisSettings()
     finetune: Annotated[TrainSettings | None, Field(description="train the ghosted network afterwards")] = None
-    seed: int = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, ...")] = "auto"
+    seed: Annotated[int, Field(description="seed of everything random")] = 0
+    device: Annotated[str, Field(description="where it runs: auto (a GPU if there is one), cpu, cuda, or cuda:1")] = (
+        "auto"
+    )
 
 
 def read_yaml(path: str | Path, error: type[GhostifyError], what: str) -> Any:
@@ -316,6 +346,18 @@ def make_settings(model: type[_Model], settings: _Model | None, changes: Mapping
         return settings
     base = settings.model_dump(exclude_unset=True) if settings is not None else {}
     return validated(model, {**base, **changes}, "Settings")
+
+
+def meaning(key: str) -> tuple[str, Any]:
+    """What a setting (``ghost.s``) means, as a sentence, and its default."""
+    model: type[BaseModel] = Recipe
+    *groups, name = key.split(".")
+    for group in groups:
+        model = next(_models_in(model.model_fields[group].annotation))
+    setting = model.model_fields[name]
+    about = setting.description or name.replace("_", " ")
+    default = None if setting.is_required() else setting.default
+    return f"{about[0].upper()}{about[1:]}.", default
 
 
 def known_keys(model: type[BaseModel]) -> Iterator[str]:

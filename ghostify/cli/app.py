@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-import yaml
 
-from ghostify.cli import show
+from ghostify.cli import options, show
+from ghostify.cli.runs import RunInterrupted, resumable, run_folder, run_name
 from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
 from ghostify.recipe import Recipe, find_recipe, make_recipe, read_yaml, shipped_recipes
 
@@ -22,104 +20,36 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ghostify",
-    help="Rewrite any CNN with C-Ghost modules and G-Ghost stages, keeping its trained weights.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipes_app = typer.Typer(help="The recipes that come with ghostify.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        help="torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function, or a run folder.",
-        show_default=False,
-    ),
-]
-Weights = Annotated[str | None, typer.Option(help="Checkpoint file, or DEFAULT for the source's pretrained weights.")]
-Input = Annotated[str | None, typer.Option("--input", help="Shape of one input, as in 3,224,224.")]
-DataSource = Annotated[
-    str | None, typer.Option("--data", help="digits, folder:PATH, cifar10:PATH, fake, or package.module:function.")
-]
-RecipeFile = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe file, or the name of one of ours.")]
-RecipeName = Annotated[str, typer.Argument(help="Recipe file, or the name of one of ours.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any setting: finetune.lr=0.01, or of layers: 'layer4.*.s=4'. Repeatable."),
-]
-MethodName = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        help="c-ghost: convolutions (the default); g-ghost: stages; both; auto: by device; without ghosts, width: "
-        "every layer narrower, thin: blocks narrower inside.",
-    ),
-]
-GhostShare = Annotated[float | None, typer.Option("--ratio", help="Ghost ratio λ of a stage, between 0 and 1.")]
-PresetName = Annotated[
-    str | None, typer.Option("--preset", help="Form of a G-Ghost stage: default, literal, cifar, imagenet, regnet.")
-]
-Width = Annotated[float | None, typer.Option("--width", help="Share of channels kept by --method width and thin.")]
-S = Annotated[int | None, typer.Option("--s", help="Ratio s: every s output maps come from one intrinsic map.")]
-D = Annotated[int | None, typer.Option("--d", help="Kernel size d of the cheap operation, odd.")]
-PointwiseForm = Annotated[
-    str | None,
-    typer.Option(
-        "--pointwise",
-        metavar="none|auto|full|RANK",
-        help="1x1 convolution over all intrinsic maps, added to the ghosts: none, as in the papers; auto: where it is "
-        "cheap; full; or a rank.",
-    ),
-]
-Include = Annotated[list[str] | None, typer.Option(help="Glob of layers to consider. Repeatable.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Glob of layers to leave alone. Repeatable.")]
-Also = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Take what is left alone by default: stem, classifier, pooled, depthwise, channels-last (linear layers on "
-        "maps). Repeatable."
-    ),
-]
-MinSaving = Annotated[
-    float | None, typer.Option(help="Least MACs saved per element moved; 0 ghosts even what gets slower.")
-]
-FitHow = Annotated[
-    str | None,
-    typer.Option(
-        "--fit",
-        help="How the weights are carried over: data (fitted to training images; the default with --data), weights "
-        "(to noise), polish (data, then by gradient), none.",
-    ),
-]
-Calibration = Annotated[int | None, typer.Option("--calibration", help="Training images the fit looks at.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-BatchSize = Annotated[int | None, typer.Option(help="Images per batch.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate of fine-tuning.")]
-Distill = Annotated[float | None, typer.Option(help="Weight (0 to 1) of the original network's soft labels.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; numbered when it is taken.")]
-Resume = Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")]
+
+@app.callback()
+def ghostify(version: options.Version = False) -> None:
+    """Rewrite any CNN with C-Ghost modules and G-Ghost stages, keeping its trained weights."""
 
 
 @app.command()
 def scan(
-    model: Model = None,
-    weights: Weights = None,
-    input: Input = None,
-    recipe: RecipeFile = None,
-    set: Set = None,
-    seed: Seed = None,
-    as_json: Json = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    input: options.Input = None,
+    recipe: options.RecipeFile = None,
+    set: options.Set = None,
+    seed: options.Seed = None,
+    as_json: options.Json = False,
 ) -> None:
     """List a network's convolutions and stages, and what each costs.
 
+    \b
+    Example:
     ghostify scan torchvision:resnet50
     """
-    settings = _recipe(recipe, set, model=model, weights=weights, input=input, seed=seed)
+    settings = options.recipe_of(recipe, set, model=model, weights=weights, input=input, seed=seed)
     from ghostify.experiment import prepare
     from ghostify.rewriting import survey
 
@@ -135,35 +65,29 @@ def scan(
 
 @app.command()
 def analyze(
-    model: Model = None,
-    weights: Weights = None,
-    input: Input = None,
-    data: DataSource = None,
-    images: Annotated[int | None, typer.Option("--images", help="Images to look at, without labels.")] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option("--layers", help="Glob of layers and stages to look at. Repeatable.")
-    ] = None,
-    kernel: Annotated[
-        int | None, typer.Option("--d", help="Size d of the filters that ghosts are made by, odd.")
-    ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option("--tolerance", help="Share of a layer's variance that may be lost.")
-    ] = None,
-    figures: Annotated[bool, typer.Option("--figures", help="Draw figures (PNG and SVG), too.")] = False,
-    recipe: RecipeFile = None,
-    set: Set = None,
-    seed: Seed = None,
-    device: Device = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the report; numbered when it is taken.")
-    ] = None,
-    as_json: Json = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    input: options.Input = None,
+    data: options.DataSource = None,
+    images: options.Images = None,
+    layers: options.Layers = None,
+    kernel: options.FilterSize = None,
+    tolerance: options.Tolerance = None,
+    recipe: options.RecipeFile = None,
+    set: options.Set = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    figures: options.Figures = False,
+    output: options.AnalysisOutput = None,
+    as_json: options.Json = False,
 ) -> None:
     """Say how redundant a network's feature maps are, and what s, d and λ that allows: a table, JSON, CSV, a page.
 
-    ghostify analyze torchvision:resnet50 --weights DEFAULT --data folder:imagenet
+    \b
+    Example:
+    ghostify analyze torchvision:resnet50 --weights DEFAULT --data folder:images
     """
-    settings = _recipe(recipe, set, **_given(locals()))
+    settings = options.recipe_of(recipe, set, **options.given(locals()))
     from ghostify.experiment import look
     from ghostify.reporting.analysis_files import write_analysis
     from ghostify.reporting.figures import require_figures
@@ -171,7 +95,7 @@ def analyze(
 
     if figures:
         require_figures()
-    folder = reserve(output or Path("analyses") / _run_name(settings))
+    folder = reserve(output or Path("analyses") / run_name(settings))
     try:
         found = look(settings, show.Watcher(quiet=as_json))
         write_analysis(folder, found.analysis, found.pictures, figures)
@@ -192,38 +116,38 @@ def analyze(
 
 @app.command()
 def plan(
-    model: Model = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")] = None,
-    from_analysis: Annotated[
-        Path | None, typer.Option("--from-analysis", help="Plan what `ghostify analyze` advised in this folder.")
-    ] = None,
-    weights: Weights = None,
-    input: Input = None,
-    method: MethodName = None,
-    s: S = None,
-    d: D = None,
-    pointwise: PointwiseForm = None,
-    ratio: GhostShare = None,
-    preset: PresetName = None,
-    width: Width = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    also: Also = None,
-    min_saving: MinSaving = None,
-    recipe: RecipeFile = None,
-    set: Set = None,
-    seed: Seed = None,
-    as_json: Json = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    input: options.Input = None,
+    from_analysis: options.FromAnalysis = None,
+    method: options.MethodName = None,
+    s: options.S = None,
+    d: options.D = None,
+    pointwise: options.PointwiseForm = None,
+    ratio: options.GhostShare = None,
+    preset: options.PresetName = None,
+    width: options.Width = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    also: options.Also = None,
+    min_saving: options.MinSaving = None,
+    recipe: options.RecipeFile = None,
+    set: options.Set = None,
+    seed: options.Seed = None,
+    output: options.PlanOutput = None,
+    as_json: options.Json = False,
 ) -> None:
     """Say what would become a ghost module, what would not, and why; write it down to be edited.
 
+    \b
+    Example:
     ghostify plan torchvision:resnet50 -o plan.yaml
     """
-    options = _given(locals())
-    settings = _recipe(recipe, set, **options)
+    asked = options.given(locals())
+    settings = options.recipe_of(recipe, set, **asked)
     if from_analysis:
-        decided = {name: options[name] for name in _GHOST_OPTIONS if name in options and name != "method"}
-        _refuse_together("--from-analysis", from_analysis, decided)
+        decided = {name: asked[name] for name in options.GHOST_OPTIONS if name in asked and name != "method"}
+        options.refuse_together("--from-analysis", from_analysis, decided)
         settings = _as_advised(settings, from_analysis)
     from ghostify.experiment import propose
 
@@ -239,108 +163,114 @@ def plan(
 
 @app.command()
 def compress(
-    model: Model = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan to carry out, from `ghostify plan -o`.")] = None,
-    weights: Weights = None,
-    input: Input = None,
-    data: DataSource = None,
-    method: MethodName = None,
-    s: S = None,
-    d: D = None,
-    pointwise: PointwiseForm = None,
-    ratio: GhostShare = None,
-    preset: PresetName = None,
-    width: Width = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    also: Also = None,
-    min_saving: MinSaving = None,
-    fit: FitHow = None,
-    calibration: Calibration = None,
-    epochs: Epochs = None,
-    lr: LearningRate = None,
-    distill: Distill = None,
-    batch_size: BatchSize = None,
-    recipe: RecipeFile = None,
-    set: Set = None,
-    seed: Seed = None,
-    device: Device = None,
-    output: Output = None,
-    resume: Resume = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it saves; write nothing.")] = False,
-    as_json: Json = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    input: options.Input = None,
+    data: options.DataSource = None,
+    batch_size: options.BatchSize = None,
+    plan: options.PlanFile = None,
+    method: options.MethodName = None,
+    s: options.S = None,
+    d: options.D = None,
+    pointwise: options.PointwiseForm = None,
+    ratio: options.GhostShare = None,
+    preset: options.PresetName = None,
+    width: options.Width = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    also: options.Also = None,
+    min_saving: options.MinSaving = None,
+    fit: options.FitHow = None,
+    calibration: options.Calibration = None,
+    epochs: options.EpochsIfAny = None,
+    lr: options.LearningRate = None,
+    distill: options.Distill = None,
+    recipe: options.RecipeFile = None,
+    set: options.Set = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    output: options.Output = None,
+    resume: options.Resume = None,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
 ) -> None:
     """Rewrite a network with ghost modules, fit them, measure it, fine-tune it if asked, and save it in a run folder.
 
-    ghostify compress torchvision:resnet50 --weights DEFAULT --data folder:imagenet --epochs 3 --distill 0.7
+    \b
+    Example:
+    ghostify compress torchvision:resnet50 --weights DEFAULT --data folder:images
     """
-    options = _given(locals())
-    _refuse_together("--plan", plan, {name: options[name] for name in _GHOST_OPTIONS if name in options})
-    _refuse_together("--resume", resume, {**options, "plan": plan, "recipe": recipe, "set": set, "output": output})
-    settings = _resumable(resume) if resume else _recipe(recipe, set, **options)
+    asked = options.given(locals())
+    options.refuse_together("--plan", plan, {name: asked[name] for name in options.GHOST_OPTIONS if name in asked})
+    options.refuse_together("--resume", resume, {**asked, "plan": plan, "recipe": recipe, "set": set, "output": output})
+    settings = resumable(resume) if resume else options.recipe_of(recipe, set, **asked)
     if dry_run:
         _dry_run(settings, plan, as_json)
         return
     from ghostify.experiment import compress as run
 
     given = _read_plan(plan, resume)
-    with _run_folder(settings, output, resume, given, "compress") as folder:
+    with run_folder(settings, output, resume, given, "compress") as folder:
         outcome = run(settings, folder, show.Watcher(quiet=as_json), given)
     _show_outcome(outcome, as_json)
 
 
 @app.command()
 def finetune(
-    model: Model = None,
-    weights: Weights = None,
-    input: Input = None,
-    data: DataSource = None,
-    epochs: Epochs = None,
-    lr: LearningRate = None,
-    distill: Distill = None,
-    batch_size: BatchSize = None,
-    recipe: RecipeFile = None,
-    set: Set = None,
-    seed: Seed = None,
-    device: Device = None,
-    output: Output = None,
-    resume: Resume = None,
-    as_json: Json = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    input: options.Input = None,
+    data: options.DataSource = None,
+    batch_size: options.BatchSize = None,
+    epochs: options.Epochs = None,
+    lr: options.LearningRate = None,
+    distill: options.Distill = None,
+    recipe: options.RecipeFile = None,
+    set: options.Set = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    output: options.Output = None,
+    resume: options.Resume = None,
+    as_json: options.Json = False,
 ) -> None:
     """Train a saved run further (or any network as it is), into a new run folder.
 
+    \b
+    Example:
     ghostify finetune runs/digits --data digits --epochs 5
     """
-    options = _given(locals())
-    _refuse_together("--resume", resume, {**options, "recipe": recipe, "set": set, "output": output})
-    settings = _resumable(resume) if resume else _recipe(recipe, set, **{"epochs": 1, **options})
+    asked = options.given(locals())
+    options.refuse_together("--resume", resume, {**asked, "recipe": recipe, "set": set, "output": output})
+    settings = resumable(resume) if resume else options.recipe_of(recipe, set, **{"epochs": 1, **asked})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
     from ghostify.experiment import train
 
-    with _run_folder(settings, output, resume, None, "finetune") as folder:
+    with run_folder(settings, output, resume, None, "finetune") as folder:
         outcome = train(settings, folder, show.Watcher(quiet=as_json))
     _show_outcome(outcome, as_json)
 
 
 @app.command(name="eval")
 def evaluate(
-    model: Model = None,
-    weights: Weights = None,
-    input: Input = None,
-    data: DataSource = None,
-    batch_size: BatchSize = None,
-    recipe: RecipeFile = None,
-    set: Set = None,
-    seed: Seed = None,
-    device: Device = None,
-    as_json: Json = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    input: options.Input = None,
+    data: options.DataSource = None,
+    batch_size: options.BatchSize = None,
+    recipe: options.RecipeFile = None,
+    set: options.Set = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
 ) -> None:
     """Measure a network's accuracy on test images.
 
+    \b
+    Example:
     ghostify eval runs/digits --data digits
     """
-    settings = _recipe(recipe, set, **_given(locals()))
+    settings = options.recipe_of(recipe, set, **options.given(locals()))
     from ghostify.experiment import measure_accuracy
 
     accuracy = measure_accuracy(settings, show.Watcher(quiet=as_json))
@@ -352,12 +282,14 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
-    layers: Annotated[bool, typer.Option("--layers", help="Stage by stage and layer by layer, too.")] = False,
-    as_json: Json = False,
+    run: options.RunFolder,
+    layers: options.Detailed = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show the report of a run again: theory beside counts beside measurements.
 
+    \b
+    Example:
     ghostify report runs/digits --layers
     """
     from ghostify.saving import read_report
@@ -372,7 +304,7 @@ def report(
 
 
 @app.command()
-def env(as_json: Json = False) -> None:
+def env(as_json: options.Json = False) -> None:
     """Show the versions and the hardware that results depend on."""
     from ghostify.saving import describe_environment
 
@@ -385,7 +317,7 @@ def env(as_json: Json = False) -> None:
 
 
 @recipes_app.command("list")
-def list_recipes(as_json: Json = False) -> None:
+def list_recipes(as_json: options.Json = False) -> None:
     """Name the recipes that come with ghostify."""
     titles = {name: _title(path) for name, path in shipped_recipes().items()}
     if as_json:
@@ -397,7 +329,7 @@ def list_recipes(as_json: Json = False) -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: RecipeName, as_json: Json = False) -> None:
+def show_recipe(name: options.RecipeName, as_json: options.Json = False) -> None:
     """Print a recipe; as JSON, with every default filled in."""
     path = find_recipe(name)
     recipe = _validated_recipe(path)
@@ -408,7 +340,7 @@ def show_recipe(name: RecipeName, as_json: Json = False) -> None:
 
 
 @recipes_app.command("check")
-def check_recipe(name: RecipeName, as_json: Json = False) -> None:
+def check_recipe(name: options.RecipeName, as_json: options.Json = False) -> None:
     """Check a recipe's keys and values."""
     path = find_recipe(name)
     _validated_recipe(path)
@@ -433,105 +365,12 @@ def main() -> None:
         sys.exit(130)
 
 
-# -- options → recipe ------------------------------------------------------------------------------------------
-
-_KEYS = {
-    "model": "model.source",
-    "weights": "model.weights",
-    "input": "model.input",
-    "data": "data.source",
-    "batch_size": "data.batch_size",
-    "method": "ghost.method",
-    "ratio": "ghost.ratio",
-    "preset": "ghost.preset",
-    "width": "ghost.width",
-    "s": "ghost.s",
-    "d": "ghost.d",
-    "pointwise": "ghost.pointwise",
-    "include": "ghost.include",
-    "exclude": "ghost.exclude",
-    "also": "ghost.also",
-    "min_saving": "ghost.min_saving",
-    "fit": "fit.how",
-    "calibration": "fit.images",
-    "images": "analysis.images",
-    "layers": "analysis.layers",
-    "kernel": "analysis.d",
-    "tolerance": "analysis.tolerance",
-    "epochs": "finetune.epochs",
-    "lr": "finetune.lr",
-    "distill": "finetune.distill",
-    "seed": "seed",
-    "device": "device",
-}
-
-
-_GHOST_OPTIONS = (
-    "method",
-    "ratio",
-    "preset",
-    "width",
-    "s",
-    "d",
-    "pointwise",
-    "include",
-    "exclude",
-    "also",
-    "min_saving",
-)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's local variables, the options that are settings and were given."""
-    return {name: options[name] for name in _KEYS if options.get(name) not in (None, [])}
-
-
-def _recipe(name: str | None, assignments: list[str] | None, **options: Any) -> Recipe:
-    """The recipe a command line adds up to: a file's, then the options, then ``--set``."""
-    overrides = {_KEYS[option]: _option(option, value) for option, value in options.items() if value is not None}
-    overrides |= dict(_assignment(text) for text in assignments or [])
-    values = read_yaml(find_recipe(name), RecipeError, "Recipe") if name else {}
-    if not name and "model.source" not in overrides:
-        raise RecipeError("Which model? Give one, as in torchvision:resnet50, or a --recipe.")
-    if not isinstance(values, dict):
-        raise RecipeError(f"Recipe {name!r} must hold settings as 'key: value'.")
-    return make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
-
-
-def _refuse_together(option: str, value: Any, others: dict[str, Any]) -> None:
-    """Refuse options that ``option`` would silently overrule: a plan or an interrupted run has decided them."""
-    if value is None:
-        return
-    if clashing := [name for name, other in others.items() if other is not None]:
-        name = clashing[0] if clashing[0] == "model" else f"--{clashing[0].replace('_', '-')}"
-        raise RecipeError(f"{option} {str(value)!r} decides that already; leave out {name}.")
-
-
 def _as_advised(settings: Recipe, path: Path) -> Recipe:
     """The settings with what an analysis advises for the method asked for."""
     from ghostify.analysis import advised, read_analysis
 
     found = read_analysis(path)
     return settings.model_copy(update={"ghost": advised(found.layers, found.stages, settings.ghost.method)})
-
-
-def _option(name: str, value: Any) -> Any:
-    if name != "input":
-        return value
-    try:
-        return [int(size) for size in str(value).replace("x", ",").split(",")]
-    except ValueError:
-        raise RecipeError(f"--input {value!r} is not a shape; give it as in 3,224,224.") from None
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {text!r} is not KEY=VALUE.")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {text!r}: the value is not valid YAML.") from None
 
 
 def _validated_recipe(path: Path) -> Recipe:
@@ -542,45 +381,6 @@ def _title(path: Path) -> str:
     """The first comment line of a recipe after the one with its command."""
     lines = [line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
     return next((line for line in lines[1:] if line), "")
-
-
-# -- run folders -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _run_folder(
-    settings: Recipe, output: Path | None, resume: Path | None, given: Plan | None, verb: str
-) -> Iterator[Path]:
-    """A folder for the run: what was asked for is put down first; an empty folder is not left behind."""
-    from ghostify.saving import discard, note_request, reserve
-
-    folder = resume or reserve(output or Path("runs") / _run_name(settings))
-    try:
-        if not resume:
-            note_request(folder, settings, given)
-        yield folder
-    except KeyboardInterrupt:
-        discard(folder)
-        how = f" Go on with: ghostify {verb} --resume {folder}" if folder.exists() else ""
-        raise RunInterrupted(f"Interrupted.{how}") from None
-    except BaseException:
-        discard(folder)
-        raise
-
-
-class RunInterrupted(Exception):
-    """Ctrl-C in a run, and how to go on."""
-
-
-def _run_name(settings: Recipe) -> str:
-    name = settings.name or Path(settings.model.source.rpartition(":")[2]).name
-    return "".join(char if char.isalnum() or char in "-_." else "-" for char in name) or "run"
-
-
-def _resumable(folder: Path) -> Recipe:
-    from ghostify.saving import resumable
-
-    return resumable(folder)
 
 
 def _read_plan(path: Path | None, resume: Path | None) -> Plan | None:

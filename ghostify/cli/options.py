@@ -1,0 +1,195 @@
+"""The command line's options.  One that is a setting takes its help and default from ``recipe.py``.
+
+An option is a name (``--min-saving``) and the key of the setting it stands for (``ghost.min_saving``); what a verb was
+given becomes a recipe by those keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from ghostify import __version__
+from ghostify.errors import RecipeError
+from ghostify.recipe import Recipe, find_recipe, make_recipe, meaning, read_yaml
+
+KEYS: dict[str, str] = {}
+"""The setting that each option stands for, by the option's name in Python (``min_saving`` → ``ghost.min_saving``)."""
+
+SUBJECT = "Model and data"
+CHANGES = "What changes"
+FITTING = "Fitting the weights"
+TRAINING = "Fine-tuning"
+OUTPUT = "Output"
+MORE = "Every other setting, and where it runs"
+
+
+def _setting(
+    name: str, key: str, panel: str, *, flag: str = "", metavar: str | None = None, default: str | None = None
+) -> Any:
+    """The option that stands for the setting ``key``; ``default`` is for where a verb's own is not the setting's."""
+    KEYS[name] = key
+    about, usual = meaning(key)
+    shown = _as_typed(usual) if default is None else default
+    flag = flag or f"--{name.replace('_', '-')}"
+    if shown:
+        about = f"{about.removesuffix('.')} (default: {shown})."
+    if isinstance(usual, tuple):
+        about = f"{about} Repeatable."
+    return typer.Option(flag, help=about, show_default=False, metavar=metavar, rich_help_panel=panel)
+
+
+def _as_typed(default: Any) -> str:
+    """A default as it would be typed; nothing for one that says "none given"."""
+    if default is None or default == ():
+        return ""
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _other(*flags: str, panel: str, help: str, **more: Any) -> Any:
+    """An option that stands for no single setting."""
+    return typer.Option(*flags, help=help, show_default=False, rich_help_panel=panel, **more)
+
+
+KEYS["model"] = "model.source"
+Model = Annotated[str | None, typer.Argument(help=meaning("model.source")[0], show_default=False, metavar="MODEL")]
+Weights = Annotated[str | None, _setting("weights", "model.weights", SUBJECT, metavar="FILE|DEFAULT")]
+Input = Annotated[str | None, _setting("input", "model.input", SUBJECT, metavar="C,H,W")]
+DataSource = Annotated[str | None, _setting("data", "data.source", SUBJECT, metavar="SOURCE")]
+BatchSize = Annotated[int | None, _setting("batch_size", "data.batch_size", SUBJECT)]
+
+MethodName = Annotated[str | None, _setting("method", "ghost.method", CHANGES, metavar="METHOD")]
+S = Annotated[int | None, _setting("s", "ghost.s", CHANGES)]
+D = Annotated[int | None, _setting("d", "ghost.d", CHANGES)]
+PointwiseForm = Annotated[str | None, _setting("pointwise", "ghost.pointwise", CHANGES, metavar="FORM")]
+GhostShare = Annotated[float | None, _setting("ratio", "ghost.ratio", CHANGES)]
+PresetName = Annotated[str | None, _setting("preset", "ghost.preset", CHANGES, metavar="PRESET")]
+Width = Annotated[float | None, _setting("width", "ghost.width", CHANGES)]
+Include = Annotated[list[str] | None, _setting("include", "ghost.include", CHANGES, metavar="PATTERN")]
+Exclude = Annotated[list[str] | None, _setting("exclude", "ghost.exclude", CHANGES, metavar="PATTERN")]
+Also = Annotated[list[str] | None, _setting("also", "ghost.also", CHANGES, metavar="ROLE")]
+MinSaving = Annotated[float | None, _setting("min_saving", "ghost.min_saving", CHANGES)]
+PlanFile = Annotated[
+    Path | None, _other("--plan", panel=CHANGES, help="A plan to carry out, written by `ghostify plan -o`.")
+]
+FromAnalysis = Annotated[
+    Path | None,
+    _other("--from-analysis", panel=CHANGES, help="Plan what `ghostify analyze` advised in this folder."),
+]
+
+FitHow = Annotated[str | None, _setting("fit", "fit.how", FITTING, metavar="HOW")]
+Calibration = Annotated[int | None, _setting("calibration", "fit.images", FITTING)]
+
+Epochs = Annotated[int | None, _setting("epochs", "finetune.epochs", TRAINING)]
+EpochsIfAny = Annotated[int | None, _setting("epochs", "finetune.epochs", TRAINING, default="0")]
+LearningRate = Annotated[float | None, _setting("lr", "finetune.lr", TRAINING)]
+Distill = Annotated[float | None, _setting("distill", "finetune.distill", TRAINING)]
+
+Images = Annotated[int | None, _setting("images", "analysis.images", SUBJECT)]
+Layers = Annotated[list[str] | None, _setting("layers", "analysis.layers", CHANGES, metavar="PATTERN")]
+FilterSize = Annotated[int | None, _setting("kernel", "analysis.d", CHANGES, flag="--d")]
+Tolerance = Annotated[float | None, _setting("tolerance", "analysis.tolerance", CHANGES)]
+
+RecipeFile = Annotated[
+    str | None,
+    _other("--recipe", "-r", panel=MORE, help="A recipe file, or the name of one of ours: `ghostify recipes list`."),
+]
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one of ours: `ghostify recipes list`.")]
+Set = Annotated[
+    list[str] | None,
+    _other(
+        "--set",
+        panel=MORE,
+        metavar="KEY=VALUE",
+        help="Any setting, as in finetune.lr=0.01, or one of some layers, as in 'layer4.*.s=4'. Repeatable.",
+    ),
+]
+Seed = Annotated[int | None, _setting("seed", "seed", MORE)]
+Device = Annotated[str | None, _setting("device", "device", MORE)]
+
+Output = Annotated[
+    Path | None,
+    _other("--output", "-o", panel=OUTPUT, help="The run folder; the default is runs/NAME. It is numbered when taken."),
+]
+PlanOutput = Annotated[Path | None, _other("--output", "-o", panel=OUTPUT, help="Write the plan to this file.")]
+AnalysisOutput = Annotated[
+    Path | None,
+    _other(
+        "--output",
+        "-o",
+        panel=OUTPUT,
+        help="The report's folder; the default is analyses/NAME. It is numbered when taken.",
+    ),
+]
+Resume = Annotated[Path | None, _other("--resume", panel=OUTPUT, help="Go on with an interrupted run folder.")]
+DryRun = Annotated[bool, _other("--dry-run", panel=OUTPUT, help="Show the plan and what it saves, and write nothing.")]
+Figures = Annotated[bool, _other("--figures", panel=OUTPUT, help="Draw figures (PNG and SVG), too.")]
+Detailed = Annotated[bool, _other("--layers", panel=OUTPUT, help="Show every stage and layer, too.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+Json = Annotated[bool, _other("--json", panel=OUTPUT, help="Print JSON on stdout, and nothing else there.")]
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ghostify {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True),
+]
+
+GHOST_OPTIONS = tuple(name for name, key in KEYS.items() if key.startswith("ghost."))
+"""The options that decide a plan."""
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a verb's local variables, the options that are settings and were given."""
+    return {name: options[name] for name in KEYS if options.get(name) not in (None, [])}
+
+
+def recipe_of(name: str | None, assignments: list[str] | None, **options: Any) -> Recipe:
+    """The recipe a command line adds up to: a file's, then the options, then ``--set``.  Raises ``RecipeError``."""
+    overrides = {KEYS[option]: _value(option, value) for option, value in options.items() if value is not None}
+    overrides |= dict(_assignment(text) for text in assignments or [])
+    values = read_yaml(find_recipe(name), RecipeError, "Recipe") if name else {}
+    if not name and "model.source" not in overrides:
+        raise RecipeError("Which model? Give one, as in torchvision:resnet50, or a --recipe.")
+    if not isinstance(values, dict):
+        raise RecipeError(f"Recipe {name!r} must hold settings as 'key: value'.")
+    return make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
+
+
+def refuse_together(option: str, value: Any, others: Mapping[str, Any]) -> None:
+    """Refuse options that ``option`` would silently overrule: a plan or an interrupted run has decided them."""
+    if value is None:
+        return
+    if clashing := [name for name, other in others.items() if other is not None]:
+        name = clashing[0] if clashing[0] == "model" else f"--{clashing[0].replace('_', '-')}"
+        raise RecipeError(f"{option} {str(value)!r} decides that already; leave out {name}.")
+
+
+def _value(name: str, value: Any) -> Any:
+    if name != "input":
+        return value
+    try:
+        return [int(size) for size in str(value).replace("x", ",").split(",")]
+    except ValueError:
+        raise RecipeError(f"--input {value!r} is not a shape; give it as in 3,224,224.") from None
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {text!r} is not KEY=VALUE.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {text!r}: the value is not valid YAML.") from None
