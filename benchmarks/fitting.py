@@ -541,7 +541,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parsed()
     torch.set_num_threads(options.threads)
-    data = load_data(DataSettings(source=f"folder:{options.data}", augment=False, limit=options.limit))
+    data = load_data(DataSettings(source=f"folder:{options.data}", augment=False, limit=options.limit, hold_out=0))
     folder, results = Path(os.environ["GHOSTIFY_DATA_DIR"]), Results(options.json)
     subjects = [Subject.load(name, folder, data, options.reference) for name in options.networks]
     if options.ablation:

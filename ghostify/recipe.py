@@ -184,6 +184,15 @@ class DataSettings(Settings):
         True
     )
     limit: Annotated[int | None, Field(ge=1, description="use only this many images of each split")] = None
+    hold_out: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="share of the training images held out to choose the best epoch by; 0 for none; by default "
+            "the images of val/ do that where there is a test/ besides, else a tenth is held out (at most 5,000)",
+        ),
+    ] = None
 
 
 class TrainSettings(Settings):

@@ -23,6 +23,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from ghostify.errors import DataError
 from ghostify.recipe import DataSettings
 from ghostify.sources import Data, load_data
+from ghostify.sources.held_out import held_out
 from ghostify.sources.images import DRAWS, Jitter, _centre_box, _random_box
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -40,6 +41,12 @@ class Failing(Noisy):
         if i == 3: raise KeyError("three")
         return super().__getitem__(i)
 def pairs(): return Noisy(20), Noisy(6)
+class Many(Noisy):
+    def __init__(self, count, targets): self.count, self.targets = count, targets
+    def __getitem__(self, i): return super().__getitem__(i)[0], int(i % 4 == 0)
+def many(): return Many(200, [int(i % 4 == 0) for i in range(200)]), [(torch.ones(1, 4, 4), 0)] * 6
+def odd_labels(): return Many(200, ["cat"] * 200), Noisy(6)
+def with_val(): return {"train": Noisy(8), "val": Noisy(4), "test": Noisy(6)}
 def only_test(): return None, Noisy(6)
 def named(): return {"train": Noisy(8), "test": Noisy(4), "classes": ["cat", "dog"]}
 def lists(): return [(torch.zeros(1, 2, 2), 0)] * 5, [(torch.zeros(1, 2, 2), 2)] * 3
@@ -276,11 +283,12 @@ def test_digits_are_the_real_ones_split_for_good() -> None:
     from sklearn.datasets import load_digits
 
     loaded = data("digits", (1, 8, 8))
-    assert loaded.train is not None and (len(loaded.train), len(loaded.test)) == (1437, 360)
-    everything = [part.batch(range(len(part))) for part in (loaded.train, loaded.test)]
+    assert loaded.train is not None and loaded.held is not None
+    assert (len(loaded.train) + len(loaded.held), len(loaded.held), len(loaded.test)) == (1437, 143, 360)
+    everything = [part.batch(range(len(part))) for part in (loaded.train, loaded.test, loaded.held)]
     per_class = torch.bincount(everything[1][1])
     assert per_class.min() >= 34 and per_class.max() <= 37
-    train = everything[0][0]
+    train = torch.cat([everything[0][0], everything[2][0]])
     assert abs(train.mean()) < 1e-4 and abs(train.std() - 1) < 1e-3
     scale = loaded.test.scale  # type: ignore[attr-defined]
     back = torch.cat([images for images, _ in everything]) * scale.std[0] + scale.mean[0]
@@ -294,7 +302,7 @@ def test_grey_becomes_three_equal_channels_of_the_wanted_size() -> None:
 
 
 def test_fake_images_are_called_synthetic_and_can_be_told_apart() -> None:
-    loaded = data("fake", (1, 12, 12), 4)
+    loaded = data("fake", (1, 12, 12), 4, hold_out=0)
     assert "synthetic" in loaded.description and len(loaded.classes) == 4
     assert loaded.train is not None and (len(loaded.train), len(loaded.test)) == (512, 128)
     images, labels = loaded.train.batch(range(512))
@@ -358,14 +366,132 @@ def test_without_train_a_folder_can_be_evaluated_only(small: Path) -> None:
     assert "no training images to calibrate with" in refusal(lambda: loaded.calibration(4))
 
 
-def test_val_is_preferred_and_hidden_entries_are_ignored(small: Path) -> None:
-    shutil.copytree(small / "test", small / "val")
+def test_hidden_entries_are_ignored(small: Path) -> None:
+    shutil.move(small / "test", small / "val")
     (small / "val/dog/00.jpg").unlink()
     (small / "val/.cache").mkdir()
     (small / "val/cat/._00.jpg").write_bytes(b"not an image")
     (small / "val/cat/notes.txt").write_text("not an image")
     loaded = data(f"folder:{small}")
     assert len(loaded.test) == 5 and "val/" in loaded.description
+
+
+# --- images to choose an epoch by
+
+
+def keys(images: Any) -> set[bytes]:
+    """Each image of a split as its bytes."""
+    return {images[index][0].numpy().tobytes() for index in range(len(images))}
+
+
+def test_what_is_held_out_is_neither_trained_on_nor_calibrated_with_nor_tested(here: Path) -> None:
+    for source in ("digits", "fake", "user_data:many"):
+        whole, loaded = data(source, hold_out=0), data(source)
+        assert whole.train and loaded.train and loaded.held and whole.held is None
+        assert len(loaded.train) + len(loaded.held) == len(whole.train), source
+        assert keys(loaded.train) | keys(loaded.held) == keys(whole.train), source
+        assert not keys(loaded.held) & (keys(loaded.train) | keys(loaded.test)), source
+        seen = {image.numpy().tobytes() for image in loaded.calibration(10_000)}
+        assert not seen & keys(loaded.held), source
+        assert loaded.chosen_by == f"{len(loaded.held)} images held out of train"
+
+
+def test_the_same_images_are_held_out_whatever_the_run(here: Path) -> None:
+    for source in ("digits", "user_data:many"):
+        once, again = data(source), data(source, augment=False, limit=100, batch_size=7, workers=1)
+        assert once.held and again.held and again.train
+        assert keys(again.held) <= keys(once.held) and len(again.held) == min(100, len(once.held)), source
+        assert not keys(again.train) & keys(once.held), source
+        assert same(*([x for x, _ in one.held_loader(8, workers) or ()] for one, workers in ((once, 0), (once, 1))))
+
+
+def test_held_out_images_are_not_varied(here: Path) -> None:
+    for source in ("digits", "fake", "user_data:many"):
+        loaded = data(source)
+        assert loaded.held
+        torch.manual_seed(1), random.seed(1), np.random.seed(1)
+        first = torch.cat([images for images, _ in loaded.held_loader(9) or ()])
+        torch.manual_seed(2), random.seed(2), np.random.seed(2)
+        assert torch.equal(first, torch.cat([images for images, _ in loaded.held_loader(32) or ()])), source
+        assert {image.numpy().tobytes() for image in first} == keys(loaded.held), source
+
+
+def test_each_class_gives_its_share() -> None:
+    labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 95 + [3] * 4 + [4])
+    found = torch.bincount(labels[held_out(1000, labels, None)], minlength=5).tolist()
+    assert sum(found) == 100
+    assert found[:3] == pytest.approx([70, 20, 9.5], abs=1)
+    assert found[3] <= 1 and found[4] == 0, "a class keeps an image to be trained on"
+    assert held_out(1000, labels, None) == held_out(1000, labels, None)
+    shuffled = torch.randperm(1000)
+    assert torch.bincount(labels[shuffled][held_out(1000, labels[shuffled], None)], minlength=5).tolist() == found
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "held"),
+    [
+        (1_280_000, None, 5_000),
+        (50_000, None, 5_000),
+        (1_437, None, 143),
+        (700, None, 100),
+        (200, None, 40),
+        (80, None, 16),
+        (79, None, 0),
+        (1, None, 0),
+        (50_000, 0.2, 10_000),
+        (20, 0.25, 5),
+        (3, 0.1, 0),
+    ],
+)
+def test_how_many_are_held_out(count: int, share: float | None, held: int) -> None:
+    assert len(held_out(count, None, share)) == held
+    assert len(held_out(count, torch.zeros(count, dtype=torch.long), share)) == held
+
+
+def test_classes_of_one_image_are_all_trained_on() -> None:
+    assert held_out(300, torch.arange(300), None) == []
+
+
+def test_too_few_images_say_so(small: Path) -> None:
+    loaded = data(f"folder:{small}")
+    assert loaded.held is None and loaded.held_loader(8) is None and loaded.chosen_by == ""
+    assert loaded.held_from == "18 training images are too few to hold any out"
+    assert data(f"folder:{small}", hold_out=0).held_from == "hold_out is 0"
+    assert len(data(f"folder:{small}", hold_out=0.3).held) == 5  # type: ignore[arg-type]
+
+
+def test_val_beside_test_chooses_and_test_is_quoted(small: Path) -> None:
+    shutil.copytree(small / "test", small / "val")
+    (small / "val/dog/00.jpg").unlink()
+    loaded = data(f"folder:{small}")
+    assert loaded.train and loaded.held and (len(loaded.train), len(loaded.held), len(loaded.test)) == (18, 5, 6)
+    assert loaded.chosen_by == "5 images of val" and "6 in test/" in loaded.description
+    assert data(f"folder:{small}", hold_out=0).held is None
+    assert len(data(f"folder:{small}", hold_out=0.5).held) == 9  # type: ignore[arg-type]
+    shutil.rmtree(small / "val/cat")
+    assert "class 'cat' is in train/ but not in val/." in refusal(lambda: data(f"folder:{small}"))
+
+
+def test_val_alone_is_quoted_and_chooses_nothing(tmp_path: Path) -> None:
+    loaded = data(f"folder:{write_tree(tmp_path, {'train': 50, 'val': 3}, (8, 8))}")
+    assert len(loaded.test) == 6 and loaded.chosen_by == "20 images held out of train"
+
+
+def test_a_test_folder_without_classes_beside_val_is_not_quoted(large: Path) -> None:
+    """ImageNet's, whose labels are kept secret."""
+    (large / "test").mkdir()
+    shutil.copy(large / "val/cat/00.jpg", large / "test/00.jpg")
+    loaded = data(f"folder:{large}")
+    assert "6 in val/" in loaded.description and len(loaded.test) == 6
+
+
+def test_a_users_function_may_give_val_and_tell_its_labels(here: Path) -> None:
+    loaded = data("user_data:with_val")
+    assert loaded.chosen_by == "4 images of val" and loaded.train is not None and len(loaded.train) == 8
+    labels = [label for _, label in data("user_data:many").held]  # type: ignore[union-attr]
+    assert (len(labels), sum(labels)) == (40, 10), "one in four is of class 1, as of all"
+    odd = data("user_data:odd_labels").held
+    assert odd is not None and odd.known_labels is None and len(odd) == 40
 
 
 @pytest.mark.parametrize(

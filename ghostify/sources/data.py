@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from ghostify.errors import DataError, did_you_mean
 from ghostify.recipe import DataSettings
+from ghostify.sources.held_out import held_out
 from ghostify.sources.images import (
     DRAWS,
     LARGE,
@@ -38,12 +39,16 @@ IMAGENET = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGENET_GREY = Scale((0.449,), (0.226,))  # the mean of the three
 _FORMS = "digits, folder:PATH, cifar10:PATH, fake, or package.module:function"
 _TREE = "train/CLASS/*.jpg and val/CLASS/*.jpg (or test/CLASS/*.jpg)"
+_KEYS = ("train", "val", "test", "classes")  # of what a data function may return
 _PICK = 20_200_315  # one fixed seed for the images used by a limit and for calibration
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images to train on (or none) and to test on, all normalised and of one ``shape`` (C, H, W)."""
+    """Images to train on (or none), to choose an epoch by (or none) and to test on.
+
+    All are normalised and of one ``shape`` (C, H, W), and no image is in two of the three.
+    """
 
     train: Images | None
     test: Images
@@ -51,6 +56,15 @@ class Data:
     shape: Shape
     name: str
     description: str
+    held: Images | None = None
+    """What epochs are compared by; never trained on, never calibrated with, and not what a report quotes."""
+    held_from: str = ""
+    """Where those come from, as in ``held out of train``; where there are none, why."""
+
+    @property
+    def chosen_by(self) -> str:
+        """What an epoch is chosen by, as in ``143 images held out of train``; empty where there is nothing."""
+        return f"{len(self.held):,} images {self.held_from}" if self.held is not None else ""
 
     def train_loader(
         self, batch_size: int, seed: int, epoch: int, workers: int = 0, *, rank: int = 0, world: int = 1
@@ -72,6 +86,12 @@ class Data:
     def test_loader(self, batch_size: int, workers: int = 0) -> Loader:
         """All test images in their order, as they are: (n, C, H, W), (n,)."""
         return Loader(self.test.quick, in_batches(range(len(self.test)), batch_size), workers)
+
+    def held_loader(self, batch_size: int, workers: int = 0) -> Loader | None:
+        """All images to choose an epoch by, not varied: (n, C, H, W), (n,); None where there are none."""
+        if self.held is None:
+            return None
+        return Loader(self.held.quick, in_batches(range(len(self.held)), batch_size), workers)
 
     def calibration(self, n: int) -> Tensor:
         """The same ``n`` training images every time, not varied: (n, C, H, W); all of them where there are fewer.
@@ -102,7 +122,7 @@ def load_data(settings: DataSettings, shape: Shape | None = None, classes: int |
     data = load(settings, shape, classes)
     if classes is not None and classes < len(data.classes):
         raise DataError(f"Data {data.name!r} has {len(data.classes)} classes, but the network only {classes} outputs.")
-    return _limited(data, settings.limit)
+    return _limited(_with_held_out(data, settings.hold_out), settings.limit)
 
 
 # --- sources: (settings, shape of the network's input, number of its outputs) -> Data
@@ -171,16 +191,16 @@ def _cifar10(settings: DataSettings, shape: Shape | None, classes: int | None) -
 def _folder(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
     root = Path(settings.source.partition(":")[2]).expanduser()
     splits = _splits(root)
-    test_name = next(name for name in splits if name != "train")
+    test_name = list(splits)[-1]
     names = list(splits[test_name])
-    if "train" in splits and names != list(splits["train"]):
-        raise DataError(_unequal_classes(root, test_name, splits))
+    _require_equal_classes(root, splits)
     shape = _checked(settings.source, shape or natural_shape(next(iter(next(iter(splits.values())).values()))[0]))
     test = _files(splits[test_name], shape)
     train = _for_training(_files(splits["train"], shape), settings.augment) if "train" in splits else None
+    held = _files(splits["val"], shape) if train and test_name == "test" and "val" in splits else None
     training = f"{len(train):,} to train" if train else "none to train"
     description = f"images of {len(names)} classes in {str(root)!r}, {training} and {len(test):,} in {test_name}/"
-    return Data(train, test, tuple(names), shape, settings.source, description)
+    return Data(train, test, tuple(names), shape, settings.source, description, held, "of val" if held else "")
 
 
 def _function(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
@@ -190,13 +210,15 @@ def _function(settings: DataSettings, shape: Shape | None, classes: int | None) 
         made = function()
     except Exception as problem:  # a user's function may fail in any way
         raise DataError(f"Data function {name!r} failed: {one_line(problem)}.") from None
-    train, test, named = _parts(made, name)
+    parts = _parts(made, name)
+    train, val, test, named = (parts.get(key) for key in _KEYS)
     shape = _agreed(tuple(read_pair(test, 0, None, name)[0].shape), shape, name)
-    images = [None if part is None else _pairs(part, shape, name) for part in (train, test)]
-    assert images[1] is not None
-    names = _class_names(named if named is not None else getattr(test, "classes", classes), images[1])
+    tests = _pairs(test, shape, name)
+    names = _class_names(named if named is not None else getattr(test, "classes", classes), tests)
     training = f"{len(train):,} to train" if train is not None else "none to train"
-    return Data(images[0], images[1], names, shape, name, f"images of {name}, {training} and {len(test):,} to test")
+    description = f"images of {name}, {training} and {len(tests):,} to test"
+    trains, held = (None if part is None else _pairs(part, shape, name) for part in (train, val))
+    return Data(trains, tests, names, shape, name, description, held, "of val" if held else "")
 
 
 def _near(source: str) -> str:
@@ -212,12 +234,37 @@ def _checked(name: str, shape: Shape) -> Shape:
     return shape
 
 
+def _with_held_out(data: Data, share: float | None) -> Data:
+    """The data with images to choose an epoch by, held out of those to train where no others do that."""
+    if data.train is None or (share is None and data.held is not None):
+        return data
+    if share == 0:
+        return replace(data, held=None, held_from="hold_out is 0")
+    train, count = data.train, len(data.train)
+    chosen = held_out(count, train.known_labels, share)
+    if not chosen:
+        return replace(data, held=None, held_from=f"{count:,} training images are too few to hold any out")
+    stays = torch.ones(count, dtype=torch.bool)
+    stays[chosen] = False
+    return replace(
+        data,
+        train=train.take(stays.nonzero().flatten().tolist()),
+        held=train.take(chosen),
+        held_from="held out of train",
+        description=f"{data.description}; {len(chosen):,} of those to train are held out",
+    )
+
+
 def _limited(data: Data, limit: int | None) -> Data:
+    """At most ``limit`` of each kind.  After images were held out: so those are the same for every limit."""
     if limit is None:
         return data
-    train, test = (part and part.take(shuffled(len(part), _PICK)[:limit]) for part in (data.train, data.test))
+    train, held, test = (
+        part and part.take(shuffled(len(part), _PICK)[:limit]) for part in (data.train, data.held, data.test)
+    )
     assert test is not None
-    return replace(data, train=train, test=test, description=f"{data.description}; at most {limit:,} of each used")
+    description = f"{data.description}; at most {limit:,} of each used"
+    return replace(data, train=train, held=held, test=test, description=description)
 
 
 def _shift(shape: Shape, augment: bool, flip: bool) -> Jitter:
@@ -236,15 +283,20 @@ def _splits(root: Path) -> dict[str, dict[str, list[str]]]:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"Data folder {str(root)!r} {what}; it must hold {_TREE}.{near_path(root)}")
-    test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-    if test is None:
+    names = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    if "val" in names and "test" in names and not _class_folders(root / "test"):
+        names.remove("test")  # as that of ImageNet, whose labels are kept secret
+    if names in ([], ["train"]):
         raise DataError(f"Data folder {str(root)!r} has no val/ and no test/; it must hold {_TREE}.")
-    names = ["train", test] if (root / "train").is_dir() else [test]
     return {name: _classes(root / name) for name in names}
 
 
+def _class_folders(split: Path) -> list[str]:
+    return sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _classes(split: Path) -> dict[str, list[str]]:
-    folders = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = _class_folders(split)
     if not folders:
         raise DataError(
             f"Data folder {str(split)!r} has no class folders; it must hold one folder of images per class."
@@ -265,12 +317,15 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _unequal_classes(root: Path, test_name: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
-    train, test = splits["train"], splits[test_name]
-    odd = sorted(train.keys() ^ test.keys())
-    here, there = ("train", test_name) if odd[0] in train else (test_name, "train")
-    more = f" (and {len(odd) - 1} more such)" if len(odd) > 1 else ""
-    return f"Data folder {str(root)!r}: class {odd[0]!r} is in {here}/ but not in {there}/{more}."
+def _require_equal_classes(root: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ``DataError`` unless every split has the classes of the first."""
+    first, *others = splits
+    for name in others:
+        odd = sorted(splits[first].keys() ^ splits[name].keys())
+        if odd:
+            here, there = (first, name) if odd[0] in splits[first] else (name, first)
+            more = f" (and {len(odd) - 1} more such)" if len(odd) > 1 else ""
+            raise DataError(f"Data folder {str(root)!r}: class {odd[0]!r} is in {here}/ but not in {there}/{more}.")
 
 
 def natural_shape(file: str) -> Shape:
@@ -293,24 +348,25 @@ def _for_training(images: FileImages, augment: bool) -> FileImages:
 # --- a user's function
 
 
-def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
-    """(train or None, test, classes or None) of what a data function returned."""
+def _parts(made: Any, name: str) -> Mapping[str, Any]:
+    """What a data function returned: its test images and, where there are any, those to train, val and classes."""
     if isinstance(made, Mapping):
-        if extra := [key for key in made if key not in ("train", "test", "classes")]:
-            hint = did_you_mean(str(extra[0]), ("train", "test", "classes"))
+        if extra := [key for key in made if key not in _KEYS]:
+            hint = did_you_mean(str(extra[0]), _KEYS)
             raise DataError(f"Data function {name!r} returned an unknown key {extra[0]!r}.{hint}")
-        train, test, classes = made.get("train"), made.get("test"), made.get("classes")
+        parts = made
     elif isinstance(made, tuple) and len(made) == 2:
-        (train, test), classes = made, None
+        parts = {"train": made[0], "test": made[1]}
     else:
         what = type(made).__name__
         raise DataError(
-            f"Data function {name!r} returned a {what}, not (train, test) or a dict of train, test, classes."
+            f"Data function {name!r} returned a {what}, not (train, test) or a dict of train, val, test, classes."
         )
-    for split, part in (("train", train), ("test", test)):
+    for split in ("train", "val", "test"):
+        part = parts.get(split)
         if not _is_dataset(part) and (split == "test" or part is not None):
             raise DataError(f"Data function {name!r}: {split} must be a dataset with a length and at least one item.")
-    return train, test, classes
+    return parts
 
 
 def _is_dataset(part: Any) -> bool:

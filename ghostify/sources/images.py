@@ -81,6 +81,11 @@ class Images(Dataset[tuple[Tensor, int]], ABC):
         """The same dataset with these images only."""
 
     @property
+    def known_labels(self) -> Tensor | None:
+        """The class of each image, (N,), where it is known without reading them all."""
+        return None
+
+    @property
     def quick(self) -> Images:
         """The same images, in the form that is quickest to read again and again."""
         return self
@@ -104,6 +109,10 @@ class ArrayImages(Images):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def known_labels(self) -> Tensor:
+        return self.labels
 
     def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
@@ -130,6 +139,10 @@ class FileImages(Images):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def known_labels(self) -> Tensor:
+        return self.labels
 
     def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows: list[list[float] | None] = [None] * len(indices)
@@ -172,7 +185,8 @@ class FileImages(Images):
 class PairImages(Images):
     """A user's own dataset of (tensor (C, H, W), int) pairs.
 
-    What it draws itself, from torch, numpy or random, is seeded per image in training.
+    What it draws itself, from torch, numpy or random, is seeded per image: in training by the epoch's draws, else by
+    the image's place, so that epochs are compared by the very same images.
     """
 
     pairs: Any
@@ -184,14 +198,27 @@ class PairImages(Images):
         return len(self.indices)
 
     def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        seeds = [None] * len(indices) if draws is None else (draws[:, 0].double() * 2**24).long().tolist()
-        items = [self._pair(self.indices[index], seed) for index, seed in zip(indices, seeds, strict=True)]
+        places = [self.indices[index] for index in indices]
+        seeds = places if draws is None else (draws[:, 0].double() * 2**24).long().tolist()
+        items = [self._pair(place, seed) for place, seed in zip(places, seeds, strict=True)]
         return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
 
     def take(self, indices: Sequence[int]) -> PairImages:
         return replace(self, indices=[self.indices[index] for index in indices])
 
-    def _pair(self, index: int, seed: int | None) -> tuple[Tensor, int]:
+    @property
+    def known_labels(self) -> Tensor | None:
+        """As torchvision's datasets tell them, by ``targets`` or ``labels``."""
+        told = getattr(self.pairs, "targets", getattr(self.pairs, "labels", None))
+        try:
+            labels = torch.as_tensor(told)
+        except (TypeError, ValueError, RuntimeError):  # it is a user's: it may be anything
+            return None
+        if labels.shape != (len(self.pairs),) or labels.is_floating_point():
+            return None
+        return labels[torch.as_tensor(self.indices)].long()
+
+    def _pair(self, index: int, seed: int) -> tuple[Tensor, int]:
         image, label = read_pair(self.pairs, index, seed, self.name)
         if tuple(image.shape) != self.shape:
             raise DataError(f"Data {self.name!r}: image {index} is {tuple(image.shape)}, not {self.shape}.")
