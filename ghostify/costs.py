@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
-from torch._ops import OpOverload, OpOverloadPacket
 
+from ghostify.running import CONVS, TRANSPOSED, op_name, weight_shape
 from ghostify.tracing import Traced
 
 
@@ -67,23 +67,6 @@ def count(traced: Traced) -> tuple[list[Op], Counter[str]]:
         elif kind not in _FREE:
             unknown[kind] += 1
     return ops, unknown
-
-
-def op_name(traced: Traced, node: fx.Node) -> str:
-    """The one name of an operation, however it was called: ``nn.ReLU``, ``F.relu``, ``x.relu_()`` and
-    ``aten.relu.default`` are ``relu``, and ``torch.convolution`` is what its arguments make it, such as ``conv2d``.
-    """
-    if node.op == "call_module":
-        kind = type(traced.leaf(node))
-        return next((_MODULE_OPS[base] for base in kind.__mro__ if base in _MODULE_OPS), kind.__name__)
-    name = node.target if isinstance(node.target, str) else _function_name(node.target)
-    name = name if name.startswith("__") else name.strip("_")
-    return _kind_of_convolution(node) if name == "convolution" else name
-
-
-def is_conv(kind: str) -> bool:
-    """Whether an operation of that name is a convolution (transposed ones included)."""
-    return kind in _CONVS or kind in _TRANSPOSED
 
 
 def own_params(module: nn.Module) -> int:
@@ -148,36 +131,16 @@ def stage_model(
     return sum(blocks) / (first + sum(map(mul, shares, later)) + full + (projection or 0.0) + new)
 
 
-# -- names -----------------------------------------------------------------------------------------------------
-
-_CONVS = ("conv1d", "conv2d", "conv3d")
-_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-
-
-def _function_name(function: Callable[..., Any]) -> str:
-    """An operator of ATen by its name without the overload; one of another library by its library, too."""
-    operator = function.overloadpacket if isinstance(function, OpOverload) else function
-    if isinstance(operator, OpOverloadPacket):
-        return str(operator).removeprefix("aten.")
-    return getattr(operator, "__name__", str(operator))
-
-
-def _kind_of_convolution(node: fx.Node) -> str:
-    """What ``torch.convolution`` and its like are: the weight says of how many dimensions, an argument the rest."""
-    transposed = node.args[6] if len(node.args) > 6 else node.kwargs["transposed"]
-    return (_TRANSPOSED if transposed else _CONVS)[len(_shape(node, 1, "weight")) - 3]
-
-
 # -- counting rules --------------------------------------------------------------------------------------------
 
 
 def _conv(traced: Traced, node: fx.Node) -> tuple[int, int]:
-    out, weight = math.prod(_out(node)), _weight_shape(traced, node)
+    out, weight = math.prod(_out(node)), weight_shape(traced, node)
     return out * math.prod(weight[1:]), out
 
 
 def _conv_transpose(traced: Traced, node: fx.Node) -> tuple[int, int]:
-    weight = _weight_shape(traced, node)
+    weight = weight_shape(traced, node)
     return math.prod(_shape(node, 0, "input")) * math.prod(weight[1:]), math.prod(_out(node))
 
 
@@ -233,12 +196,6 @@ def _recurrent(traced: Traced, node: fx.Node) -> tuple[int, int]:
     return math.prod(_shape(node, 0)[:-1]) * weights, 0
 
 
-def _weight_shape(traced: Traced, node: fx.Node) -> tuple[int, ...]:
-    if node.op == "call_module":
-        return tuple(traced.leaf(node).weight.shape)  # type: ignore[arg-type]
-    return _shape(node, 1, "weight")
-
-
 def _shape(node: fx.Node, index: int, name: str = "") -> tuple[int, ...]:
     argument = node.args[index] if len(node.args) > index else node.kwargs.get(name) or _nth(node, index)
     assert isinstance(argument, fx.Node)
@@ -254,8 +211,8 @@ def _out(node: fx.Node) -> tuple[int, ...]:
 
 
 _RULES: dict[str, Callable[[Traced, fx.Node], tuple[int, int]]] = {
-    **dict.fromkeys(_CONVS, _conv),
-    **dict.fromkeys(_TRANSPOSED, _conv_transpose),
+    **dict.fromkeys(CONVS, _conv),
+    **dict.fromkeys(TRANSPOSED, _conv_transpose),
     "linear": _linear,
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot", "__matmul__"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
@@ -264,19 +221,6 @@ _RULES: dict[str, Callable[[Traced, fx.Node], tuple[int, int]]] = {
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head_attention,
     **dict.fromkeys(("RNN", "LSTM", "GRU"), _recurrent),
-}
-
-_MODULE_OPS: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-    nn.ConvTranspose1d: "conv_transpose1d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.ConvTranspose3d: "conv_transpose3d",
-    nn.Linear: "linear",
-    nn.RNN: "RNN",
-    nn.LSTM: "LSTM",
-    nn.GRU: "GRU",
 }
 
 

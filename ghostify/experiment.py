@@ -29,11 +29,12 @@ from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.measuring import Accuracy, Comparison, evaluate
 from ghostify.measuring.accuracy import class_scores
-from ghostify.measuring.borrowing import evaluating, place_for
+from ghostify.measuring.borrowing import place_for
 from ghostify.planning import Plan
 from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
+from ghostify.running import evaluating
 from ghostify.saving import clear_checkpoints, is_run, load, load_original, read_run, save
 from ghostify.sources import Data, build_model, input_shape, load_data, load_sample, sample_shape
 from ghostify.tracing import Traced

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
 
 from ghostify.channels import Coupling, Unreadable, follow
-from ghostify.costs import Cost, Op, count, is_conv, op_name, own_params
+from ghostify.costs import Cost, Op, count, own_params
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts import CGhost
 from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowable, per_filter
 from ghostify.recipe import Role, Stream
+from ghostify.running import groups_of, is_conv, is_weighted, op_name, weight_node, weight_shape
 from ghostify.stages import Stage, find_stages, name_stage
 from ghostify.tables import Table, quantity
 from ghostify.tracing import Traced, trace
@@ -223,7 +224,7 @@ def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list
     """
     nodes = [node for node in traced.graph.nodes if node.op != "output"]
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
-    layers = [node for node in nodes if node.op == "call_module" and _is_weighted(op_name(traced, node))]
+    layers = [node for node in nodes if node.op == "call_module" and is_weighted(op_name(traced, node))]
     for glob in steady:
         if not any(fnmatchcase(str(node.target), glob) for node in layers):
             hint = did_you_mean(glob, [str(node.target) for node in layers])
@@ -274,7 +275,7 @@ def _calls(traced: Traced) -> dict[nn.Module | str, list[fx.Node]]:
     """The convolution and linear nodes of the graph, by the module that owns the weight (or by node, if none does)."""
     calls: dict[nn.Module | str, list[fx.Node]] = {}
     for node in traced.graph.nodes:
-        if node.op in ("call_module", "call_function") and _is_weighted(op_name(traced, node)):
+        if node.op in ("call_module", "call_function") and is_weighted(op_name(traced, node)):
             owner = _weight_owner(traced, node)
             calls.setdefault(owner if isinstance(owner, _WEIGHTED) else node.name, []).append(node)
     return calls
@@ -282,8 +283,8 @@ def _calls(traced: Traced) -> dict[nn.Module | str, list[fx.Node]]:
 
 def _weight_owner(traced: Traced, node: fx.Node) -> nn.Module | None:
     """The module a convolution's weight belongs to; for a weight made on the way, the module the call ran in."""
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    if node.op == "call_function" and isinstance(weight, fx.Node) and weight.meta.get("parameter"):
+    weight = weight_node(node) if node.op == "call_function" else None
+    if weight is not None and weight.meta.get("parameter"):
         return traced.part(str(weight.meta["parameter"]).rpartition(".")[0])
     return traced.part(node.target if node.op == "call_module" else node.meta["module"])  # type: ignore[arg-type]
 
@@ -334,8 +335,8 @@ def _module_site(
 
 
 def _functional_site(traced: Traced, node: fx.Node, costs: dict[str, Op], roles: dict[str, Role]) -> Site:
-    weight, out = node.args[1] if len(node.args) > 1 else node.kwargs["weight"], node.meta["shapes"][0]
-    n, per_group, *kernel = weight.meta["shapes"][0]  # type: ignore[union-attr]
+    out = node.meta["shapes"][0]
+    n, _, *kernel = weight_shape(traced, node)
     channels = _image(node).meta["shapes"][0][1]
     op = costs[node.name]
     return Site(
@@ -345,7 +346,7 @@ def _functional_site(traced: Traced, node: fx.Node, costs: dict[str, Op], roles:
         in_channels=channels,
         out_channels=n,
         kernel=tuple(kernel),
-        groups=max(1, channels // per_group),
+        groups=groups_of(traced, node),
         calls=1,
         positions=math.prod(out) // out[1],
         map=tuple(out[2:]),
@@ -355,10 +356,6 @@ def _functional_site(traced: Traced, node: fx.Node, costs: dict[str, Op], roles:
 
 
 # -- what a site is --------------------------------------------------------------------------------------------
-
-
-def _is_weighted(kind: str) -> bool:
-    return is_conv(kind) or kind == "linear"
 
 
 def _is_linear_site(module: nn.Module, nodes: list[fx.Node], maps: set[fx.Node]) -> bool:
@@ -513,7 +510,7 @@ def _roles(traced: Traced) -> dict[str, Role]:
     pooled = _pooled(traced)
     roles: dict[str, Role] = {}
     for node in traced.graph.nodes:
-        if node.op not in ("call_module", "call_function") or not _is_weighted(op_name(traced, node)):
+        if node.op not in ("call_module", "call_function") or not is_weighted(op_name(traced, node)):
             continue
         if not any(source in fed for source in node.all_input_nodes):
             roles[node.name] = "stem"
@@ -530,7 +527,7 @@ def _downstream_of_weights(traced: Traced) -> set[fx.Node]:
     for node in traced.graph.nodes:
         if traced.from_outside(node):
             fed.add(node)  # what it was made of is unknown, but the input itself it is not
-        weighted = node.op in ("call_module", "call_function") and _is_weighted(op_name(traced, node))
+        weighted = node.op in ("call_module", "call_function") and is_weighted(op_name(traced, node))
         if weighted or any(source in fed for source in node.all_input_nodes):
             fed.add(node)
     return fed

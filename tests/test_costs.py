@@ -21,12 +21,11 @@ from ghostify.costs import (
     approximate_ratio,
     compression_ratio,
     count,
-    is_conv,
-    op_name,
     own_params,
     speedup_ratio,
 )
 from ghostify.rules import CGhostSwap, c_ghost
+from ghostify.running import is_conv, op_name
 from ghostify.scanning import Scan, Site
 
 

@@ -22,13 +22,13 @@ from ghostify import Ghosted, GhostSettings, convert, load, plan, read_plan, rew
 from ghostify.channels import follow, silenced
 from ghostify.channels.operations import SUMS
 from ghostify.cli import main
-from ghostify.costs import op_name
 from ghostify.errors import PlanError, RewriteError
 from ghostify.networks import resnet8, resnet20
 from ghostify.planning import check, scan_for
 from ghostify.reporting import compare
 from ghostify.rules import WidthSwap
 from ghostify.rules.base import thinner
+from ghostify.running import op_name
 from ghostify.scanning import network_nodes
 from ghostify.tracing import Traced
 

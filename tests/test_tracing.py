@@ -20,7 +20,8 @@ from zoo import ZOO, Net, conv_bn, head, run
 from ghostify import convert, trace
 from ghostify.errors import TraceError
 from ghostify.ghosts import CGhost
-from ghostify.tracing import Traced, call_arguments, is_leaf, qualified_names, recordable, within_regions
+from ghostify.running import within_regions
+from ghostify.tracing import Traced, call_arguments, is_leaf, qualified_names, recordable
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

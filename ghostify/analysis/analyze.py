@@ -26,10 +26,10 @@ from ghostify.errors import DataError, FitError, PlanError, did_you_mean
 from ghostify.fitting.fit import HELD
 from ghostify.fitting.pairs import pair_positions
 from ghostify.fitting.walking import Walk, batched
-from ghostify.measuring.borrowing import evaluating
 from ghostify.names import prefixes
 from ghostify.planning import plan
 from ghostify.recipe import AnalysisSettings, make_settings
+from ghostify.running import evaluating
 from ghostify.scanning import Scan, Site, scan
 from ghostify.stages import Stage
 from ghostify.tracing import Traced, trace

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ghostify.analysis.result import MapPair
-from ghostify.measuring.borrowing import evaluating
+from ghostify.running import evaluating
 
 Grey = NDArray[np.uint8]
 

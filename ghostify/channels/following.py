@@ -33,7 +33,7 @@ from ghostify.channels.operations import (
     WEIGHT_AT,
 )
 from ghostify.channels.resolving import NONE, Channels, Read, Resolved, Ties, Unreadable, Use
-from ghostify.costs import is_conv, op_name
+from ghostify.running import groups_of, is_conv, is_transposed, op_name, run_node, weight_node, weight_shape
 from ghostify.tracing import Traced
 
 
@@ -61,7 +61,8 @@ class _Follower:
         self.traced = traced
         self.entry = entry
         self.sums = sums
-        self.added: list[np.ndarray] = []
+        self.stays: list[np.ndarray] = []
+        """Channels that are kept, for they are added to others or held where nothing can cut them."""
         self.constants: set[fx.Node] = set()
         self.count = 0
         self.ids: dict[fx.Node, Any] = {}
@@ -92,7 +93,7 @@ class _Follower:
                 self.block_entry = nodes[-1]
                 ends.append(self._vector(nodes[-1], nodes[-1], 1))
         kept = [np.unique(self._ids(node, node).numpy()) for node in fixed]
-        kept += self.added
+        kept += self.stays
         resolved = Resolved(
             Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, fixed=kept)
         )
@@ -171,16 +172,9 @@ class _Follower:
 
     def _filters(self, node: fx.Node, name: str) -> tuple[tuple[int, ...], int, bool]:
         """(weight shape, groups, transposed) of a convolution."""
-        transposed = "transpose" in name
-        if node.op == "call_module":
-            module = self.traced.leaf(node)
-            return tuple(module.weight.shape), module.groups, transposed  # type: ignore[arg-type,return-value]
-        weight = _argument(node, 1, "weight")
-        if not isinstance(weight, fx.Node):
+        if node.op != "call_module" and weight_node(node) is None:
             raise self._stop(node, "has no weight that can be followed")
-        shape = _shape(weight)
-        channels = _shape(node.all_input_nodes[0])[1]
-        return shape, (channels // shape[0] if transposed else channels // shape[1]), transposed
+        return weight_shape(self.traced, node), groups_of(self.traced, node), is_transposed(name)
 
     def _conv(self, node: fx.Node, name: str) -> Tensor:
         shape, groups, transposed = self._filters(node, name)
@@ -310,7 +304,7 @@ class _Follower:
             operand, known = self._operand(other, node), len(self.ties)
             result = self._tied(result, operand)
             if self.sums and name in SUMS and not self._is_constant(first) and not self._is_constant(other):
-                self.added += [side for pair in self.ties[known:] for side in pair]
+                self.stays += [side for pair in self.ties[known:] for side in pair]
         return result.expand(_shape(node)) if result.shape != _shape(node) else result
 
     def _is_constant(self, node: fx.Node) -> bool:
@@ -327,6 +321,8 @@ class _Follower:
             raise self._stop(node, f"uses {source.target!r}, which has several long dimensions")
         name = self._first_name(str(source.target))
         channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
+        if name in self.traced.constants:
+            self.stays.append(channels)  # the code holds it in a list or the like, where nothing can cut it
         if name not in self.counted:
             self.counted.add(name)
             self.reads.append(Read(self.block, channels, params=bool(source.meta.get("parameter"))))
@@ -449,16 +445,12 @@ class _Follower:
     def _moved(self, node: fx.Node, name: str) -> Any:
         args: Any = fx.node.map_arg(node.args, lambda source: self._moving(source, node))
         kwargs: Any = fx.node.map_arg(node.kwargs, lambda source: self._moving(source, node))
-        if node.op == "call_module":
-            result = self.traced.leaf(node)(*args, **kwargs)
-        elif node.op == "call_method":
-            method = "reshape" if name == "view" else str(node.target)  # numbers that are spread have no view
-            result = getattr(args[0], method)(*args[1:], **kwargs)
+        if name == "view":
+            result = args[0].reshape(*args[1:], **kwargs)  # numbers that are spread have no view
         elif name == "channel_shuffle":
             result = _shuffled(args[0], args[1] if len(args) > 1 else kwargs["groups"])
         else:
-            function: Any = node.target
-            result = function(*args, **kwargs)
+            result = run_node(self.traced, node, args, kwargs)
         if name in CUTS or node.target is operator.getitem:
             self._mark(node, result)
         return [_compact(one) for one in result] if isinstance(result, (tuple, list)) else _compact(result)

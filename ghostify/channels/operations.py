@@ -1,4 +1,4 @@
-"""Operations by what they do to channels, under the names of ``costs.op_name``."""
+"""Operations by what they do to channels, under the names of ``running.op_name``."""
 
 from __future__ import annotations
 

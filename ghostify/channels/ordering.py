@@ -18,9 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from ghostify.channels.resolving import NONE, Channels, Unreadable
 from ghostify.channels.thinning import _sliced
+from ghostify.running import REORDERED, agree, quiet, seed
 
-_TOLERANCE = 1e-4
-"""The copy must agree with the network to this, relative to the output's largest magnitude."""
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -142,21 +141,14 @@ class Ordering:
         if any(tensor.is_meta for tensor in (*self._held.values(), *inputs)):
             return
         wanted, found = self._outputs(traced.module), self._outputs(result)
-        if len(wanted) != len(found) or not all(map(_agree, wanted, found)):
+        if len(wanted) != len(found) or not all(agree(*pair, REORDERED) for pair in zip(wanted, found, strict=True)):
             raise Unreadable(f"{type(traced.module).__name__} does something else with its channels in another order")
 
     def _outputs(self, module: nn.Module) -> list[Tensor]:
         """What a copy of ``module`` gives on the example in evaluation."""
         args, kwargs = copy.deepcopy((self.channels.traced.args, self.channels.traced.kwargs))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            given = copy.deepcopy(module).eval()(*args, **kwargs)
+        twin = copy.deepcopy(module)
+        with quiet(twin):
+            seed()
+            given = twin(*args, **kwargs)
         return [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
-
-
-def _agree(wanted: Tensor, found: Tensor) -> bool:
-    if wanted.shape != found.shape or not wanted.numel():
-        return wanted.shape == found.shape
-    tolerance = _TOLERANCE if wanted.dtype in (torch.float32, torch.float64) else 0.1
-    a, b = wanted.double(), found.double()
-    return bool((a - b).abs().max() <= tolerance * a.abs().max())

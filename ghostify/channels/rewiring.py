@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from ghostify.channels.following import constant_along, from_parameters
 from ghostify.channels.operations import CUTS, MOVES
 from ghostify.channels.resolving import Channels
-from ghostify.channels.thinning import _tensor, sliced, thinned
-from ghostify.costs import is_conv, op_name
+from ghostify.channels.thinning import sliced, thinned
 from ghostify.names import common, parent_of, within
+from ghostify.running import REPEATED, agree, groups_of, is_conv, op_name, seed
 
 PROJECTION = "projection"
 
@@ -95,7 +95,7 @@ class _Rewiring:
             if source not in value and source.op != "get_attr":  # computed from parameters alone
                 value[source] = self._single(graph, value, source)
             elif source not in value:
-                tensor = _tensor(self.channels.traced.module, str(source.target))
+                tensor = self.channels.traced.tensor(source)
                 relative = self._relative(str(source.target))
                 small = self.memo.get(id(tensor), tensor)
                 copied = nn.Parameter(small.detach().clone()) if isinstance(small, nn.Parameter) else small.clone()
@@ -220,14 +220,9 @@ class _Rewiring:
 
     def _is_weighted(self, node: fx.Node) -> bool:
         name = op_name(self.channels.traced, node)
-        if name == "linear":
-            return True
         if not is_conv(name):
-            return False
-        if node.op == "call_module":
-            return bool(self.channels.traced.leaf(node).groups == 1)
-        weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-        return bool(weight.meta["shapes"][0][1] == node.all_input_nodes[0].meta["shapes"][0][1])  # type: ignore[union-attr]
+            return name == "linear"
+        return groups_of(self.channels.traced, node) == 1
 
     def _relative(self, name: str) -> str:
         return name.removeprefix(f"{self.prefix}.") if self.prefix else name
@@ -251,9 +246,7 @@ def stands_in(block: nn.Module, graph: nn.Module, shape: tuple[int, ...]) -> boo
         if wanted is None and sides != maps:
             continue  # the block itself takes maps of one size
         given = _in_training(graph, x)
-        if wanted is None or given is None or wanted.shape != given.shape:
-            return False
-        if not torch.allclose(wanted, given, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
+        if wanted is None or given is None or not agree(wanted, given, REPEATED):
             return False
     return True
 
@@ -263,7 +256,7 @@ def _in_training(module: nn.Module, x: Tensor) -> Tensor | None:
     module.train()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+            seed()
             output: Tensor = module.forward(x.clone())  # a GraphModule's call would print its trouble
             return output
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ghostify.channels.following import constant_along
 from ghostify.channels.operations import REDUCTIONS
 from ghostify.channels.resolving import Channels
-from ghostify.costs import op_name
+from ghostify.running import evaluating, op_name, run_node, within_regions
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -125,23 +125,16 @@ def silenced(channels: Channels, kept: np.ndarray, *inputs: Tensor) -> dict[fx.N
 
     Statistics over the channels (layer norm, a mean) are taken over those kept, for a silent channel is no channel.
     """
-    root = channels.traced.module
-    modes = [(part, part.training) for part in root.modules()]
-    root.eval()
-    try:
-        with torch.no_grad():
-            entries = [node for node in channels.nodes if node.op == "placeholder"] or [channels.entry]
-            values: dict[fx.Node, Any] = {
-                node: _masked(x.clone(), channels.ids[node], kept) for node, x in zip(entries, inputs, strict=True)
-            }
-            for node in channels.nodes:
-                if node in values or node.op == "get_attr":
-                    continue
-                values[node] = _masked(_run(channels, node, values, kept), channels.ids[node], kept)
-            return values
-    finally:
-        for part, training in modes:
-            part.training = training
+    with evaluating(channels.traced.module), torch.no_grad():
+        entries = [node for node in channels.nodes if node.op == "placeholder"] or [channels.entry]
+        values: dict[fx.Node, Any] = {
+            node: _masked(x.clone(), channels.ids[node], kept) for node, x in zip(entries, inputs, strict=True)
+        }
+        for node in channels.nodes:
+            if node in values or node.op == "get_attr":
+                continue
+            values[node] = _masked(_run(channels, node, values, kept), channels.ids[node], kept)
+        return values
 
 
 def _masked(value: Any, ids: Any, kept: np.ndarray) -> Any:
@@ -156,20 +149,18 @@ def _run(channels: Channels, node: fx.Node, values: dict[fx.Node, Any], kept: np
             values[source] = _run(channels, source, values, kept)
         if source in values:
             return values[source]
-        found = _tensor(channels.traced.module, str(source.target))
+        found = channels.traced.tensor(source)
         return found if isinstance(found, nn.Parameter) else found.clone()  # a buffer may be counted up
 
-    args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
-    if op_name(channels.traced, node) in REDUCTIONS and isinstance(channels.ids[node], Tensor):
+    args: Any = fx.node.map_arg(node.args, value)
+    kwargs: Any = fx.node.map_arg(node.kwargs, value)
+    name = op_name(channels.traced, node)
+    if name in ("LayerNorm", "layer_norm", "GroupNorm", "group_norm"):
+        with within_regions(node):
+            return _normalised(channels, node, args, kwargs, kept)
+    if name in REDUCTIONS and isinstance(channels.ids[node], Tensor):
         args = (_without_silent(channels, node, value(node.all_input_nodes[0]), kept), *args[1:])
-    if op_name(channels.traced, node) in ("LayerNorm", "layer_norm", "GroupNorm", "group_norm"):
-        return _normalised(channels, node, args, kwargs, kept)
-    if node.op == "call_module":
-        return channels.traced.leaf(node)(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    function: Any = node.target
-    return function(*args, **kwargs)
+    return run_node(channels.traced, node, args, kwargs)
 
 
 def _without_silent(channels: Channels, node: fx.Node, x: Tensor, kept: np.ndarray) -> Tensor:

@@ -42,8 +42,9 @@ from ghostify.measuring.accuracy import (
     images_and_labels,
     require_same_classes,
 )
-from ghostify.measuring.borrowing import Device, evaluating, modes_kept, on_device, place_for
+from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.recipe import TrainSettings
+from ghostify.running import evaluating, modes_kept
 
 
 class TrainingData(Protocol):

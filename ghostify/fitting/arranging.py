@@ -31,8 +31,8 @@ from ghostify.fitting.surroundings import line, surroundings
 from ghostify.fitting.walking import Walk
 from ghostify.ghosts.c_ghost import linear_maps
 from ghostify.ghosts.narrowing import Conv
-from ghostify.measuring.borrowing import evaluating
 from ghostify.rules import CGhostSwap
+from ghostify.running import evaluating
 from ghostify.scanning import network_nodes
 from ghostify.tracing import Traced, trace
 

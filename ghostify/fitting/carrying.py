@@ -27,11 +27,11 @@ from ghostify.fitting.polish import polish
 from ghostify.fitting.report import Fit
 from ghostify.fitting.walking import batched
 from ghostify.ghosts import intrinsic_maps, low_rank
-from ghostify.measuring.borrowing import evaluating
 from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import FitSettings
 from ghostify.rewriting import Choices, Ghosted, rewrite
 from ghostify.rules import CGhostSwap
+from ghostify.running import evaluating
 from ghostify.tracing import Traced, trace
 
 

@@ -24,8 +24,8 @@ from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
 from ghostify.fitting.walking import MEMORY, Walk, batched
 from ghostify.ghosts import CGhostLinear
-from ghostify.measuring.borrowing import evaluating
 from ghostify.recipe import FitSettings
+from ghostify.running import ELSEWHERE, agree, evaluating
 from ghostify.tracing import Traced, trace
 
 HELD = 8
@@ -300,8 +300,7 @@ def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Tenso
     """
     given = [leaf for leaf in tree_leaves(copy.deepcopy(original)(batch.clone())) if isinstance(leaf, Tensor)]
     for one, other in zip(given, found, strict=False):
-        near = 1e-3 * float(one.nan_to_num(0, 0, 0).abs().max())
-        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=near, equal_nan=True):
+        if not agree(one, other, ELSEWHERE):
             raise FitError(
                 f"{type(original).__name__} does on other images something else than its recording, so nothing can be "
                 "fitted to it; use fit none."

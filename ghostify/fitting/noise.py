@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ghostify.fitting.norms import Seen
 from ghostify.fitting.surroundings import is_norm
 from ghostify.fitting.walking import Walk
-from ghostify.measuring.borrowing import evaluating
+from ghostify.running import evaluating
 from ghostify.tracing import Traced, trace
 
 _EXPONENTS = (0.0, 0.5, 1.0, 1.5)

@@ -19,12 +19,13 @@ from ghostify.errors import FitError
 from ghostify.fitting.carrying import rewrite_fitted
 from ghostify.fitting.fit import Told
 from ghostify.fitting.report import Fit
-from ghostify.measuring.borrowing import evaluating, on_device
+from ghostify.measuring.borrowing import on_device
 from ghostify.names import within
 from ghostify.planning import Plan
 from ghostify.recipe import FitSettings
 from ghostify.rewriting import Ghosted, Parts, TracedParts, rewrite, rewrite_parts
 from ghostify.rewriting.naming import entering
+from ghostify.running import evaluating
 from ghostify.tracing import Traced, call_arguments
 
 Watched = Callable[[str], AbstractContextManager[Told | None]]

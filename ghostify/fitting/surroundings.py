@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.costs import op_name
+from ghostify.running import op_name
 from ghostify.tracing import Traced
 
 _ADDS = frozenset({"add", "__add__", "__iadd__", "__radd__"})

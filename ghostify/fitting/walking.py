@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ghostify.tracing import Traced, within_regions
+from ghostify.running import first_argument, overwritten, run_node
+from ghostify.tracing import Traced
 
 _FLOAT = 4
 MEMORY = 2**30
@@ -49,6 +50,10 @@ class Walk:
         self.reached = [0] * len(self.values)
         """The index of the node that each batch comes to next."""
 
+    def leaf(self, node: fx.Node) -> nn.Module:
+        """The module that a ``call_module`` node calls."""
+        return self.root.get_submodule(str(node.target))
+
     def keep(self, node: fx.Node) -> None:
         """Do not let go of a node's values when nothing later reads them."""
         self._pinned.add(node)
@@ -76,8 +81,7 @@ class Walk:
             for index in range(self.reached[batch], to):
                 node = self.nodes[index]
                 if node.op != "placeholder":
-                    with within_regions(node):
-                        values[node] = self._run(node, values)
+                    values[node] = self._run(node, values)
                 for read in (*node.all_input_nodes, node):
                     if self._last[read] <= index and read not in self._pinned:
                         values.pop(read, None)
@@ -100,21 +104,21 @@ class Walk:
         read: Any = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: fresh.get(source, values[source]))
         args, kwargs = read
         if node in self.watched:
-            self.watched[node](args[0])
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Any = node.target
-        return function(*args, **kwargs)
+            self.watched[node](first_argument(args, kwargs))
+        return run_node(self, node, args, kwargs)
 
     def _apart(self, node: fx.Node, values: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
         """What a node that writes into a tensor reads: that tensor, and all that lies in its memory, in other memory.
 
         What is read later sees the write; what is only kept does not, nor do the caller's images and the weights.
         """
-        target = self._written(node)
-        written = values[target] if isinstance(target, fx.Node) else None
+        fresh: dict[fx.Node, Any] = {}
+        for target in overwritten(self, node):
+            fresh |= self._moved_apart(node, fresh.get(target, values[target]), values)
+        return fresh
+
+    def _moved_apart(self, node: fx.Node, written: Any, values: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """All that lies in the memory of what is ``written``, in other memory."""
         if not isinstance(written, Tensor) or not written.numel():
             return {}
         inside = [leaf for leaf in tree_leaves(list(values.values())) if _overlap(leaf, written)]
@@ -130,30 +134,11 @@ class Walk:
         values.update({other: value for other, value in fresh.items() if self._last[other] > self.index[node]})
         return fresh
 
-    def _written(self, node: fx.Node) -> Any:
-        """The node whose value a node overwrites; None where it overwrites none."""
-        if node.op == "call_module":
-            within = getattr(self.root.get_submodule(str(node.target)), "inplace", False)
-        else:
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            within = node.kwargs.get("inplace") is True or _overwrites(name)
-        return node.args[0] if within and node.args else node.kwargs.get("out")
-
     def _attribute(self, name: str) -> Any:
         if name in self.constants:
             return self.constants[name]
         owner, _, last = name.rpartition(".")
         return getattr(self.root.get_submodule(owner), last)
-
-
-def _overwrites(name: str) -> bool:
-    """Whether an operation of that name writes into its first argument."""
-    within = name.endswith("_") and not name.endswith("__")
-    return (
-        within
-        or name == "__setitem__"
-        or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
-    )
 
 
 def _overlap(leaf: Any, written: Any) -> bool:

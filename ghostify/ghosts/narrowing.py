@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from ghostify.running import NARROWED, agree
+
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 PLAIN: dict[int, type[Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 """torch's own convolution, by the number of a map's dimensions."""
-_TOLERANCE = 1e-3
-"""Of the largest magnitude: by how much float32 convolutions of other widths may differ."""
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
@@ -91,7 +91,7 @@ def not_narrowable(conv: Conv) -> str | None:
             return f"{own} {reason}"
         for filters in _choices(conv):
             expected = seen.output.index_select(1, torch.tensor(filters))
-            if not _agree(_run(narrowed(twin, filters), x).output, expected):
+            if not (expected.isfinite().all() and agree(expected, _run(narrowed(twin, filters), x).output, NARROWED)):
                 return f"{own} gives other maps when it has fewer filters"
     except Exception as problem:  # it may be any code
         said = str(problem).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(problem).__name__
@@ -160,7 +160,3 @@ def _beside_preparing(seen: _Run, conv: Conv) -> str | None:
     if call["weight"].shape != conv.weight.shape:
         return "convolves with a weight of another shape than its own"
     return None if torch.equal(call["output"], seen.output) else "goes on after its convolution"
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())

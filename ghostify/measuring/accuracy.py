@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ghostify.errors import DataError, GhostifyError, ModelError
-from ghostify.measuring.borrowing import Device, evaluating, on_device, place_for
+from ghostify.measuring.borrowing import Device, on_device, place_for
+from ghostify.running import evaluating
 
 
 class Accuracy(BaseModel):

@@ -1,10 +1,8 @@
-"""Borrowing a model: it is never moved, and every submodule is afterwards in the train or eval mode it had."""
+"""Borrowing a model for a device: it is never moved."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -13,29 +11,6 @@ from torch import nn
 from ghostify.errors import GhostifyError
 
 Device = str | torch.device
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """The models in eval mode; afterwards, even after an error, every submodule has the mode it had."""
-    with modes_kept(*models):
-        for model in models:
-            model.eval()
-        yield
-
-
-@contextmanager
-def modes_kept(*models: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, every submodule is in its own train or eval mode afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    roots = [(model, model.training) for model in models]
-    try:
-        yield
-    finally:
-        for model, mode in roots:
-            model.train(mode)  # a network may do more here than set flags, such as split fused weights again
-        for module, mode in modes:
-            module.training = mode
 
 
 def on_device(model: nn.Module, place: torch.device) -> nn.Module:

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ghostify.errors import ModelError, RecipeError
-from ghostify.measuring.borrowing import Device, evaluating, on_device, place_for
+from ghostify.measuring.borrowing import Device, on_device, place_for
+from ghostify.running import evaluating
 
 Arguments = Tensor | tuple[Any, ...]
 

@@ -12,9 +12,6 @@ from ghostify.costs import Cost
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding, Stream
 
-TOLERANCE = 1e-3
-"""What is thinned must agree with the original, silenced, to this, relative to the output's largest magnitude."""
-
 
 class _Swap(BaseModel):
     """Something to be replaced: by which rule, with which settings, at what predicted cost."""

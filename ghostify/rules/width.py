@@ -12,7 +12,7 @@ With a stream that is kept (method thin) only what lies inside blocks becomes na
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from ghostify.channels import Channels, Coupling, Unreadable, follow, renumbered
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
 from ghostify.recipe import GhostSettings, Stream
-from ghostify.rules.base import TOLERANCE, WidthSwap, thinner
+from ghostify.rules.base import WidthSwap, thinner
+from ghostify.running import THINNED, agree, coarsest
 from ghostify.scanning import Scan, network_nodes
 from ghostify.tracing import Traced, is_leaf
 
@@ -158,16 +159,21 @@ def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.nd
     values = silenced(channels, kept, *inputs)
     wanted = [values[node] for node in network_nodes(traced)[2]]
     found = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
-    if len(wanted) == len(found) and not all(map(_agree, wanted, found)):
+    if not any(tensor.isfinite().any() for tensor in wanted):
+        raise RewriteError(
+            f"{refused}: it gives no finite number on the example, so nothing checks what it gives narrower; "
+            "give another example."
+        )
+    if len(wanted) == len(found) and not _agree(wanted, found, values.values()):
         raise RewriteError(
             f"{refused}: narrower, it does not do what it does with the other channels silenced "
             "(a shuffle or the like needs keep: first, or other widths)."
         )
 
 
-def _agree(wanted: Tensor, found: Tensor) -> bool:
-    tolerance = TOLERANCE if wanted.dtype in (torch.float32, torch.float64) else 0.1
-    return wanted.shape == found.shape and bool((wanted - found).abs().max() <= tolerance * wanted.abs().max())
+def _agree(wanted: list[Tensor], found: list[Tensor], values: Iterable[Any]) -> bool:
+    precision = coarsest(values, torch.float32)
+    return all(agree(*pair, THINNED, precision) for pair in zip(wanted, found, strict=True))
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -11,7 +11,8 @@ from ghostify.costs import Cost, Op, count
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts import GGhostStage
 from ghostify.names import child_of, parent_of, within
-from ghostify.stages.flow import Flow, writes
+from ghostify.running import overwritten
+from ghostify.stages.flow import Flow
 from ghostify.stages.pieces import Chain, Span
 from ghostify.stages.stage import Block, Stage
 
@@ -121,7 +122,7 @@ class Description:
     def _overwrites(self, block: Block, part: list[int]) -> str | None:
         """Whether a block writes into its input, which the ghosts read, too."""
         for node in (self.flow.nodes[index] for index in part):
-            if node.all_input_nodes and node.all_input_nodes[0].name == block.entry and writes(self.flow.traced, node):
+            if any(target.name == block.entry for target in overwritten(self.flow.traced, node)):
                 return f"has a block, {block.name}, that overwrites its input in place"
         return None
 

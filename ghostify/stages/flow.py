@@ -8,8 +8,8 @@ from functools import cached_property
 
 from torch import fx
 
-from ghostify.costs import is_conv, op_name
 from ghostify.names import ancestors, common
+from ghostify.running import is_conv, op_name, overwritten
 from ghostify.stages.stage import MIN_BLOCKS, Shape
 from ghostify.tracing import Traced
 
@@ -54,7 +54,7 @@ class Flow:
         """Nodes that a call whose value nobody reads writes to (``x[:, :4] *= 2``), which no edge of the graph says."""
         writing: set[fx.Node] = set()
         for node in reversed(self.traced.graph.nodes):
-            if node not in self.index and (writes(self.traced, node) or not writing.isdisjoint(node.users)):
+            if node not in self.index and (overwritten(self.traced, node) or not writing.isdisjoint(node.users)):
                 writing.add(node)
         return {index for index, node in enumerate(self.nodes) if not writing.isdisjoint(node.users)}
 
@@ -82,17 +82,6 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
         if node in reached and (node.op == "output" or any(user in needed for user in node.users)):
             needed.add(node)
     return [node for node in graph.nodes if node in needed]
-
-
-def writes(traced: Traced, node: fx.Node) -> bool:
-    """Whether a call writes into what it is given first."""
-    if node.op == "call_module":
-        return bool(getattr(traced.leaf(node), "inplace", False))
-    if node.kwargs.get("inplace") is True:
-        return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith(("__setitem", "__i"))
-    return node.op in ("call_method", "call_function") and in_place
 
 
 def _dominators(before: list[list[int]]) -> list[int]:

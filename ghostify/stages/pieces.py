@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import fx
 
-from ghostify.costs import is_conv, op_name
+from ghostify.running import groups_of, is_conv, is_transposed, op_name, weight_node, weight_shape
 from ghostify.stages.flow import Flow
 from ghostify.stages.stage import Shape
 from ghostify.tracing import Traced
@@ -99,18 +99,13 @@ def kinds_of(flow: Flow, region: Iterable[int], out: Shape) -> Kinds:
 
 def _conv_kind(traced: Traced, node: fx.Node, name: str) -> Iterator[str]:
     """``dense 3x3`` and the like; nothing for a fixed filter (a blur)."""
-    if node.op == "call_module":
-        weight: Shape = tuple(traced.leaf(node).weight.shape)  # type: ignore[arg-type]
-    else:
-        source = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-        assert isinstance(source, fx.Node)
-        if source.op == "get_attr" and not source.meta.get("parameter"):
-            return
-        weight = tuple(source.meta["shapes"][0])
-    channels = node.all_input_nodes[0].meta["shapes"][0][1]
-    if "transpose" in name:
+    source = weight_node(node) if node.op != "call_module" else None
+    if source is not None and source.op == "get_attr" and not source.meta.get("parameter"):
+        return
+    weight = weight_shape(traced, node)
+    if is_transposed(name):
         kind = "transposed"
-    elif weight[1] == channels:
+    elif groups_of(traced, node) == 1:
         kind = "dense"
     else:
         kind = "depthwise" if weight[1] == 1 else "grouped"

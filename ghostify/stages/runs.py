@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from ghostify.costs import is_conv, op_name
 from ghostify.names import parent_of, within
+from ghostify.running import is_conv, op_name
 from ghostify.stages.flow import Flow
 from ghostify.stages.pieces import Chain, Kinds, Span
 from ghostify.stages.stage import MIN_BLOCKS, Shape

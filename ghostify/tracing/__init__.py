@@ -11,7 +11,6 @@ of the memory; a module that writes to its parameters while running is copied wh
 
 from ghostify.tracing.naming import is_leaf, qualified_names
 from ghostify.tracing.parts import recordable
-from ghostify.tracing.regions import within_regions
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
 from ghostify.tracing.values import call_arguments
@@ -23,5 +22,4 @@ __all__ = [
     "qualified_names",
     "recordable",
     "trace",
-    "within_regions",
 ]

@@ -1,4 +1,4 @@
-"""What calls of torch functions do, by their names: write, read values into Python, let foreign tensors in."""
+"""What calls of torch functions do, by their names: read values into Python, let foreign tensors in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ghostify.running import function_name
+
 ENTRANCES = frozenset({"from_numpy", "frombuffer", "from_dlpack"})
 """Functions that make a tensor of what is none."""
 _READING_NAMES = """
@@ -16,23 +18,6 @@ item numpy tolist
 """
 _READS_DATA = frozenset(_READING_NAMES.split())
 _SIZED_BY_DATA = frozenset({"argwhere", "bincount", "masked_select", "nms", "nonzero", "unique", "unique_consecutive"})
-
-
-def function_name(func: Any) -> str:
-    """The name it was defined with, empty where it has none; an ATen overload's is that of all its overloads."""
-    return getattr(func, "__name__", "").partition(".")[0]
-
-
-def writes(func: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call overwrites a tensor that it is given."""
-    name = function_name(func)
-    return (
-        name == "__setitem__"
-        or kwargs.get("out") is not None
-        or kwargs.get("inplace") is True
-        or (name.endswith("_") and not name.endswith("__"))
-        or (name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__int__", "__invert__"))
-    )
 
 
 def reads_data(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ghostify.errors import TraceError
-from ghostify.tracing.copies import private_copy, quiet, seed
+from ghostify.running import quiet, seed, uncompiled
+from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import qualified_names
-from ghostify.tracing.regions import uncompiled
 from ghostify.tracing.requirements import require_runnable
 from ghostify.tracing.trace import trace
 from ghostify.tracing.values import call_arguments, cloned

@@ -13,11 +13,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ghostify.errors import TraceError
-from ghostify.tracing.calls import ENTRANCES, function_name, reads_data, writes
-from ghostify.tracing.comparing import fingerprint
-from ghostify.tracing.copies import seed
+from ghostify.running import (
+    current_regions,
+    fingerprint,
+    function_name,
+    overwrites,
+    seed,
+    uncompiled,
+    write_target,
+)
+from ghostify.tracing.calls import ENTRANCES, reads_data
 from ghostify.tracing.naming import is_leaf, qualified_names
-from ghostify.tracing.regions import current_regions, uncompiled
 from ghostify.tracing.state import State, held_tensors, tensor_names
 from ghostify.tracing.values import Form, cloned, form_of, has_form, holds_tensor, storage_of, tensors_in, version_of
 from ghostify.tracing.wording import called, cannot_run, holds_original
@@ -181,7 +187,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        if writes(func, kwargs):
+        if overwrites(func, kwargs):
             self._guard(args, kwargs)
         self._require_plain_tensors()
         if isinstance(generator := kwargs.get("generator"), torch.Generator):
@@ -270,7 +276,7 @@ class Recorder(TorchFunctionMode):
 
     def _guard(self, args: Any, kwargs: Any) -> None:
         """Stop before a shared parameter is written to."""
-        target = kwargs.get("out", args[0] if args else kwargs)
+        target = write_target(args, kwargs)
         if any(storage_of(leaf) in self._guarded for leaf in tensors_in(target)):
             raise WritesParameter
 

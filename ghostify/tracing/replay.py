@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ghostify.errors import TraceError
-from ghostify.tracing.comparing import agree, fingerprint
-from ghostify.tracing.copies import seed
+from ghostify.running import agree, fingerprint, run_node, seed
 from ghostify.tracing.recorder import Recorder, record
-from ghostify.tracing.regions import within_regions
 from ghostify.tracing.values import cloned, form_of, tensors_in
 from ghostify.tracing.wording import module_text, one_line
 
@@ -74,12 +72,15 @@ class _Replay(fx.Interpreter):
         constants = self._recorder.constants
         return constants[target] if target in constants else super().fetch_attr(target)
 
+    def leaf(self, node: fx.Node) -> nn.Module:
+        return self._recorder.root.get_submodule(str(node.target))
+
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
-        with within_regions(n):
-            result = self._known(n)
-            if result is None:
-                result = super().run_node(n)
+        result = self._known(n)
+        if result is None:
+            calls = n.op.startswith("call_")
+            result = run_node(self, n, *self.fetch_args_kwargs_from_env(n)) if calls else super().run_node(n)
         if self._fingerprints and isinstance(result, Tensor):
             self.prints[n.name] = fingerprint(result)
         return result

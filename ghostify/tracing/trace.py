@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ghostify.tracing.copies import private_copy, quiet
+from ghostify.running import quiet
+from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import qualified_names
 from ghostify.tracing.recorder import WritesParameter, record
 from ghostify.tracing.replay import require_reproduced

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ghostify.tracing.calls import ENTRANCES, function_name
+from ghostify.running import function_name
+from ghostify.tracing.calls import ENTRANCES
 from ghostify.tracing.values import tensors_in
 
 
@@ -19,7 +20,7 @@ class Traced:
     ``graph`` has a ``call_module`` node per call of a ``torch.nn`` leaf and a ``call_function`` or ``call_method``
     node for everything else.  Each node's ``meta`` holds ``shapes`` (of its tensors, flattened) and ``module`` (the
     qualified name of the innermost module it ran in), and ``regions`` where autocast or gradients were switched by the
-    network itself; who runs a node does so ``within_regions``.
+    network itself; ``run_node`` runs a node within them.
     """
 
     module: nn.Module
@@ -53,6 +54,15 @@ class Traced:
     def leaf(self, node: fx.Node) -> nn.Module:
         """The module that a ``call_module`` node calls."""
         return self.part(str(node.target))
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """The value of a ``get_attr`` node: a parameter, a buffer or a plain tensor of a module, or a constant."""
+        name = str(node.target)
+        if name in self.constants:
+            return self.constants[name]
+        owner, _, last = name.rpartition(".")
+        found: Tensor = getattr(self.part(owner), last)
+        return found
 
     def part(self, name: str) -> nn.Module:
         """The module of that qualified name; raises ``KeyError`` where there is none."""

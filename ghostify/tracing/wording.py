@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.overrides import resolve_name
 
 from ghostify.errors import TraceError
-from ghostify.tracing.calls import function_name
+from ghostify.running import function_name
 from ghostify.tracing.values import tensors_in
 
 

@@ -1,0 +1,72 @@
+"""The ground floor of running graphs: what an operation is, one node run as it was recorded, agreement, borrowed modes.
+
+Whoever runs a recorded graph (its replay, a fit, a check of thinner blocks) runs its nodes by ``run_node`` and compares
+by ``agree``; whoever runs somebody's module borrows its modes by ``evaluating`` or ``quiet``.
+"""
+
+from ghostify.running.agreement import (
+    ELSEWHERE,
+    NARROWED,
+    REORDERED,
+    REPEATED,
+    THINNED,
+    Tolerance,
+    agree,
+    coarsest,
+    fingerprint,
+)
+from ghostify.running.modes import evaluating, modes_kept, quiet, seed
+from ghostify.running.node import run_node
+from ghostify.running.operations import (
+    CONVS,
+    TRANSPOSED,
+    Layers,
+    first_argument,
+    function_name,
+    groups_of,
+    is_conv,
+    is_transposed,
+    is_weighted,
+    op_name,
+    overwrites,
+    overwritten,
+    weight_node,
+    weight_shape,
+    write_target,
+)
+from ghostify.running.regions import current_regions, uncompiled, within_regions
+
+__all__ = [
+    "CONVS",
+    "TRANSPOSED",
+    "ELSEWHERE",
+    "NARROWED",
+    "REORDERED",
+    "REPEATED",
+    "THINNED",
+    "Layers",
+    "Tolerance",
+    "agree",
+    "coarsest",
+    "current_regions",
+    "evaluating",
+    "fingerprint",
+    "first_argument",
+    "function_name",
+    "groups_of",
+    "is_conv",
+    "is_transposed",
+    "is_weighted",
+    "modes_kept",
+    "op_name",
+    "overwrites",
+    "overwritten",
+    "quiet",
+    "run_node",
+    "seed",
+    "uncompiled",
+    "weight_node",
+    "weight_shape",
+    "within_regions",
+    "write_target",
+]

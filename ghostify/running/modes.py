@@ -1,0 +1,55 @@
+"""Modes, borrowed for a run and given back: train and eval, gradients, random states, warnings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """The models in eval mode; afterwards, even after an error, every submodule has the mode it had."""
+    with modes_kept(*models):
+        for model in models:
+            model.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every submodule is in its own train or eval mode afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    roots = [(model, model.training) for model in models]
+    try:
+        yield
+    finally:
+        for model, mode in roots:
+            model.train(mode)  # a network may do more here than set flags, such as split fused weights again
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def quiet(*models: nn.Module) -> Iterator[None]:
+    """The models in eval mode, without gradients or warnings, and with random states that are put back after."""
+    with evaluating(*models), torch.no_grad(), torch.random.fork_rng(devices=_gpus()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def seed() -> None:
+    """Start randomness anew, so that a run and its replay draw the same.
+
+    Not by ``torch.manual_seed``, which also seeds GPUs that were not yet used, whose state nobody puts back.
+    """
+    torch.default_generator.manual_seed(0)
+    if _gpus():
+        torch.cuda.manual_seed_all(0)
+
+
+def _gpus() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
