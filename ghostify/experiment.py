@@ -24,7 +24,7 @@ from ghostify.analysis import (
     with_converted,
 )
 from ghostify.errors import DataError, ModelError, RecipeError, RewriteError
-from ghostify.finetuning import Progress, finetune
+from ghostify.finetuning import Progress, finetune, remove_checkpoint
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.measuring import Accuracy, Comparison, evaluate
@@ -35,7 +35,7 @@ from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
 from ghostify.running import evaluating
-from ghostify.saving import clear_checkpoints, is_run, load, load_original, read_run, save
+from ghostify.saving import CHECKPOINTS, is_run, load, load_original, read_run, save
 from ghostify.sources import Data, build_model, input_shape, load_data, load_sample, sample_shape
 from ghostify.tracing import Traced
 
@@ -101,7 +101,7 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
         job.finetune(ghosted.module, recipe.finetune, job.subject.model)
         accuracy |= job.accuracies(finetuned=ghosted.module)
         outcome = job.save(ghosted, accuracy, "finetuned", latency, agreement=agreed_on)
-    clear_checkpoints(folder)
+    job.clear_checkpoints()
     return outcome
 
 
@@ -119,7 +119,7 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     job.finetune(ghosted.module, settings, teacher)
     accuracy |= job.accuracies(finetuned=ghosted.module)
     outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
-    clear_checkpoints(folder)
+    job.clear_checkpoints()
     return outcome
 
 
@@ -385,6 +385,11 @@ class _Job:
             progress=self.watcher.training(),
         )
         module.to("cpu")
+
+    def clear_checkpoints(self) -> None:
+        """Remove what a finished run no longer needs to go on from."""
+        for name in CHECKPOINTS:
+            remove_checkpoint(self.folder / name)
 
     def accuracies(self, **modules: nn.Module) -> dict[str, Accuracy]:
         """Accuracy of each module by its stage; nothing without images, or classes."""

@@ -27,10 +27,62 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
 
 
+class Made:
+    """Files and folders that this call made: all it may remove when it fails, and a folder only once it is empty.
+
+    A file that somebody changed since is somebody's, and stays.
+    """
+
+    def __init__(self) -> None:
+        self._folders: list[Path] = []
+        self._files: dict[Path, tuple[int, ...]] = {}
+
+    def folder(self, path: Path) -> None:
+        """Make a folder and those above it that are missing.  Raises ``FileExistsError`` where it is there."""
+        missing = [path]
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        for one in reversed(missing):
+            with contextlib.nullcontext() if one == path else contextlib.suppress(FileExistsError):
+                one.mkdir()
+                self._folders.append(one)
+
+    def file(self, path: Path) -> None:
+        """Note a file that was just written."""
+        self._files[path] = _identity(path)
+
+    def undo(self) -> None:
+        """Remove the files that are as they were written, then the folders that are empty."""
+        for path, identity in self._files.items():
+            with contextlib.suppress(OSError):
+                if _identity(path) == identity:
+                    path.unlink()
+        for folder in reversed(self._folders):
+            with contextlib.suppress(OSError):  # not empty: something else lies there
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def undone_on_failure() -> Iterator[Made]:
+    """What is noted as made inside is removed again when something goes wrong there."""
+    made = Made()
+    try:
+        yield made
+    except BaseException:
+        made.undo()
+        raise
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written to or replaced."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _flush_folder(folder: Path) -> None:

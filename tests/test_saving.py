@@ -140,7 +140,7 @@ def test_a_crash_while_updating_leaves_the_run_before(tmp_path: Path, monkeypatc
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_model", full)
+    monkeypatch.setattr(saving.runs, "save_model", full)
     with pytest.raises(RunError, match="No space left"):
         ghostify.save(trained, tmp_path / "run", model="ghostify:resnet8", state="finetuned")
     assert torch.equal(outputs(ghostify.load(tmp_path / "run").module), before)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ghostify.cli import options, show
-from ghostify.cli.runs import RunInterrupted, resumable, run_folder, run_name
+from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
 from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
 from ghostify.recipe import Recipe, find_recipe, make_recipe, read_yaml, shipped_recipes
 
@@ -91,17 +91,12 @@ def analyze(
     from ghostify.experiment import look
     from ghostify.reporting.analysis_files import write_analysis
     from ghostify.reporting.figures import require_figures
-    from ghostify.saving import discard, reserve
 
     if figures:
         require_figures()
-    folder = reserve(output or Path("analyses") / run_name(settings))
-    try:
+    with new_folder(output or Path("analyses") / run_name(settings)) as folder:
         found = look(settings, show.Watcher(quiet=as_json))
         write_analysis(folder, found.analysis, found.pictures, figures)
-    except BaseException:
-        discard(folder)
-        raise
     if as_json:
         _print_json({"folder": str(folder), **found.analysis.model_dump(mode="json")})
     else:

@@ -8,6 +8,7 @@ flushed to the disk, and then takes its name in one step.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,6 +106,13 @@ def save_checkpoint(folder: Path, run: RunState, model: nn.Module, optimizer: to
             new.write_bytes(content)
     except OSError as problem:
         raise RunError(f"Checkpoint {str(folder)!r} cannot be written: {problem}.") from problem
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove what a finished training no longer needs to go on from; ``folder`` too, unless it holds anything else."""
+    with contextlib.suppress(OSError):
+        (folder / FILE).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from ghostify.analysis.pictures import Pictures
 from ghostify.analysis.result import NAME, Analysis
 from ghostify.errors import RunError
-from ghostify.files import replacing
+from ghostify.files import replacing, undone_on_failure
 from ghostify.reporting.figures import draw_analysis
 from ghostify.reporting.page import render_page
 
@@ -19,7 +19,7 @@ PAGE = "report.html"
 
 
 def write_analysis(folder: Path, analysis: Analysis, pictures: Pictures | None, figures: bool = False) -> list[Path]:
-    """Write an analysis into a folder that is there; the files written.  Raises ``RunError``."""
+    """Write an analysis into a folder that is there; the files written, or none of them.  Raises ``RunError``."""
     texts = {
         NAME: analysis.model_dump_json(indent=1),
         "layers.csv": layers_csv(analysis),
@@ -27,15 +27,15 @@ def write_analysis(folder: Path, analysis: Analysis, pictures: Pictures | None, 
         PAGE: render_page(analysis, pictures),
     }
     try:
-        for name, text in texts.items():
-            with replacing(folder / name) as new:
-                new.write_text(text, encoding="utf-8")
+        with undone_on_failure() as made:
+            for name, text in texts.items():
+                with replacing(folder / name) as new:
+                    new.write_text(text, encoding="utf-8")
+                made.file(folder / name)
+            drawn = draw_analysis(analysis, pictures, folder / "figures", made) if figures else []
     except OSError as problem:
         raise RunError(f"The analysis cannot be written to {str(folder)!r}: {problem.strerror}.") from None
-    written = [folder / name for name in texts]
-    if figures:
-        written += draw_analysis(analysis, pictures, folder / "figures")
-    return written
+    return [*(folder / name for name in texts), *drawn]
 
 
 def layers_csv(analysis: Analysis) -> str:

@@ -10,19 +10,21 @@ from typing import Any
 from ghostify.analysis.pictures import LayerPictures, Pictures
 from ghostify.analysis.result import Analysis
 from ghostify.errors import RunError
+from ghostify.files import Made, replacing
 
 _COLUMNS = 8
 _GRIDS = 8
 """Layers whose maps are drawn: those of most MACs."""
 
 
-def draw_analysis(analysis: Analysis, pictures: Pictures | None, folder: Path) -> list[Path]:
-    """Draw all figures into a new folder; the files written.  Raises ``RunError`` without matplotlib."""
+def draw_analysis(analysis: Analysis, pictures: Pictures | None, folder: Path, made: Made) -> list[Path]:
+    """Draw all figures into a folder; the files written, noted in ``made``.  Raises ``RunError`` without matplotlib."""
     require_figures()
-    folder.mkdir(exist_ok=True)
+    if not folder.is_dir():
+        made.folder(folder)
     written = []
     for name, (width, height), draw in _figures(analysis, pictures):
-        written += _drawn(folder / name, (width, height), draw)
+        written += _drawn(folder / name, (width, height), draw, made)
     return written
 
 
@@ -48,14 +50,16 @@ def _figures(
             yield f"maps-{layer.name}", (6, 6), lambda axes, taken=taken, name=layer.name: _grid(axes, taken, name)  # type: ignore[misc]
 
 
-def _drawn(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> list[Path]:
+def _drawn(path: Path, size: tuple[float, float], draw: Callable[[Any], None], made: Made) -> list[Path]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     draw(figure.add_subplot())
     written = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     for file in written:
-        figure.savefig(file, dpi=150)
+        with replacing(file) as new:
+            figure.savefig(new, dpi=150, format=file.suffix[1:])
+        made.file(file)
     return written
 
 

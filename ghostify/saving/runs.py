@@ -16,12 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import shutil
-import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,19 +28,17 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from ghostify.errors import GhostifyError, RunError, did_you_mean
-from ghostify.files import replacing, sha256
-from ghostify.planning import Plan, read_plan
-from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
+from ghostify.files import replacing, sha256, undone_on_failure
+from ghostify.planning import read_plan
+from ghostify.recipe import ModelSettings, Recipe
 from ghostify.reporting import Report
 from ghostify.rewriting import Ghosted, rebuilt
+from ghostify.saving.environment import describe_environment
 from ghostify.scanning import Scan
 from ghostify.sources import build_model
 
 FORMAT = 1
 RUN = "run.json"
-CHECKPOINTS = ("pretrain", "finetune")
-"""Folders in a run folder that hold what an interrupted training goes on from."""
-_LIBRARIES = ("ghostify", "torch", "torchvision", "timm", "safetensors", "pydantic", "scikit-learn", "numpy")
 
 
 class Run(BaseModel):
@@ -104,13 +97,21 @@ def save(
     if report is not None:
         texts["report.json"] = report.model_dump_json(indent=2)
     if recipe is not None:
-        texts["recipe.yaml"] = _yaml(recipe)
+        texts["recipe.yaml"] = as_yaml(recipe)
     modules = {weights: ghosted.module} | ({"weights-original.safetensors": original} if original else {})
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder), undone_on_failure() as made:
+        if not folder.is_dir():
+            made.folder(folder)
         kept = _files_kept(folder)
-        files = {name: _write(folder / name, text.encode()) for name, text in texts.items()}
-        files |= {name: _write_weights(folder / name, module) for name, module in modules.items()}
+        there = {path.name for path in folder.iterdir()}
+        files = {}
+        for name in [*texts, *modules]:
+            path = folder / name
+            files[name] = (
+                write_file(path, texts[name].encode()) if name in texts else _write_weights(path, modules[name])
+            )
+            if name not in there:
+                made.file(path)
         run = Run(
             state=state,
             model=source,
@@ -118,68 +119,8 @@ def save(
             original="weights-original.safetensors" if "weights-original.safetensors" in kept | files else None,
             files=kept | files,
         )
-        _write(folder / RUN, run.model_dump_json(indent=2).encode())
+        write_file(folder / RUN, run.model_dump_json(indent=2).encode())
     return folder
-
-
-def reserve(output: str | Path) -> Path:
-    """Make and return a new run folder: ``output``, or ``output-2``, ``output-3``, … where it is taken.
-
-    Raises ``RunError`` when it cannot be made or written to, before any long work is done.
-    """
-    output = Path(output)
-    with _writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 100_000):
-            folder = output if number == 1 else output.with_name(f"{output.name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    raise RunError(f"No free name is left beside {str(output)!r}.")
-
-
-def note_request(folder: Path, recipe: Recipe, given: Plan | None = None) -> None:
-    """Put down what a run was asked to do, so that it can go on after an interruption."""
-    with _writing(folder):
-        _write(folder / "recipe.yaml", _yaml(recipe).encode())
-        if given is not None:
-            _write(folder / "plan-given.yaml", given.to_yaml().encode())
-
-
-def discard(folder: Path) -> None:
-    """Remove a reserved folder that holds nothing to go on from: no run, no checkpoint."""
-    if not is_run(folder) and not any((folder / name).exists() for name in CHECKPOINTS):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def clear_checkpoints(folder: Path) -> None:
-    """Remove what a finished run no longer needs to go on from."""
-    for name in CHECKPOINTS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def resumable(folder: Path) -> Recipe:
-    """What an interrupted run was asked to do.  Raises ``RunError`` when there is nothing to go on with."""
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise RunError(f"{str(folder)!r} is no run folder to go on with: it has no recipe.yaml.")
-    recipe = validated(Recipe, read_yaml(path, RunError, "Recipe"), f"Recipe {str(path)!r}", RunError)
-    trains = recipe.finetune is not None and recipe.finetune.epochs > 0
-    if is_run(folder) and read_run(folder).state == ("finetuned" if trains else "converted"):
-        raise RunError(f"{str(folder)!r} is finished already; train it further with: ghostify finetune {folder}")
-    return recipe
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions and platform, as a run folder and ``ghostify env`` tell them."""
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
-    }
 
 
 # -- reading ---------------------------------------------------------------------------------------------------
@@ -293,7 +234,7 @@ def _parsed(kind: type[_Model], path: Path) -> _Model:
         raise RunError(f"{str(path)!r} cannot be read: {first}.") from None
 
 
-def _yaml(recipe: Recipe) -> str:
+def as_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -301,7 +242,7 @@ def _yaml(recipe: Recipe) -> str:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
@@ -311,8 +252,10 @@ def _writing(folder: Path) -> Iterator[None]:
         raise RunError(f"Run folder {str(folder)!r} cannot be written: {problem}.") from problem
 
 
-def _write(path: Path, content: bytes) -> str:
-    """Write a file under its name in one step; its sha256."""
+def write_file(path: Path, content: bytes) -> str:
+    """Write a file under its name in one step, unless it says so already; its sha256."""
+    if path.is_file() and path.read_bytes() == content:
+        return sha256(path)
     with replacing(path) as new:
         new.write_bytes(content)
     return sha256(path)
@@ -333,9 +276,3 @@ def _files_kept(folder: Path) -> dict[str, str]:
         return dict(read_run(folder).files)
     except GhostifyError:
         return {}
-
-
-def _version(name: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
