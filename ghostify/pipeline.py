@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from ghostify.batches import Batch
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.recipe import FitSettings, GhostSettings, make_settings
@@ -21,7 +22,7 @@ def convert(
     example: Any,
     ghost: GhostSettings | Mapping[str, Any] | None = None,
     *,
-    images: Tensor | None = None,
+    images: Batch | None = None,
     fit: FitSettings | Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Ghosted:
@@ -31,7 +32,8 @@ def convert(
     ``example`` is one input (a tensor, a tuple of positional or a dict of keyword arguments); ``ghost`` and
     ``changes`` are ``GhostSettings``, as in ``convert(model, x, s=4)``.  With calibration ``images`` (N, C, …),
     scaled as the network is used to and without labels, the weights are fitted in closed form to what the model gives
-    for them; some hundreds do.  ``fit`` are ``FitSettings``; ``fit={"how": "weights"}`` fits to noise where there are
+    for them; some hundreds do.  Of a network with several inputs they are a tuple or a dict of tensors, as ``example``
+    is, with N samples in each.  ``fit`` are ``FitSettings``; ``fit={"how": "weights"}`` fits to noise where there are
     no images.  The model itself is not touched.
 
     Raises ``TraceError`` when it cannot be recorded, ``PlanError`` when nothing would change, ``FitError`` when it

@@ -645,7 +645,7 @@ def test_a_run_folder_gives_the_fitted_module_back(net: Net, method: str, tmp_pa
 
 @pytest.mark.parametrize("method", ["plain", "thin"])
 @pytest.mark.parametrize("name", SEVERAL_INPUTS)
-def test_nets_that_take_several_inputs_are_refused(name: str, method: str) -> None:
+def test_nets_that_take_several_inputs_take_no_single_tensor(name: str, method: str) -> None:
     if (name, method) == ("nested", "thin"):
         return  # has nothing to be thinned
     net = NETS[name]
@@ -1075,10 +1075,17 @@ class FromList(nn.Module):
         return self.body(images[0])
 
 
-@pytest.mark.parametrize("example", [([IMAGES[:2]],), {"images": [IMAGES[:2]]}], ids=["list", "keyword"])
-def test_a_network_that_takes_a_tensor_in_something_is_refused(example: Any) -> None:
-    traced, proposal = planned(FromList(), example, min_saving=0)
+@pytest.mark.parametrize("form", [lambda x: ([x],), lambda x: {"images": [x]}], ids=["list", "keyword"])
+def test_a_network_that_takes_a_tensor_in_something_is_fitted_to_tensors_in_it(form: Callable[[Tensor], Any]) -> None:
+    torch.manual_seed(0)
+    traced, proposal = planned(FromList().eval(), form(IMAGES[:2]), min_saving=0)
     assert_refused("FromList takes other inputs", traced, proposal, IMAGES)
+    one, other = (rewrite_fitted(*given) for given in ((traced, proposal, form(IMAGES)), (*_body(traced), IMAGES)))
+    assert one.fit and other.fit and one.fit.error == pytest.approx(other.fit.error, rel=1e-6) != one.fit.unfitted
+
+
+def _body(traced: Traced) -> tuple[Traced, Plan]:
+    return planned(traced.module.body, IMAGES[:2], min_saving=0)
 
 
 class Chooses(nn.Module):

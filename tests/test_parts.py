@@ -290,17 +290,36 @@ def test_a_part_is_fitted_to_what_it_is_given() -> None:
     model, images = Detector().eval(), torch.rand(24, 3, 16, 16)
     recorded, wanted = in_parts(model)
     given = given_to(recorded, wanted, images, 20)
-    assert list(given) == ["backbone"]  # heads take a list
+    assert list(given) == ["backbone", "heads"]
     assert torch.equal(given["backbone"], ((images - 0.5) / 0.25)[:20])
     fitted = convert_parts(model, X, images=images, **ANY).whole
     carried = convert_parts(model, X, **ANY).whole
     fresh = (torch.rand(8, 3, 16, 16) - 0.5) / 0.25
     wrong = [(one.module.eval().backbone(fresh) - model.backbone(fresh)).square().mean() for one in (fitted, carried)]
     assert wrong[0] < wrong[1] / 2
-    assert fitted.fit and all(layer.target.startswith("backbone.") for layer in fitted.fit.layers)
+    assert fitted.fit and any(layer.target.startswith("backbone.") for layer in fitted.fit.layers)
     notes = compare(fitted).notes
     assert any("Fitted part by part" in note for note in notes)
-    assert any("Weights of heads carried over unfitted" in note for note in notes)
+    assert not any("carried over unfitted" in note for note in notes)
+
+
+def test_a_part_that_takes_a_list_is_fitted_to_its_tensors() -> None:
+    """Its maps of several resolutions are one sample's; as the whole gives them to the part."""
+    torch.manual_seed(0)
+    model, images = Detector().eval(), torch.rand(12, 3, 16, 16)
+    recorded, wanted = in_parts(model)
+    with torch.no_grad():
+        fine = model.loose(model.backbone((images - 0.5) / 0.25))
+    ((maps,),) = [given_to(recorded, wanted, images, 20)["heads"]]
+    assert torch.allclose(maps[0], fine, atol=1e-5)
+    assert torch.allclose(maps[1], nn.functional.avg_pool2d(fine, 2), atol=1e-5)
+
+
+def test_a_part_that_is_given_images_of_several_sizes_is_carried_over_unfitted() -> None:
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, size, size) for size in (16, 24, 16, 24)]
+    fitted = convert_parts(Detector().eval(), X, images=images, **ANY).whole
+    assert any("Weights of backbone carried over unfitted" in note for note in compare(fitted).notes)
 
 
 # -- runs ------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ SIGNATURES = {
         "example: Any",
         "ghost: GhostSettings | Mapping[str, Any] | None = None",
         "*",
-        "images: Tensor | None = None",
+        "images: Batch | None = None",
         "fit: FitSettings | Mapping[str, Any] | None = None",
         "**changes: Any",
         "-> Ghosted",
@@ -144,7 +144,7 @@ SIGNATURES = {
     "rewrite_fitted": [
         "traced: Traced",
         "plan: Plan",
-        "images: Tensor | None",
+        "images: Batch | None",
         "settings: FitSettings | None = None",
         "*",
         "device: torch.device | None = None",

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ghostify.batches import Batch
 from ghostify.channels import Ordering, Unreadable, follow
 from ghostify.fitting.ghosts import layout
 from ghostify.fitting.pairing import given_by, is_batched
@@ -115,7 +116,7 @@ class Arrangement:
     """By layer, for each output its place among the concatenated maps."""
 
 
-def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tensor], select: bool) -> Arrangement:
+def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Batch], select: bool) -> Arrangement:
     """The best arrangement found for the layers of ``swaps``, from the original's maps for ``batches`` of images.
 
     With ``select``, a layer that shares its order with others gets one of its own, by selecting channels.
@@ -136,7 +137,7 @@ def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Tens
     if moves and ordering is not None:
         try:
             module = ordering.permuted(moves)
-            traced = trace(module, traced.args, verify=False)
+            traced = trace(module, traced.example, verify=False)
             own = {layer.target: layer for layer in together}
             orders = {name: own[name].moved(order, moves) for name, order in orders.items()}
         except Unreadable:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ghostify.batches import Batch, count, describe, move, per_sample
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
 from ghostify.fitting.fit import HELD, Told, fit
@@ -32,13 +34,13 @@ from ghostify.recipe import FitSettings
 from ghostify.rewriting import Choices, Ghosted, rewrite
 from ghostify.rules import CGhostSwap
 from ghostify.running import evaluating
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced, call_arguments, trace
 
 
 def rewrite_fitted(
     traced: Traced,
     plan: Plan,
-    images: Tensor | None,
+    images: Batch | None,
     settings: FitSettings | None = None,
     *,
     device: torch.device | None = None,
@@ -46,25 +48,26 @@ def rewrite_fitted(
 ) -> Ghosted:
     """``rewrite``, and the weights fitted to what the original gives for ``images``, without labels.
 
-    Images are what the network takes: (N, C, H, W), (N, C, T, H, W) of videos, (N, C, L) of signals.  With ``how``
-    "weights" none are looked at: noise stands for them.  ``device`` is where the work is done (None: where the model
-    is); ``told`` is called with the parts fitted and to be fitted.  Raises what ``rewrite`` raises, and ``FitError``
-    when the network takes no single image, gives values that are not finite (the layer is named), or there are no
-    images.
+    Images are what the network takes: (N, C, H, W), (N, C, T, H, W) of videos, (N, C, L) of signals, whole numbers
+    (N, L) of tokens; of a network with several inputs a tuple of such tensors, or a dict of them by keyword, as the
+    example was.  With ``how`` "weights" none are looked at: noise stands for them.  ``device`` is where the work is
+    done (None: where the model is); ``told`` is called with the parts fitted and to be fitted.  Raises what ``rewrite``
+    raises, and ``FitError`` when the images are not what the network was recorded on, when it gives values that are not
+    finite (the layer is named), or there are no images.
     """
     settings = settings or FitSettings()
     how = settings.resolved(images is not None)
     if how == "none":
         return rewrite(traced, plan)
     place = device or _place(traced.module)
-    if how != "weights":
-        _require_images(traced, images)
     _require_fittable(traced)
+    if how != "weights":
+        images = _as_recorded(traced, images)
     plan = check(plan, scan_for(traced, plan)).require_changes()
     work = _working_copy(traced, place)
     if how == "weights" or images is None:
         images = noise(work, settings.images)
-    images = images.to(place, torch.float32)
+    images = move(images, place, torch.float32)
     notes = looks(work, images)
     arrangement = _arranged(work, plan, images, settings)
     work, plan = arrangement.traced, _ordered(plan, arrangement)
@@ -81,7 +84,7 @@ def rewrite_fitted(
 def _silent(done: int, total: int) -> None: ...
 
 
-def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Tensor, settings: FitSettings) -> Fit:
+def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Batch, settings: FitSettings) -> Fit:
     """What came of the fit and of the descent after it.  Copies run, for a network may remember its runs."""
     began = time.perf_counter()
     batches = batched(images)
@@ -101,26 +104,63 @@ def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Tensor
 
 
 def _require_fittable(traced: Traced) -> None:
-    name = type(traced.module).__name__
-    if len(traced.args) != 1 or not isinstance(traced.args[0], Tensor):
+    name, example = type(traced.module).__name__, traced.example
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    if not per_sample(example) or len(leaves) != len(traced.input_shapes):
         raise FitError(
-            f"{name} takes other inputs than one tensor of images, to which it could be fitted; use fit none."
+            f"{name} takes inputs that are no tensors in tuples, lists or dicts, so there is nothing to fit it to; use "
+            "fit none."
         )
     if any(tensor.is_meta for tensor in traced.module.parameters()):
         raise FitError(f"{name} is on the meta device and has no weights to be fitted; use fit none.")
 
 
-def _require_images(traced: Traced, images: Any) -> None:
+def _as_recorded(traced: Traced, images: Any) -> Batch:
+    """Images in the structure of the example.  Raises ``FitError`` where they are anything else than it, N times."""
+    example, structure = tree_flatten((traced.args, traced.kwargs))
+    given, found = tree_flatten(call_arguments(images))
+    held = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.dim() > 0]
     name = type(traced.module).__name__
-    if not isinstance(images, Tensor) or images.dim() < 2 or not len(images):
-        wanted = " x ".join(("N", *map(str, traced.input_shapes[0][1:])))
-        raise FitError(f"There are no calibration images: a tensor of {wanted} is needed, or fit none.")
-    shape = traced.input_shapes[0]
-    if tuple(images.shape[1:]) != shape[1:]:
+    if isinstance(images, Tensor) and found != structure:
+        raise FitError(f"{name} takes other inputs than one tensor of images; give {_wanted(traced)} or fit none.")
+    lone = isinstance(images, Tensor) and images.dim() < 2 <= example[0].dim()
+    if found != structure or not held or lone or not all(map(len, held)):
+        raise FitError(f"There are no calibration images: {_wanted(traced)} is needed, or fit none.")
+    _require_alike(name, given, example)
+    if not count(given):
+        sizes = ", ".join(str(len(leaf)) for leaf in held)
+        raise FitError(f"The calibration images of several inputs must be as many of each, not {sizes}.")
+    # Bytes may stand for numbers that the network takes as floats; what it takes as whole numbers stays whole.
+    kinds = [_in_kind(one, other) for one, other in zip(given, example, strict=True)]
+    args, kwargs = tree_unflatten(kinds, found)
+    return kwargs or args
+
+
+def _wanted(traced: Traced) -> str:
+    """What images a network needs, in words."""
+    tensors = [" x ".join(("N", *map(str, shape[1:]))) for shape in traced.input_shapes if shape]
+    if traced.kwargs:
+        return f"a dict of {', '.join(traced.kwargs)}, N samples of each,"
+    if len(traced.args) == 1 and isinstance(traced.args[0], Tensor):
+        return f"a tensor of {tensors[0]}"
+    return f"a tuple like the example, with tensors of {' and '.join(tensors)},"
+
+
+def _require_alike(name: str, given: Sequence[Any], example: Sequence[Any]) -> None:
+    """Refuse images of another size, or of numbers of another kind, than a network was recorded on."""
+    shapes = [tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None for leaf in given]
+    if shapes != [tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None for leaf in example]:
         raise FitError(
-            f"The calibration images are {'x'.join(map(str, images.shape[1:]))} and {name} was recorded on "
-            f"{'x'.join(map(str, shape[1:]))}; give images of that size."
+            f"The calibration images are {describe(given)} and {name} was recorded on {describe(example)}; give images "
+            "of that size."
         )
+    for one, other in zip(given, example, strict=True):
+        if isinstance(one, Tensor) and one.is_floating_point() and not other.is_floating_point():
+            raise FitError(f"The calibration images are {one.dtype} where {name} was recorded on {other.dtype}.")
+
+
+def _in_kind(given: Any, example: Any) -> Any:
+    return given.to(example.dtype) if isinstance(given, Tensor) and not given.is_floating_point() else given
 
 
 def _place(module: nn.Module) -> torch.device:
@@ -133,13 +173,11 @@ def _working_copy(traced: Traced, place: torch.device) -> Traced:
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     if all(tensor.dtype == torch.float32 for tensor in floats) and all(tensor.device == place for tensor in tensors):
         return traced
-    example = (
-        traced.args[0].to(place, torch.float32) if traced.args[0].is_floating_point() else traced.args[0].to(place)
-    )
+    example = move(traced.example, place, torch.float32)
     return trace(copy.deepcopy(traced.module).to(place, torch.float32), example, verify=False)
 
 
-def _arranged(traced: Traced, plan: Plan, images: Tensor, settings: FitSettings) -> Arrangement:
+def _arranged(traced: Traced, plan: Plan, images: Batch, settings: FitSettings) -> Arrangement:
     """The network with its channels in the order that suits the ghosts, and what is to be selected at run time."""
     swaps = [swap for swap in plan.swaps if isinstance(swap, CGhostSwap) and _minds_order(traced, swap, settings)]
     if settings.arrange == "none" or not swaps:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from ghostify.batches import Batch, call, count
 from ghostify.errors import FitError
 from ghostify.fitting.ghosts import GhostFit, cheap_unknowns, solved_for
 from ghostify.fitting.layers import MOST, LayerFit, errors, too_wide
@@ -26,7 +27,7 @@ from ghostify.fitting.walking import MEMORY, Walk, batched
 from ghostify.ghosts import CGhostLinear
 from ghostify.recipe import FitSettings
 from ghostify.running import ELSEWHERE, agree, evaluating
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced, cloned, trace
 
 HELD = 8
 """One batch of so many is held out."""
@@ -48,7 +49,7 @@ class Fitting(Protocol):
 def fit(
     original: nn.Module,
     module: nn.Module,
-    images: Tensor,
+    images: Batch,
     settings: FitSettings,
     origins: Origins,
     told: Told = lambda done, total: None,
@@ -74,7 +75,7 @@ def fit(
             job.notes.append("The fit made the outputs worse on images held out, so the weights stay as carried over.")
     return Fit(
         how=settings.how,
-        images=sum(map(len, batches)),
+        images=sum(map(count, batches)),
         seconds=time.perf_counter() - began,
         layers=tuple(layers),
         error=error if error <= unfitted else unfitted,
@@ -264,7 +265,7 @@ def _size(part: Part) -> tuple[int, int]:
     return weight[0].numel(), len(weight)
 
 
-def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Tensor], touched: Callable[[str], bool]) -> Pair:
+def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Batch], touched: Callable[[str], bool]) -> Pair:
     first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
     walks = Walk(first, original, batches), Walk(second, module, batches)
     same, dirty = changed(first, second, touched)
@@ -274,7 +275,7 @@ def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Tensor], tou
     return Pair(first, second, *walks, held=len(batches) // HELD)
 
 
-def _outputs(traced: Traced, module: nn.Module, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+def _outputs(traced: Traced, module: nn.Module, batches: Sequence[Batch]) -> list[list[Tensor]]:
     """What a network gives for each batch."""
     walk = Walk(traced, module, batches)
     for node in walk.outputs:
@@ -293,12 +294,12 @@ def _difference(found: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Ten
     return wrong / total if total else wrong
 
 
-def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Tensor) -> None:
+def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Batch) -> None:
     """Refuse a recording that another batch than the one it was made of shows to be wrong.
 
     A copy runs, for a network may remember its runs, and write into what it is given.
     """
-    given = [leaf for leaf in tree_leaves(copy.deepcopy(original)(batch.clone())) if isinstance(leaf, Tensor)]
+    given = [leaf for leaf in tree_leaves(call(copy.deepcopy(original), cloned(batch))) if isinstance(leaf, Tensor)]
     for one, other in zip(given, found, strict=False):
         if not agree(one, other, ELSEWHERE):
             raise FitError(

@@ -9,10 +9,13 @@ which the norms' inputs are nearest to the statistics the norms hold from traini
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ghostify.batches import Batch, per_sample, take
 from ghostify.fitting.norms import Seen
 from ghostify.fitting.surroundings import is_norm
 from ghostify.fitting.walking import Walk
@@ -26,39 +29,42 @@ _FAR = 1.0
 """A first norm this far off has not been trained on such images."""
 
 
-def noise(traced: Traced, count: int) -> Tensor:
-    """So many images of noise for a network, (N, C, …), the same every time."""
-    shape = traced.input_shapes[0][1:]
-    like = traced.args[0]
-    maps = len(shape) > 1
+def noise(traced: Traced, count: int) -> Batch:
+    """So many images of noise for a network, (N, C, …), the same every time; several inputs as its example has them.
+
+    Whole numbers may be places in a table, of which nobody knows the size: they are drawn from those of the example.
+    """
+    example = traced.example
+    maps = any(leaf.dim() > 2 and leaf.is_floating_point() for leaf in per_sample(example))
     ways = list(product(_EXPONENTS, _GAINS)) if maps else [(0.0, gain) for gain in _GAINS]
-    trials = [_coloured((_TRIAL, *shape), exponent, gain).to(like.device) for exponent, gain in ways]
-    distances = [distance(traced, trial) for trial in trials]
+    distances = [distance(traced, _like(example, _TRIAL, exponent, gain)) for exponent, gain in ways]
     known = [value for value in distances if value is not None]
     exponent, gain = ways[distances.index(min(known))] if known else (1.0 if maps else 0.0, 1.0)
-    return _coloured((count, *shape), exponent, gain).to(like.device)
+    return _like(example, count, exponent, gain)
 
 
-def looks(traced: Traced, images: Tensor) -> list[str]:
+def looks(traced: Traced, images: Batch) -> list[str]:
     """A sentence where images are not what the network's first norm was trained on: of another scale, say."""
-    first = distance(traced, images[:_TRIAL], norms=1)
-    if first is None or first < _FAR:
+    first = distance(traced, take(images, slice(_TRIAL)), norms=1)
+    floats = [leaf.flatten() for leaf in per_sample(images) if leaf.is_floating_point()]
+    if first is None or first < _FAR or not floats:
         return []
-    mean, deviation = images.mean(), images.std()
+    values = torch.cat(floats)
+    mean, deviation = values.mean(), values.std()
     return [
         f"The calibration images (mean {mean:.2f}, standard deviation {deviation:.2f}) are not what the network was "
         f"trained on: its first norm is off by {first**0.5:.1f} standard deviations. Are they scaled as in training?"
     ]
 
 
-def distance(traced: Traced, images: Tensor, norms: int | None = None) -> float | None:
+def distance(traced: Traced, images: Batch, norms: int | None = None) -> float | None:
     """d at the head of this file, over the first so many norms (None: all); None where there are none."""
     with evaluating(traced.module), torch.no_grad():
         found = _distances(trace(traced.module, images, verify=False), traced.module, images, norms)
     return float(torch.stack(found).mean()) if found else None
 
 
-def _distances(traced: Traced, module: nn.Module, images: Tensor, norms: int | None) -> list[Tensor]:
+def _distances(traced: Traced, module: nn.Module, images: Batch, norms: int | None) -> list[Tensor]:
     walk = Walk(traced, module, [images])
     nodes = [node for node in walk.nodes if is_norm(traced, node)][:norms]
     for node in nodes:
@@ -76,9 +82,27 @@ def _off(norm: nn.Module, walk: Walk, node: fx.Node) -> Tensor:
     return ((seen.mean - norm.running_mean.double()).square() / var + (ratio - 1).square()).mean()
 
 
-def _coloured(shape: tuple[int, ...], exponent: float, gain: float) -> Tensor:
+def _like(example: Batch, count: int, exponent: float, gain: float) -> Batch:
+    """Noise in the structure of an example, every tensor of it from a seed of its own."""
+    leaves, structure = tree_flatten(example)
+    made = [_noise_for(leaf, seed, count, exponent, gain) for seed, leaf in enumerate(leaves)]
+    return tree_unflatten(made, structure)
+
+
+def _noise_for(leaf: Any, seed: int, count: int, exponent: float, gain: float) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.dim():
+        return leaf
+    shape = (count, *leaf.shape[1:])
+    if leaf.is_floating_point():
+        return _coloured(shape, exponent if len(shape) > 2 else 0.0, gain, seed).to(leaf.device)
+    choices = leaf.flatten()
+    chosen = torch.randint(len(choices), shape, generator=torch.Generator().manual_seed(seed))
+    return choices[chosen.to(leaf.device)]
+
+
+def _coloured(shape: tuple[int, ...], exponent: float, gain: float, seed: int = 0) -> Tensor:
     """Noise with an amplitude spectrum of 1/fᵅ, of standard deviation ``gain``."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator)
     if exponent:
         *sizes, last = shape[2:]

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ghostify.batches import Batch, call
+from ghostify.tracing import cloned
+
 
 class Seen:
     """Mean and variance of each channel (dimension 1) of all that was seen, in float64."""
@@ -36,7 +39,7 @@ class Seen:
         return self.sum / self.count
 
 
-def renew_all(module: nn.Module, batches: Sequence[Tensor]) -> None:
+def renew_all(module: nn.Module, batches: Sequence[Batch]) -> None:
     """Renew every norm of a network in eval mode by what it sees of ``batches``, but those called twice a batch."""
     norms: list[nn.Module] = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     seen = {norm: Seen() for norm in norms}
@@ -50,7 +53,7 @@ def renew_all(module: nn.Module, batches: Sequence[Tensor]) -> None:
     try:
         with torch.no_grad():
             for batch in batches:
-                module(batch.clone())  # a network may write into what it is given
+                call(module, cloned(batch))  # a network may write into what it is given
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,7 +5,7 @@ A part is fitted by itself: the original runs on every image, and what it gives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import fmean
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_structure
 
+from ghostify.batches import Batch, call, count, join, move, per_sample, split, take
 from ghostify.errors import FitError
 from ghostify.fitting.carrying import rewrite_fitted
 from ghostify.fitting.fit import Told
@@ -26,7 +27,7 @@ from ghostify.recipe import FitSettings
 from ghostify.rewriting import Ghosted, Parts, TracedParts, rewrite, rewrite_parts
 from ghostify.rewriting.naming import entering
 from ghostify.running import evaluating
-from ghostify.tracing import Traced, call_arguments
+from ghostify.tracing import Traced, cloned, one_example
 
 Watched = Callable[[str], AbstractContextManager[Told | None]]
 """By the name of a part, who is told how much of it is fitted."""
@@ -35,7 +36,7 @@ Watched = Callable[[str], AbstractContextManager[Told | None]]
 def rewrite_parts_fitted(
     recorded: TracedParts,
     plan: Plan,
-    images: Iterable[Any] | None,
+    images: Batch | Iterable[Any] | None,
     settings: FitSettings | None = None,
     *,
     device: torch.device | None = None,
@@ -43,9 +44,9 @@ def rewrite_parts_fitted(
 ) -> Parts:
     """``rewrite_parts``, and the weights of each part fitted to what the original gives it for ``images``.
 
-    ``images`` are a tensor (N, C, H, W), of which the model is given one after the other, or inputs of the whole as
-    ``trace`` takes them.  A part that takes other inputs than one tensor, or inputs of several sizes, is carried over
-    unfitted, and the fit's notes say so.  Raises what ``rewrite_parts`` raises.
+    ``images`` are a tensor (N, C, H, W), or a tuple or dict of tensors where the model takes several, of which it is
+    given one after the other; or a list of inputs of the whole, as ``trace`` takes them.  A part that is given inputs
+    of several sizes is carried over unfitted, and the fit's notes say so.  Raises what ``rewrite_parts`` raises.
     """
     settings = settings or FitSettings()
     how = settings.resolved(images is not None)
@@ -53,7 +54,7 @@ def rewrite_parts_fitted(
         return rewrite_parts(recorded, plan)
     if how != "weights" and images is None:
         raise FitError("There are no calibration images: a tensor (N, C, H, W) is needed, or fit none.")
-    given: Mapping[str, Tensor] = {}
+    given: Mapping[str, Batch] = {}
     if how != "weights" and images is not None:
         given = given_to(recorded, plan, images, settings.images, device)
     unfitted: dict[str, str] = {}
@@ -61,7 +62,7 @@ def rewrite_parts_fitted(
     def fitted(name: str, traced: Traced, own: Plan) -> Ghosted:
         try:
             if how != "weights" and name not in given:
-                raise FitError("it is given other inputs than one tensor, or tensors of several sizes.")
+                raise FitError("it is given other inputs than tensors, or tensors of several sizes.")
             with watched(name) as told:
                 return rewrite_fitted(traced, own, given.get(name), settings, device=device, told=told)
         except FitError as problem:
@@ -75,43 +76,47 @@ def rewrite_parts_fitted(
 
 
 def given_to(
-    recorded: TracedParts, plan: Plan, images: Iterable[Any], count: int, device: torch.device | None = None
-) -> dict[str, Tensor]:
-    """What each part that a plan changes is given for images, (N, ...); nothing for one that takes other inputs than a
-    tensor, or is given tensors of several sizes.
+    recorded: TracedParts, plan: Plan, images: Batch | Iterable[Any], most: int, device: torch.device | None = None
+) -> dict[str, Batch]:
+    """What each part that a plan changes is given for images, ``most`` samples of it: a tensor, or a tuple or dict of
+    several; nothing for one that takes other inputs than tensors, or is given tensors of several sizes.
     """
     model = recorded.model if device is None else on_device(recorded.model, device)
-    changed = {name for name in recorded.parts for swap in plan.swaps if within(swap.target, name)}
-    seen: dict[str, list[Tensor]] = {name: [] for name in changed if _takes_one_tensor(recorded.parts[name])}
-    hooks = [model.get_submodule(name).register_forward_pre_hook(_noting(kept)) for name, kept in seen.items()]
+    changed = [name for name in recorded.parts if any(within(swap.target, name) for swap in plan.swaps)]
+    seen: dict[str, list[Batch]] = {name: [] for name in changed if _takes_tensors(recorded.parts[name])}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(_noting(kept), with_kwargs=True)
+        for name, kept in seen.items()
+    ]
     try:
         with evaluating(model), torch.no_grad():
-            for one in images.split(1) if isinstance(images, Tensor) else images:
-                args, kwargs = call_arguments(one if device is None else _moved(one, device))
-                model(*args, **kwargs)
+            for one in split(images, 1) if isinstance(images, Tensor | tuple | dict) else images:
+                call(model, one if device is None else move(one, device))
     finally:
         for hook in hooks:
             hook.remove()
-    return {
-        name: torch.cat(tensors)[:count]
-        for name, tensors in seen.items()
-        if len({tensor.shape[1:] for tensor in tensors}) == 1
-    }
+    return {name: take(join(inputs), slice(most)) for name, inputs in seen.items() if _are_alike(inputs)}
 
 
-def _takes_one_tensor(traced: Traced) -> bool:
-    return len(traced.args) == 1 and isinstance(traced.args[0], Tensor) and not traced.kwargs
+def _takes_tensors(traced: Traced) -> bool:
+    """Whether a part is given nothing but tensors with an entry per sample."""
+    leaves = tree_leaves(traced.example)
+    return bool(leaves) and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves)
 
 
-def _noting(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        kept.append(args[0].clone())
+def _are_alike(inputs: Sequence[Batch]) -> bool:
+    """Whether all inputs have one structure and their samples one size, so that they make up one batch."""
+    structures = [tree_structure(one) for one in inputs]
+    shapes = {tuple(leaf.shape[1:] for leaf in per_sample(one)) for one in inputs}
+    return len(shapes) == 1 and all(one == structures[0] for one in structures) and all(map(count, inputs))
+
+
+def _noting(kept: list[Batch]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        one = one_example(module, *cloned((args, kwargs)))
+        kept.append(one[0] if isinstance(one, tuple) and len(one) == 1 and isinstance(one[0], Tensor) else one)
 
     return note
-
-
-def _moved(example: Any, place: torch.device) -> Any:
-    return tree_map(lambda leaf: leaf.to(place) if isinstance(leaf, Tensor) else leaf, example)
 
 
 def _together(fits: Mapping[str, Fit]) -> Fit | None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from ghostify.batches import Batch, call
+from ghostify.tracing import cloned
 
 _RATE = 3e-4
 _PATIENCE = 3
@@ -20,7 +24,7 @@ _PATIENCE = 3
 
 
 def polish(
-    original: nn.Module, module: nn.Module, seen: Sequence[Tensor], held: Sequence[Tensor], seconds: float
+    original: nn.Module, module: nn.Module, seen: Sequence[Batch], held: Sequence[Batch], seconds: float
 ) -> tuple[float, float]:
     """Train ``module`` in place (both networks in eval mode) for so many seconds; the held-out error before and after.
 
@@ -46,13 +50,13 @@ def polish(
 def _one_pass(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     wanted: Sequence[list[Tensor]],
     until: float,
 ) -> None:
     for batch, aims in zip(batches, wanted, strict=True):
         with torch.enable_grad():
-            found = [leaf for leaf in tree_leaves(module(batch.clone())) if isinstance(leaf, Tensor)]
+            found = [leaf for leaf in tree_leaves(call(module, cloned(batch))) if _learns(leaf)]
             loss = torch.stack([_missed(one, aim) for one, aim in zip(found, aims, strict=True)]).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -62,12 +66,17 @@ def _one_pass(
     optimizer.zero_grad()
 
 
-def _outputs(module: nn.Module, batch: Tensor) -> list[Tensor]:
+def _outputs(module: nn.Module, batch: Batch) -> list[Tensor]:
     with torch.no_grad():
-        return [leaf for leaf in tree_leaves(module(batch.clone())) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in tree_leaves(call(module, cloned(batch))) if _learns(leaf)]
 
 
-def _error(module: nn.Module, batches: Sequence[Tensor], aims: Sequence[list[Tensor]]) -> float:
+def _learns(leaf: Any) -> bool:
+    """Whether a gradient can come of an output: not of whole numbers, such as classes chosen within the network."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _error(module: nn.Module, batches: Sequence[Batch], aims: Sequence[list[Tensor]]) -> float:
     missed = [
         _missed(one, other)
         for batch, aim in zip(batches, aims, strict=True)

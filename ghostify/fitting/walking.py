@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ghostify.batches import Batch, count, per_sample, take
 from ghostify.running import first_argument, overwritten, run_node
-from ghostify.tracing import Traced
+from ghostify.tracing import Traced, tensors_of_call
 
 _FLOAT = 4
 MEMORY = 2**30
@@ -33,7 +33,7 @@ class Walk:
     those of ``root``, which has the same names.  Values are computed in eval mode, which the caller sees to.
     """
 
-    def __init__(self, traced: Traced, root: nn.Module, batches: Iterable[Tensor]) -> None:
+    def __init__(self, traced: Traced, root: nn.Module, batches: Iterable[Batch]) -> None:
         self.traced, self.root = traced, root
         self.constants = traced.constants
         self.nodes = [node for node in traced.graph.nodes if node.op != "output"]
@@ -46,7 +46,9 @@ class Walk:
                       for node in self.nodes}  # fmt: skip
         self._pinned: set[fx.Node] = set()
         inputs = [node for node in self.nodes if node.op == "placeholder"]
-        self.values: list[dict[fx.Node, Any]] = [dict.fromkeys(inputs, batch) for batch in batches]
+        self.values: list[dict[fx.Node, Any]] = [
+            dict(zip(inputs, tensors_of_call(batch), strict=True)) for batch in batches
+        ]
         self.reached = [0] * len(self.values)
         """The index of the node that each batch comes to next."""
 
@@ -153,12 +155,13 @@ def _end(tensor: Tensor) -> int:
     return int(tensor.storage_offset()) + 1 + sum((size - 1) * step for size, step in steps)
 
 
-def batched(images: Tensor) -> list[Tensor]:
+def batched(images: Batch) -> list[Batch]:
     """Images in batches of one size: at most 64 or, of large ones, as many as ``_VALUES`` numbers make up, and at least
     eight batches where there are as many images.
 
     Of the sizes that come near, the one that leaves fewest images over.
     """
-    most = max(1, min(64, len(images) // 8, _VALUES // images[0].numel()))
-    size = max(range(max(1, most * 3 // 4), most + 1), key=lambda s: (len(images) // s * s, s))
-    return list(torch.split(images[: len(images) // size * size], size))
+    total, values = count(images), sum(leaf[0].numel() for leaf in per_sample(images))
+    most = max(1, min(64, total // 8, _VALUES // max(1, values)))
+    size = max(range(max(1, most * 3 // 4), most + 1), key=lambda s: (total // s * s, s))
+    return [take(images, slice(start, start + size)) for start in range(0, total // size * size, size)]

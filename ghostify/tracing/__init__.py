@@ -10,16 +10,19 @@ of the memory; a module that writes to its parameters while running is copied wh
 """
 
 from ghostify.tracing.naming import is_leaf, qualified_names
-from ghostify.tracing.parts import recordable
+from ghostify.tracing.parts import one_example, recordable
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
-from ghostify.tracing.values import call_arguments
+from ghostify.tracing.values import call_arguments, cloned, tensors_of_call
 
 __all__ = [
     "Traced",
     "call_arguments",
+    "cloned",
     "is_leaf",
+    "one_example",
     "qualified_names",
     "recordable",
+    "tensors_of_call",
     "trace",
 ]

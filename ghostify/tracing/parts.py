@@ -57,12 +57,12 @@ def _noting(given: dict[str, Any], name: str) -> Callable[..., None]:
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name not in given:
-            given[name] = _one_example(module, *cloned((args, kwargs)))
+            given[name] = one_example(module, *cloned((args, kwargs)))
 
     return note
 
 
-def _one_example(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def one_example(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call's arguments as ``trace`` takes them; mixed ones by name."""
     if not kwargs:
         return args

@@ -37,6 +37,11 @@ class Traced:
     """Modules that were called with anything but one tensor, or gave anything else."""
 
     @property
+    def example(self) -> Any:
+        """The input it was recorded on, as ``trace`` takes it: a dict by keyword, else a tuple."""
+        return self.kwargs or self.args
+
+    @property
     def output_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the tensors the module returned."""
         (output,) = (node for node in self.graph.nodes if node.op == "output")

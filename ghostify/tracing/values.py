@@ -19,6 +19,11 @@ def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
+def tensors_of_call(example: Any) -> list[Tensor]:
+    """The tensors that a call with ``example`` is given, in the order of a recording's placeholders."""
+    return tensors_in(call_arguments(example))
+
+
 def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
     """The tensors in a nested structure, in a fixed order; unknown containers and objects are looked into, once."""
     seen = set() if seen is None else seen
