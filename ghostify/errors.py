@@ -51,6 +51,7 @@ class RunError(GhostifyError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest of ``known`` names, or an empty string when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """`` Did you mean 'x'?`` for the nearest of ``known`` names other than it, or an empty string when none is near."""
+    others = (one for one in known if one != name)
+    near = difflib.get_close_matches(name, list(others), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

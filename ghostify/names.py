@@ -1,8 +1,12 @@
-"""Qualified names of modules: ``a.b.c`` lies in ``a.b``; the root is ``""``."""
+"""Qualified names of modules: ``a.b.c`` lies in ``a.b``; the root is ``""``.
+
+A pattern is a name or a glob of names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 
 
 def ancestors(name: str) -> list[str]:
@@ -25,6 +29,18 @@ def child_of(name: str, home: str) -> str | None:
 
 def within(name: str, home: str) -> bool:
     return not home or name == home or name.startswith(f"{home}.")
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a pattern is this name or a glob of it; a name may hold characters that a glob takes for its own."""
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern means ``name``: it names that itself or any module around it, for a module is all in it."""
+    calling = name.rpartition(":")[0]  # a function call, as in layer1.0:conv2d, lies in the module it runs in
+    around = dict.fromkeys([*ancestors(name), *ancestors(calling)])
+    return any(is_named(module, pattern) for module in around)
 
 
 def common(names: Iterable[str]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
-from ghostify.names import overlap, prefixes, within
-from ghostify.recipe import GhostSettings, Method, Recipe, make_settings, read_yaml, validated
+from ghostify.names import matches, overlap, within
+from ghostify.patterns import meant, require_all_match, require_matches, spelled_out
+from ghostify.recipe import GhostSettings, Method, make_settings, read_yaml, validated
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.scanning import Scan, Site, scan
 from ghostify.stages import Stage
@@ -61,8 +61,14 @@ class Plan(BaseModel):
     """The whole network as it is; in parts, the operations of these alone, and the parameters of the whole."""
     after: Cost = Cost()
     """The same as it is predicted to become."""
+    exclude: tuple[str, ...] = ()
+    """Modules that nothing is done to, neither a rewrite nor a fit, with all that lies in them; globs if by hand."""
     parts: InParts | None = None
     """Where the network is rewritten part by part; every name in the plan is of the whole all the same."""
+
+    def excludes(self, *names: str) -> bool:
+        """Whether nothing may be done to the module of these names."""
+        return any(matches(name, pattern) for name in names for pattern in self.exclude)
 
     def to_yaml(self) -> str:
         """The plan as a commented YAML document; ``read_plan`` gives the same plan back."""
@@ -150,15 +156,18 @@ def plan(
     method = resolved(settings.method, device)
     if all(site.kind == "linear" and site.role != "channels-last" for site in scan.sites):
         raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
+    require_all_match(scan, settings)
+    kept = meant(scan, settings.exclude)
     if method in ("width", "thin"):
-        return _assembled(scan, [width.propose(scan, settings)])
-    _require_matches(scan, settings)
+        return _assembled(scan, [width.propose(scan, settings)], kept)
     if method == "g-ghost" and not scan.stages:
         raise PlanError(
             f"{scan.network} has no stage (three or more blocks of one width and resolution) to become a G-Ghost "
             "stage; method c-ghost takes its convolutions."
         )
-    stages = [] if method == "c-ghost" else [g_ghost.propose(stage, settings) for stage in scan.stages]
+    settings = settings.model_copy(update={"exclude": spelled_out(scan, settings.exclude)})
+    found = [] if method == "c-ghost" else scan.stages
+    stages = [g_ghost.propose(stage, settings, scan.modules) for stage in found]
     try:
         sites = [
             _proposed(site, settings) if method != "g-ghost" else Skip(target=site.name, reason=_OUTSIDE)
@@ -166,7 +175,7 @@ def plan(
         ]
     except PlanError as problem:
         raise PlanError(f"The settings cannot be met: {problem}") from None
-    return _assembled(scan, [*stages, *sites])
+    return _assembled(scan, [*stages, *sites], kept)
 
 
 def _proposed(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
@@ -193,6 +202,8 @@ def check(plan: Plan, scan: Scan) -> Plan:
         return _checked_width(plan, scan)
     sites = {name: site for site in scan.sites for name in (site.name, *site.aliases)}
     stages = {stage.name: stage for stage in scan.stages}
+    require_matches(scan, "The plan's exclude", plan.exclude)
+    kept = meant(scan, plan.exclude)
     said: dict[str, Swap | Skip] = {}
     entries: list[Swap | Skip] = [*plan.swaps, *plan.skips]
     for entry in entries:
@@ -203,11 +214,11 @@ def check(plan: Plan, scan: Scan) -> Plan:
     on_stages = [said[stage.name] for stage in scan.stages if stage.name in said]
     left = _left(scan, on_stages)
     _require_apart(on_stages, said, scan)
+    _require_not_excluded(said, kept, scan)
     _require_same_network(plan, scan, unnamed=sum(site.name not in said for site in left))
     absent = "is not named in the plan"
-    return _assembled(
-        scan, [*on_stages, *(said.get(site.name) or Skip(target=site.name, reason=absent) for site in left)]
-    )
+    on_sites = [said.get(site.name) or Skip(target=site.name, reason=absent) for site in left]
+    return _assembled(scan, [*on_stages, *on_sites], kept)
 
 
 def scan_for(traced: Traced, wanted: GhostSettings | Plan) -> Scan:
@@ -256,6 +267,16 @@ def _require_apart(entries: Sequence[Swap | Skip], said: Mapping[str, Swap | Ski
         home = next((s for s in swapped if isinstance(swap, CGhostSwap) and s.holds(swap.target)), None)
         if home:
             raise PlanError(f"The plan swaps {swap.target!r} twice: by itself and with {home.name!r}.")
+
+
+def _require_not_excluded(said: Mapping[str, Swap | Skip], kept: Sequence[str], scan: Scan) -> None:
+    """Refuse a swap of what the plan excludes."""
+    for swap in said.values():
+        stage = scan.stage(swap.blocks) if isinstance(swap, GGhostSwap) else None
+        touched = [] if isinstance(swap, Skip) else stage.later if stage else [swap.target]
+        home = next((name for name in kept for module in touched if overlap(name, module)), None)
+        if home is not None:
+            raise PlanError(f"The plan swaps {swap.target!r}, and its exclude keeps {home!r} as it is; take out one.")
 
 
 def _checked(entry: Swap | Skip, sites: Mapping[str, Site], stages: Mapping[str, Stage], scan: Scan) -> Swap | Skip:
@@ -321,8 +342,13 @@ def _checked_width(plan: Plan, scan: Scan) -> Plan:
         raise PlanError(
             f"The plan was made for another network: {scan.network} has {width.geometry(scan)}, not {swap.geometry}."
         )
+    require_matches(scan, "The plan's exclude", (*plan.exclude, *swap.exclude))
+    kept = meant(scan, swap.exclude)
+    apart = [name for name in meant(scan, plan.exclude) if not any(within(name, home) for home in kept)]
+    if apart:
+        raise PlanError(f"The plan's exclude names {apart[0]!r}, which its swap does not; write it under both.")
     update = {"before": scan.cost, "after": width.predict(scan, swap)}
-    return _assembled(scan, [swap.model_copy(update=update)])
+    return _assembled(scan, [swap.model_copy(update=update)], kept)
 
 
 def _left(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Site]:
@@ -331,24 +357,18 @@ def _left(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Site]:
     return [site for site in scan.sites if not any(stage.holds(site.name) for stage in swapped)]
 
 
-def _assembled(scan: Scan, entries: Sequence[Swap | Skip]) -> Plan:
+def _assembled(scan: Scan, entries: Sequence[Swap | Skip], exclude: Sequence[str]) -> Plan:
     swaps = tuple(entry for entry in entries if not isinstance(entry, Skip))
     skips = tuple(dict.fromkeys(entry for entry in entries if isinstance(entry, Skip)))  # a stage may run repeatedly
     after = scan.cost
     for swap in swaps:
         after = after - swap.before + swap.after
-    return Plan(network=scan.network, inputs=scan.inputs, swaps=swaps, skips=skips, before=scan.cost, after=after)
-
-
-def _require_matches(scan: Scan, settings: GhostSettings) -> None:
-    names = [*(site.name for site in scan.sites), *(stage.name for stage in scan.stages)]
-    for option, glob in _patterns(settings):
-        if names and not any(fnmatchcase(name, glob) for name in names):
-            near = did_you_mean(glob, [*prefixes(names), *Recipe.model_fields])
-            raise PlanError(f"{option} {glob!r} matches no layer or stage of {scan.network}.{near}")
-
-
-def _patterns(settings: GhostSettings) -> Iterator[tuple[str, str]]:
-    yield from (("include", glob) for glob in settings.include if glob != "*")
-    yield from (("exclude", glob) for glob in settings.exclude)
-    yield from (("set", glob) for glob in settings.set)
+    return Plan(
+        network=scan.network,
+        inputs=scan.inputs,
+        swaps=swaps,
+        skips=skips,
+        before=scan.cost,
+        after=after,
+        exclude=tuple(exclude),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,9 +11,9 @@ from torch import fx, nn
 
 from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, own_params
-from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts import CGhost
 from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowable, per_filter
+from ghostify.names import matches
 from ghostify.recipe import Role, Stream
 from ghostify.running import groups_of, is_conv, is_weighted, op_name, weight_node, weight_shape
 from ghostify.stages import Stage, find_stages, name_stage
@@ -58,6 +57,15 @@ class Site(BaseModel):
     """Why this site cannot be rewritten, as the end of a sentence that begins with its name; None if it can."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All its names, the first one first."""
+        return (self.name, *self.aliases)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a pattern means it, under any of its names."""
+        return any(matches(name, pattern) for name in self.names)
+
+    @property
     def fan_in(self) -> int:
         """Inputs of one filter: c/groups · k²."""
         return self.in_channels // self.groups * math.prod(self.kernel)
@@ -94,6 +102,8 @@ class Scan(BaseModel):
     """Operations no counting rule knows, and how often each ran."""
     params: dict[str, int]
     """Own parameters by qualified module name, first names only."""
+    modules: tuple[tuple[str, ...], ...] = ()
+    """The names of every module, the root's first; more than one where a module is shared."""
     doubts: tuple[str, ...] = ()
     coupling: Coupling | None = None
     """The channels of the whole network, where the scan was asked for them."""
@@ -106,7 +116,7 @@ class Scan(BaseModel):
 
     def site(self, name: str) -> Site | None:
         """The site of that name (an alias finds it too)."""
-        return next((site for site in self.sites if name == site.name or name in site.aliases), None)
+        return next((site for site in self.sites if name in site.names), None)
 
     def stage(self, blocks: Sequence[str]) -> Stage | None:
         """The stage of these blocks."""
@@ -191,8 +201,8 @@ def scan(
     """Scan a recorded run, or a module on an example (then recorded first).
 
     ``stages`` names stages by hand, each by the modules of its blocks; ``whole`` asks for the channels of the whole
-    network (for rule width), of which the outputs of layers that match ``steady`` stay, and with a kept ``stream`` what
-    is added to each other.  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
+    network (for rule width), of which what modules meant by ``steady`` read and give stays, and with a kept ``stream``
+    what is added to each other.  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
     """
     traced = model if isinstance(model, Traced) else trace(model, example)
     ops, unknown = count(traced)
@@ -210,6 +220,7 @@ def scan(
         stages=(*found, *named),
         unknown=dict(unknown),
         params=_params_by_module(traced),
+        modules=tuple(map(tuple, traced.names.values())),
         doubts=tuple(traced.doubts),
         coupling=coupling,
         uncoupled=uncoupled,
@@ -219,18 +230,22 @@ def scan(
 
 
 def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
-    """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and what stays: the outputs
-    of the network and of the layers that match a glob of ``steady``.  Raises ``PlanError`` for one that matches none.
+    """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and what keeps all its
+    channels: the outputs of the network, and what the modules that patterns of ``steady`` mean read and give.
     """
     nodes = [node for node in traced.graph.nodes if node.op != "output"]
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
-    layers = [node for node in nodes if node.op == "call_module" and is_weighted(op_name(traced, node))]
-    for glob in steady:
-        if not any(fnmatchcase(str(node.target), glob) for node in layers):
-            hint = did_you_mean(glob, [str(node.target) for node in layers])
-            raise PlanError(f"exclude {glob!r} matches no layer.{hint}")
-    kept = [node for node in layers if any(fnmatchcase(str(node.target), glob) for glob in steady)]
-    return [nodes], None, [*output.all_input_nodes, *kept]
+    patterns = tuple(steady)
+    held = {module for module, names in traced.names.items() if any(matches(n, p) for n in names for p in patterns)}
+    called = {node: None for node in nodes if node.op.startswith("call_") and node.meta["shapes"]}
+    kept = [node for node in called if _home(traced, node) in held]
+    read = [source for node in kept for source in node.all_input_nodes if source in called]
+    return [nodes], None, list(dict.fromkeys([*output.all_input_nodes, *read, *kept]))
+
+
+def _home(traced: Traced, node: fx.Node) -> nn.Module:
+    """The module that a node calls, or that it runs in."""
+    return traced.part(str(node.target if node.op == "call_module" else node.meta["module"]))
 
 
 def _coupled(traced: Traced, steady: Sequence[str], stream: Stream) -> tuple[Coupling | None, str]:

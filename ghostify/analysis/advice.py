@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from ghostify.analysis.result import Advice, CurvePoint, FilterError, LayerRedundancy, SplitError, StageRedundancy
+from ghostify.names import within
+from ghostify.planning import resolved
 from ghostify.recipe import AnalysisSettings, GhostSettings, Method, SiteSettings
 from ghostify.rules import CGhostSwap, GGhostSwap, c_ghost, g_ghost
 from ghostify.scanning import Site
@@ -60,19 +62,20 @@ class Advisor:
 
 
 def advised(layers: Iterable[LayerRedundancy], stages: Iterable[StageRedundancy], method: Method) -> GhostSettings:
-    """The settings that plan what is advised: what was not looked at, or is better left, is excluded."""
-    chosen: dict[str, SiteSettings] = {}
-    left: list[str] = []
-    for layer in layers:
-        if layer.advice.s is None:
-            left.append(layer.name)
-        else:
-            chosen[layer.name] = SiteSettings(s=layer.advice.s, d=layer.advice.d)
-    for stage in stages:
-        if stage.advice.ratio is None:
-            left.append(stage.name)
-        else:
-            chosen[stage.name] = SiteSettings(ratio=stage.advice.ratio)
+    """The settings that plan what is advised: what was not looked at is not included, what is better left is excluded.
+
+    Layers count where the method takes convolutions, stages where it takes stages.
+    """
+    method = resolved(method)
+    of_layers = {layer.name: layer.advice for layer in layers if method != "g-ghost"}
+    of_stages = {stage.name: stage for stage in stages if method != "c-ghost"}
+    taken = [stage for stage in of_stages.values() if stage.advice.ratio is not None]
+    chosen = {stage.name: SiteSettings(ratio=stage.advice.ratio) for stage in taken}
+    chosen |= {name: SiteSettings(s=one.s, d=one.d) for name, one in of_layers.items() if one.s is not None}
+    replaced = [end for stage in taken for block in stage.blocks[1:] for end in block.split("..")]
+    left = [name for name in of_layers if name not in chosen and not any(within(name, block) for block in replaced)]
+    if method == "g-ghost":
+        left = [name for name in of_stages if name not in chosen]
     return GhostSettings(method=method, include=tuple(chosen), exclude=tuple(left), set=chosen)
 
 

@@ -92,7 +92,7 @@ class _Follower:
             if self.entry is not None:
                 self.block_entry = nodes[-1]
                 ends.append(self._vector(nodes[-1], nodes[-1], 1))
-        kept = [np.unique(self._ids(node, node).numpy()) for node in fixed]
+        kept = [np.unique(ids.numpy()) for node in fixed for ids in self._all_ids(node)]
         kept += self.stays
         resolved = Resolved(
             Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, fixed=kept)
@@ -558,6 +558,11 @@ class _Follower:
         if isinstance(found, list):
             raise self._stop(node, "reads several tensors at once")
         return found
+
+    def _all_ids(self, node: fx.Node) -> list[Tensor]:
+        """The numbers of a node's tensor, or of each where it gives several."""
+        found = self.ids.get(node)
+        return [ids for ids in found if isinstance(ids, Tensor)] if isinstance(found, list) else [self._ids(node, node)]
 
     def _vector(self, source: fx.Node, node: fx.Node, dim: int) -> np.ndarray:
         """The numbers of a tensor along ``dim``; the only dimension they may vary along."""

@@ -33,11 +33,14 @@ def _renamed(entry: _Entry, rename: Callable[[str], str]) -> _Entry:
 
 def of_part(plan: Plan, part: str) -> Plan:
     """What a plan says of one part, in that part's names."""
+    inside = (_leaving(part, name) for name in plan.exclude if within(name, part) and name != part)
+    around = ("",) if any(within(part, name) for name in plan.exclude) else ()
     return Plan(
         network=part or plan.network,
         inputs=(),
         swaps=tuple(left_by(part, swap) for swap in plan.swaps if within(swap.target, part)),
         skips=tuple(left_by(part, skip) for skip in plan.skips if within(skip.target, part)),
+        exclude=around or tuple(inside),
     )
 
 

@@ -112,6 +112,7 @@ class TracedParts:
             stages=tuple(stage for found in inside for stage in found.stages),
             unknown=dict(unknown),
             params={name: n for found in inside for name, n in found.params.items()},
+            modules=tuple(map(tuple, qualified_names(module).values())),
             doubts=self._doubts(),
         )
 

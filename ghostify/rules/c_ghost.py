@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -154,9 +153,9 @@ def _priced(site: Site, swap: CGhostSwap, settings: GhostSettings) -> CGhostSwap
 
 
 def _left_alone(site: Site, settings: GhostSettings) -> str | None:
-    if not any(fnmatchcase(site.name, glob) for glob in settings.include):
+    if not any(map(site.matches, settings.include)):
         return "is matched by no include pattern"
-    if glob := next((glob for glob in settings.exclude if fnmatchcase(site.name, glob)), None):
+    if (glob := next((glob for glob in settings.exclude if site.matches(glob)), None)) is not None:
         return f"is excluded by {glob!r}"
     if site.role in settings.also:
         return None
@@ -168,7 +167,7 @@ def _wanted(site: Site, settings: GhostSettings) -> _Wanted:
     values: dict[str, Any] = {key: getattr(settings, key) for key in ("s", "d", "parts", "pointwise")}
     named: set[str] = set()
     for glob, own in settings.set.items():
-        if fnmatchcase(site.name, glob):
+        if site.matches(glob):
             given = {key: value for key in values if (value := getattr(own, key)) is not None}
             values |= given
             named |= given.keys()

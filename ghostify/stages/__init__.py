@@ -28,10 +28,10 @@ from ghostify.stages.describing import Description, named_part
 from ghostify.stages.flow import Flow, chains
 from ghostify.stages.pieces import Chain, Span
 from ghostify.stages.runs import fitted, runs
-from ghostify.stages.stage import MIN_BLOCKS, Block, Stage
+from ghostify.stages.stage import MIN_BLOCKS, Block, Modules, Stage
 from ghostify.tracing import Traced
 
-__all__ = ["Block", "Stage", "find_stages", "name_stage", "stage_nodes"]
+__all__ = ["Block", "Modules", "Stage", "find_stages", "name_stage", "stage_nodes"]
 
 
 def find_stages(traced: Traced) -> list[Stage]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from ghostify.channels import Coupling
 from ghostify.costs import Cost
-from ghostify.names import within
+from ghostify.names import is_named, matches, within
 
 MIN_BLOCKS = 3
 
 Shape = tuple[int, ...]
+Modules = Sequence[tuple[str, ...]]
+"""Of each module of a network, all its names."""
 
 
 class Block(BaseModel):
@@ -94,5 +98,33 @@ class Stage(BaseModel):
         """Whether a module lies in the blocks after the first."""
         return any(within(name, module) for module in self.later)
 
+    def is_meant(self, patterns: Sequence[str], modules: Modules = ()) -> bool:
+        """Whether patterns mean the stage: one of them by its name, or together each of its modules.
+
+        ``modules`` are the names of every module of the network, which tell the other names of a shared one.
+        """
+        if any(is_named(self.name, pattern) for pattern in patterns):
+            return True
+        names_of = {name: names for names in modules for name in names}
+        return all(_meaning(names_of.get(module, (module,)), patterns) is not None for module in self.modules)
+
+    def kept_by(self, patterns: Sequence[str], modules: Modules = ()) -> tuple[str, str] | None:
+        """What patterns mean of the blocks after the first: the name of a module in them and its pattern, if any."""
+        inside = [names for names in modules if any(map(self.holds, names))]
+        for names in inside or [(name,) for name in self.later]:
+            if (pattern := _meaning(names, patterns)) is not None:
+                return names[0], pattern
+        return None
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules of all blocks."""
+        return [module for block in self.blocks for module in block.modules or block.name.split("..")]
+
     def __str__(self) -> str:
         return f"{self.name}: {self.geometry}"
+
+
+def _meaning(names: Sequence[str], patterns: Sequence[str]) -> str | None:
+    """The first of ``patterns`` that means a module, under any of its names."""
+    return next((pattern for pattern in patterns if any(matches(name, pattern) for name in names)), None)

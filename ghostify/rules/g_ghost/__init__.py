@@ -14,7 +14,6 @@ The papers' tables are made by more than one form of stage; ``PRESETS`` names th
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from ghostify.rules.base import GGhostSwap, Skip
 from ghostify.rules.g_ghost.form import Form
 from ghostify.rules.g_ghost.surgery import Surgery
 from ghostify.scanning import Scan
-from ghostify.stages import Stage, find_stages, name_stage
+from ghostify.stages import Modules, Stage, find_stages, name_stage
 from ghostify.tracing import Traced
 
 _IMAGENET = StageForm(
@@ -45,15 +44,12 @@ PRESETS: dict[str, StageForm] = {
 """Forms of a stage: our own, Eq. 6-12 to the letter, and those of Tables 11-14, 15-16 and 17-18."""
 
 
-def propose(stage: Stage, settings: GhostSettings) -> GGhostSwap | Skip:
-    """A swap of ``stage``, or the reason there is none."""
-    if not any(fnmatchcase(stage.name, glob) for glob in settings.include):
-        return Skip(target=stage.name, reason="is matched by no include pattern")
-    if glob := next((glob for glob in settings.exclude if fnmatchcase(stage.name, glob)), None):
-        return Skip(target=stage.name, reason=f"is excluded by {glob!r}")
-    if stage.obstacle or stage.coupling is None:
-        return Skip(target=stage.name, reason=stage.obstacle or "was not followed")
-    form = _form(stage.name, settings)
+def propose(stage: Stage, settings: GhostSettings, modules: Modules = ()) -> GGhostSwap | Skip:
+    """A swap of ``stage``, or the reason there is none; ``modules`` are the names of every module of its network."""
+    if reason := _left_alone(stage, settings, modules):
+        return Skip(target=stage.name, reason=reason)
+    assert stage.coupling is not None, "or it was left alone"
+    form = _form(stage, settings, modules)
     if stage.coupling.ordered:
         form["keep"] = "first"
     swap = GGhostSwap(
@@ -139,11 +135,25 @@ def outputs_kept(traced: Traced, swap: GGhostSwap) -> dict[str, np.ndarray]:
     return surgery.channels.outputs_kept(surgery.kept)
 
 
-def _form(name: str, settings: GhostSettings) -> dict[str, Any]:
+def _left_alone(stage: Stage, settings: GhostSettings, modules: Modules) -> str | None:
+    """Why a stage is left alone, if it is; of what is excluded its first block may hold any, for it stays as it is."""
+    if not stage.is_meant(settings.include, modules):
+        return "is matched by no include pattern"
+    if kept := stage.kept_by(settings.exclude, modules):
+        name, pattern = kept
+        if stage.is_meant([pattern], modules):
+            return f"is excluded by {pattern!r}"
+        return f"holds {name!r}, which is excluded" + (f" by {pattern!r}" if pattern != name else "")
+    if stage.obstacle or stage.coupling is None:
+        return stage.obstacle or "was not followed"
+    return None
+
+
+def _form(stage: Stage, settings: GhostSettings, modules: Modules) -> dict[str, Any]:
     """The form and ratio for one stage: the preset's, then the settings', then those set by name."""
     form = PRESETS[settings.preset].model_dump()
     ratio = settings.ratio
-    named = [own for glob, own in settings.set.items() if fnmatchcase(name, glob)]
+    named = [own for glob, own in settings.set.items() if stage.is_meant([glob], modules)]
     for own in (settings, *named):
         given = {key: getattr(own, key) for key in StageForm.model_fields}
         form |= {key: value for key, value in given.items() if value is not None}
