@@ -166,6 +166,13 @@ class ModelSettings(Settings):
     weights: Annotated[
         str | None, Field(description="a checkpoint file, or DEFAULT for the weights the source itself offers")
     ] = None
+    weights_key: Annotated[
+        str | None, Field(description="which weights of a checkpoint that holds several, as in model_ema")
+    ] = None
+    weights_strict: Annotated[bool, Field(description="no: load what fits of a checkpoint and leave the rest")] = True
+    weights_allow: Annotated[
+        tuple[str, ...], Field(description="classes a checkpoint may hold besides tensors, as in argparse.Namespace")
+    ] = ()
     input: Annotated[
         tuple[int, ...] | None,
         Field(description="shape of one input without the batch, as in 3,224,224; by default the source is asked"),

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
 import urllib.error
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from ghostify.errors import GhostifyError, ModelError, WeightsError
-from ghostify.networks import resnet8
 from ghostify.recipe import ModelSettings
-from ghostify.sources import build_model, input_shape, load_weights
+from ghostify.sources import build_model, input_shape
 
 USER_MODULE = """
 from torch import nn
@@ -235,124 +231,3 @@ def test_wrong_arguments_are_not_mistaken_for_a_failed_download() -> None:
 @pytest.mark.parametrize("source", ["ghostify:resnet8", "user_nets:small"])
 def test_a_source_without_trained_weights_says_so(here: Path, source: str) -> None:
     assert "no trained weights" in refusal(lambda: model(source, weights="DEFAULT"), WeightsError)
-
-
-# --- checkpoints
-
-
-def prefixed(prefix: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda state: {prefix + key: value for key, value in state.items()}
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        OrderedDict,
-        lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}},
-        lambda state: {"model_state_dict": state, "step": torch.tensor(3)},
-        lambda state: {"model": {"state_dict": state}},
-        lambda state: {"ema": state},
-        prefixed("module."),
-        prefixed("_orig_mod."),
-        prefixed("module._orig_mod."),
-        prefixed("_orig_mod.module."),
-        lambda state: {"state_dict": prefixed("model.")(state)},
-        lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
-    ],
-)
-def test_a_checkpoint_is_found_in_its_wrappings(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
-    torch.manual_seed(0)
-    trained, other = resnet8(), resnet8()
-    torch.save(wrap(trained.state_dict()), tmp_path / "weights.pt")
-    load_weights(other, tmp_path / "weights.pt")
-    assert equal(trained, other)
-
-
-def test_safetensors_are_read(tmp_path: Path) -> None:
-    trained, path = resnet8(), tmp_path / "weights.safetensors"
-    save_file(trained.state_dict(), path)
-    assert equal(model("ghostify:resnet8", weights=str(path)), trained)
-
-
-def test_without_pretrained_the_weights_file_is_not_even_looked_for() -> None:
-    build_model(ModelSettings(source="ghostify:resnet8", weights="nowhere.pt"), pretrained=False)
-
-
-def test_a_network_whose_own_names_have_the_prefix_keeps_it(tmp_path: Path) -> None:
-    trained, other = nn.ModuleDict({"model": nn.Linear(2, 2)}), nn.ModuleDict({"model": nn.Linear(2, 2)})
-    torch.save(trained.state_dict(), tmp_path / "weights.pt")
-    load_weights(other, tmp_path / "weights.pt")
-    assert equal(trained, other)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda s: s.pop("conv1.weight"), "1 missing (conv1.weight)"),
-        (lambda s: [s.pop(key) for key in list(s)[1:5]], "4 missing ("),
-        (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected (extra)"),
-        (lambda s: s.update({"linear.bias": torch.zeros(3)}), "1 of another shape (linear.bias is 3, not 10)"),
-        (lambda s: s.update({"linear.bias": "text"}), "1 of another shape (linear.bias is str, not 10)"),
-    ],
-)
-def test_weights_of_another_network_change_nothing(tmp_path: Path, change: Callable[[Any], Any], says: str) -> None:
-    path, target = tmp_path / "weights.pt", resnet8()
-    before = {key: value.clone() for key, value in target.state_dict().items()}
-    state = resnet8().state_dict()
-    change(state)
-    torch.save(state, path)
-    text = refusal(lambda: load_weights(target, path), WeightsError)
-    assert says in text and "weights.pt" in text and "CifarResNet" in text
-    assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
-
-
-class Payload:
-    """Runs code when unpickled by a careless reader."""
-
-    def __reduce__(self) -> Any:
-        return pytest.fail, ("a pickle was run",)
-
-
-def truncated(path: Path, keep: float, suffix: str) -> None:
-    whole = path.with_name(f"whole{suffix}")
-    save_file(resnet8().state_dict(), whole) if suffix == ".safetensors" else torch.save(resnet8().state_dict(), whole)
-    content = whole.read_bytes()
-    path.write_bytes(content[: int(len(content) * keep)])
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "says"),
-    [
-        ("empty.pt", lambda p: p.touch(), "is empty"),
-        ("folder.pt", lambda p: p.mkdir(), "is a folder"),
-        ("text.pt", lambda p: p.write_text("hello, this is no checkpoint\n" * 9), "not a checkpoint"),
-        ("half.pt", lambda p: truncated(p, 0.5, ".pt"), "truncated"),
-        ("end.pt", lambda p: truncated(p, 0.98, ".pt"), "truncated"),
-        ("half.safetensors", lambda p: truncated(p, 0.5, ".safetensors"), "truncated"),
-        ("tiny.safetensors", lambda p: p.write_bytes(b"1234"), "truncated"),
-        ("code.pt", lambda p: torch.save({"state_dict": Payload()}, p), "holds pickled Python objects, refused"),
-        ("plain.pkl", lambda p: p.write_bytes(pickle.dumps({"a": Payload()})), "refused"),
-        ("module.pt", lambda p: torch.save(resnet8(), p), "re-save it as model.state_dict()"),
-        ("list.pt", lambda p: torch.save([1, 2], p), "holds a list"),
-        ("nothing.pt", lambda p: torch.save({"epoch": 3}, p), "holds no weights; its keys: epoch"),
-        ("hollow.pt", lambda p: torch.save({}, p), "holds no weights; its keys: none"),
-    ],
-)
-def test_an_unusable_checkpoint_is_one_line(tmp_path: Path, name: str, write: Callable[[Path], Any], says: str) -> None:
-    write(tmp_path / name)
-    text = refusal(lambda: load_weights(resnet8(), tmp_path / name), WeightsError)
-    assert says in text and name in text
-
-
-def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is on its way out
-        torch.jit.trace(nn.ReLU(), torch.rand(1)).save(str(tmp_path / "program.pt"))
-    assert "TorchScript" in refusal(lambda: load_weights(resnet8(), tmp_path / "program.pt"), WeightsError)
-
-
-def test_a_missing_checkpoint_suggests_its_neighbour(tmp_path: Path) -> None:
-    (tmp_path / "resnet20-cifar10.pt").touch()
-    text = refusal(lambda: load_weights(resnet8(), tmp_path / "resnet20-cifar.pt"), WeightsError)
-    assert "does not exist" in text and "Did you mean 'resnet20-cifar10.pt'?" in text

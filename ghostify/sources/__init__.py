@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ghostify.sources.data import Data, load_data
 from ghostify.sources.images import Images, Loader, data_error
-from ghostify.sources.models import build_model, input_shape, load_weights
+from ghostify.sources.models import build_model, input_shape
 from ghostify.sources.samples import Sample, load_sample, sample_shape
+from ghostify.sources.weights import load_weights
 
 __all__ = [
     "Data",

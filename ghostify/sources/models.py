@@ -8,36 +8,33 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pickle
 import re
 import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ghostify import networks
 from ghostify.errors import ModelError, WeightsError, did_you_mean
 from ghostify.ghosts import ghostnets
 from ghostify.recipe import ModelSettings
-from ghostify.sources.named import find_function, near_path, one_line
+from ghostify.sources.named import find_function, one_line
+from ghostify.sources.weights import load_weights
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {**networks.NETWORKS, **ghostnets.NETWORKS}
 KINDS = ("torchvision", "timm", "ghostify")
 DEFAULT = "DEFAULT"  # the value of ModelSettings.weights that asks for the source's own trained weights
-NESTINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "ema", "model_ema", "state_dict_ema")
-PICKLES = (b"P", b"\x80")  # how archives (PK) and bare pickles begin
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _FORMS = "torchvision:NAME, timm:NAME, ghostify:NAME, package.module:function, or a run folder"
 
 
-def build_model(settings: ModelSettings, *, pretrained: bool = True) -> nn.Module:
+def build_model(
+    settings: ModelSettings, *, pretrained: bool = True, told: Callable[[str], None] = lambda note: None
+) -> nn.Module:
     """The network that ``settings`` names, in training mode on the CPU, with the weights it asks for.
 
-    With ``pretrained=False`` the weights setting is ignored and the weights are random.  Raises ModelError when the
+    With ``pretrained=False`` the weights setting is ignored and the weights are random.  ``told`` is called with each
+    sentence a person should know of the weights that were taken.  Raises ModelError when the
     network cannot be found or built, and WeightsError when its weights cannot be had.
     """
     weights = settings.weights if pretrained else None
@@ -47,7 +44,9 @@ def build_model(settings: ModelSettings, *, pretrained: bool = True) -> nn.Modul
         raise ModelError(_unknown_form(settings.source))
     model = build(settings.source, settings.args, weights == DEFAULT)
     if weights is not None and weights != DEFAULT:
-        load_weights(model, weights)
+        strict, allowed = settings.weights_strict, settings.weights_allow
+        for note in load_weights(model, weights, key=settings.weights_key, strict=strict, allowed=allowed):
+            told(note)
     return model
 
 
@@ -68,18 +67,6 @@ def input_shape(settings: ModelSettings, model: nn.Module) -> tuple[int, int, in
         size: Any = model.image_size
         return settings.args.get("in_channels", 3), size, size
     return None
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copies the weights in a checkpoint file into ``model``, all of them or, on any misfit, none.
-
-    Reads ``.safetensors`` files and ``torch.save`` files of tensors; a state dict inside the usual wrappings is found.
-    Raises WeightsError when the file is missing, damaged, holds code, or was made for another network.
-    """
-    state = _unprefixed(_state_dict(_read(Path(path).expanduser()), path), model)
-    if misfit := "; ".join(_misfits(state, model.state_dict())):
-        raise WeightsError(f"Weights {str(path)!r} do not fit this {type(model).__name__}: {misfit}.")
-    model.load_state_dict(state)
 
 
 # --- builders: (source, args, whether its own trained weights are wanted) -> network
@@ -220,96 +207,3 @@ def _torchvision_shape(name: str, model: nn.Module) -> tuple[int, int, int] | No
     # A transformer is built for one size, and its best weights' preset may speak of another.
     size = getattr(model, "image_size", None) or known.get("crop_size") or known.get("resize_size") or 224
     return 3, size, size
-
-
-# --- checkpoints
-
-
-def _read(path: Path) -> Any:
-    """Whatever a checkpoint file holds, read without running anything in it."""
-    if not path.exists():
-        raise WeightsError(f"Weights file {str(path)!r} does not exist.{near_path(path)}")
-    if path.is_dir():
-        raise WeightsError(f"Weights {str(path)!r} is a folder; name the checkpoint file in it.")
-    if path.stat().st_size == 0:
-        raise WeightsError(f"Weights file {str(path)!r} is empty.")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise WeightsError(_damaged(path, problem)) from None
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's guesses at what is wrong; the error says it
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as problem:  # a damaged archive fails in many ways
-        raise WeightsError(_refused(path, problem) or _damaged(path, problem)) from None
-
-
-def _refused(path: Path, problem: Exception) -> str:
-    """Why a file is refused for holding code; empty when that is not the problem."""
-    content = ""
-    if "TorchScript" in str(problem):
-        content = "a TorchScript program"
-    elif isinstance(problem, pickle.UnpicklingError) and "Unsupported" in str(problem):
-        with path.open("rb") as file:
-            content = "pickled Python objects" if file.read(1) in PICKLES else ""  # any text is "unsupported", too
-    return content and f"Weights file {str(path)!r} holds {content}, refused; re-save it as model.state_dict()."
-
-
-def _damaged(path: Path, problem: Exception) -> str:
-    if isinstance(problem, PermissionError):
-        return f"Weights file {str(path)!r} cannot be read: permission denied."
-    return f"Weights file {str(path)!r} is damaged, truncated, or not a checkpoint ({type(problem).__name__})."
-
-
-def _state_dict(content: Any, path: str | Path) -> dict[str, Any]:
-    """The state dict in a checkpoint's content, found inside the wrappings that training scripts use."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in NESTINGS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"Weights file {str(path)!r} holds a {type(content).__name__}, not a state dict.")
-    if not any(isinstance(value, Tensor) for value in content.values()):
-        keys = ", ".join(map(str, list(content)[:5])) or "none"
-        raise WeightsError(f"Weights file {str(path)!r} holds no weights; its keys: {keys}.")
-    return {str(key): value for key, value in content.items()}
-
-
-def _unprefixed(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """``state`` without the wrappers' prefixes that all its keys share and the model's keys do not."""
-    wanted = list(model.state_dict())
-    for prefix in PREFIXES * 2:  # DDP around a compiled module, or the other way round
-        ours = all(key.startswith(prefix) for key in wanted)
-        if not ours and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _misfits(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    # Checkpoints older than torch 0.4.1 lack the batch counters, and torch fills them in.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in wanted]
-    shapes = [
-        f"{key} is {_shape(state[key])}, not {_shape(value)}"
-        for key, value in wanted.items()
-        if key in state and _shape(state[key]) != _shape(value)
-    ]
-    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
-        if keys:
-            yield f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-
-
-def _shape(value: Any) -> str:
-    return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__
