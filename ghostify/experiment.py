@@ -153,7 +153,7 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
     original = load_original(recipe.model.source) if subject.run else None
     watcher.say(f"Network {recipe.model.source}; {len(sample.images)} of {sample.description}")
     notes = [_left_out(sample.skipped)] if sample.skipped else []
-    if "synthetic" in sample.description:
+    if sample.synthetic:
         notes.append("The images are synthetic: maps of real ones may be more or less alike.")
     place, model = pick_device(recipe.device), original or subject.model
     camera = Camera(as_picture(sample.images[0]))
@@ -429,7 +429,7 @@ class _Job:
         notes = []
         if not (self.recipe.model.weights or self.recipe.pretrain or self.subject.run):
             notes.append("No --weights were given: unless the source sets its own, they are random.")
-        if "synthetic" in self.subject.data.description:
+        if self.subject.data.synthetic:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
         if self.unscored:
             notes.append(f"Accuracy was not measured: {self.unscored}")

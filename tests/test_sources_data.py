@@ -22,7 +22,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 
 from ghostify.errors import DataError
 from ghostify.recipe import DataSettings
-from ghostify.sources import Data, load_data
+from ghostify.sources import Data, decoding, load_data, load_sample
 from ghostify.sources.held_out import held_out
 from ghostify.sources.images import DRAWS, Jitter, _centre_box, _random_box
 
@@ -303,7 +303,7 @@ def test_grey_becomes_three_equal_channels_of_the_wanted_size() -> None:
 
 def test_fake_images_are_called_synthetic_and_can_be_told_apart() -> None:
     loaded = data("fake", (1, 12, 12), 4, hold_out=0)
-    assert "synthetic" in loaded.description and len(loaded.classes) == 4
+    assert loaded.synthetic and "synthetic" in loaded.description and len(loaded.classes) == 4
     assert loaded.train is not None and (len(loaded.train), len(loaded.test)) == (512, 128)
     images, labels = loaded.train.batch(range(512))
     means = torch.stack([images[labels == label].mean(0) for label in range(4)])
@@ -313,6 +313,14 @@ def test_fake_images_are_called_synthetic_and_can_be_told_apart() -> None:
 
 
 # --- folders
+
+
+def test_only_made_up_images_are_synthetic(tmp_path: Path, sources: dict[str, Data]) -> None:
+    root = write_tree(tmp_path / "synthetic_parts", {"test": 1}, (8, 8))
+    assert not data(f"folder:{root}").synthetic
+    assert [name for name, loaded in sources.items() if loaded.synthetic] == ["fake"]
+    wanted = DataSettings(source="fake"), DataSettings(source=f"folder:{root}")
+    assert [load_sample(settings, (3, 8, 8), 2, 1).synthetic for settings in wanted] == [True, False]
 
 
 def test_a_folder_is_read_as_image_folder_and_to_tensor_read_it(small: Path) -> None:
@@ -356,6 +364,89 @@ def test_images_of_any_mode_are_read(tmp_path: Path, mode: str) -> None:
         picture.save(root / "test/cat/00.png", transparency=b"\x00\x01")
     image, _ = data(f"folder:{root}").test[0]
     assert torch.allclose(image * STD + MEAN, torch.full((3, 8, 8), 200 / 255), atol=0.02)
+
+
+RAMP = np.linspace(0, 1, 12 * 10).reshape(10, 12)
+"""A grey picture, from black to white."""
+
+
+def deep_folder(tmp_path: Path, picture: Image.Image, suffix: str) -> Path:
+    (tmp_path / "test/cat").mkdir(parents=True)
+    picture.save(tmp_path / f"test/cat/0{suffix}")
+    return tmp_path
+
+
+def scaled(most: float, kind: Any) -> Image.Image:
+    return Image.fromarray((RAMP * most).round(6 if most == 1 else 0).astype(kind))
+
+
+@pytest.mark.parametrize(
+    ("picture", "suffix"),
+    [
+        (lambda: scaled(65535, np.uint16), ".png"),
+        (lambda: scaled(65535, np.uint16), ".tiff"),
+        (lambda: scaled(65535, ">u2"), ".tiff"),
+        (lambda: scaled(65535, np.uint16), ".pgm"),
+        (lambda: scaled(255, np.int32), ".tiff"),
+        (lambda: scaled(65535, np.int32), ".tif"),
+        (lambda: scaled(2**31 - 1, np.int32), ".tiff"),
+        (lambda: scaled(1, np.float32), ".tiff"),
+        (lambda: scaled(255, np.float32), ".tiff"),
+        (lambda: scaled(65535, np.float32), ".tif"),
+        (lambda: scaled(255, np.uint8), ".png"),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_images_are_read_in_their_own_range(
+    tmp_path: Path, picture: Callable[[], Image.Image], suffix: str, channels: int
+) -> None:
+    root = deep_folder(tmp_path, picture(), suffix)
+    loaded = data(f"folder:{root}", (channels, 10, 12))
+    ((images, _),) = loaded.test_loader(4)
+    mean, std = (MEAN, STD) if channels == 3 else (0.449, 0.226)
+    wanted = torch.from_numpy(RAMP).expand(channels, -1, -1)
+    assert torch.allclose((images[0] * std + mean).double(), wanted, atol=0.005)
+    smaller, _ = data(f"folder:{root}", (channels, 5, 6)).test[0]
+    assert torch.allclose((smaller * std + mean).mean(), wanted.mean().float(), atol=0.01)
+
+
+def test_a_dark_deep_image_stays_dark(tmp_path: Path) -> None:
+    root = deep_folder(tmp_path, Image.fromarray(np.full((10, 12), 3000, np.uint16)), ".png")
+    image, _ = data(f"folder:{root}", (1, 10, 12)).test[0]
+    assert torch.allclose(image * 0.226 + 0.449, torch.full((1, 10, 12), 3000 / 65535), atol=1e-4)
+
+
+def test_bits_that_a_file_tells_are_its_range(tmp_path: Path) -> None:
+    from PIL import TiffImagePlugin
+
+    path = deep_folder(tmp_path, scaled(4095, np.uint16), ".tiff") / "test/cat/0.tiff"
+    assert TiffImagePlugin.BITSPERSAMPLE == 258
+    with Image.open(path) as image:
+        assert isinstance(image, TiffImagePlugin.TiffImageFile)
+        image.tag_v2[258] = (12,)
+        assert decoding._range(image, np.asarray(image)) == 4095
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_deep_and_plain_images_may_stand_in_one_folder(tmp_path: Path, kind: str) -> None:
+    for split in ("train", "test"):
+        folder = tmp_path / split / "cat"
+        folder.mkdir(parents=True)
+        scaled(65535, np.uint16).save(folder / "0.png")
+        scaled(255, np.uint8).save(folder / "1.png")
+    loaded = data(f"folder:{tmp_path}", (1, 10, 12), augment=False)
+    loader = loaded.test_loader(2) if kind == "test" else loaded.train_loader(2, 0, 0)
+    ((images, _),) = loader
+    assert torch.allclose(images[0], images[1], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "values", [np.linspace(-1, 1, 120), np.full(120, np.nan), np.full(120, np.inf), np.full(120, 1e9)]
+)
+def test_values_without_a_range_are_one_line(tmp_path: Path, values: Any) -> None:
+    root = deep_folder(tmp_path, Image.fromarray(values.reshape(10, 12).astype(np.float32)), ".tiff")
+    text = refusal(lambda: data(f"folder:{root}", (1, 10, 12)).test[0])
+    assert "0.tiff" in text and "0 to 1" in text
 
 
 def test_without_train_a_folder_can_be_evaluated_only(small: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from ghostify.errors import DataError, did_you_mean
 from ghostify.recipe import DataSettings
+from ghostify.sources.decoding import read_image
 from ghostify.sources.held_out import held_out
 from ghostify.sources.images import (
     DRAWS,
@@ -27,7 +28,6 @@ from ghostify.sources.images import (
     Shape,
     epoch_seed,
     in_batches,
-    read_image,
     read_pair,
     shuffled,
 )
@@ -56,6 +56,9 @@ class Data:
     shape: Shape
     name: str
     description: str
+    synthetic: bool = False
+    """Whether the images are made up, so that accuracy on them says nothing about real ones."""
+
     held: Images | None = None
     """What epochs are compared by; never trained on, never calibrated with, and not what a report quotes."""
     held_from: str = ""
@@ -159,7 +162,7 @@ def _fake(settings: DataSettings, shape: Shape | None, classes: int | None) -> D
     train = replace(images.take(range(512)), jitter=_shift(shape, settings.augment, flip=False))
     names = tuple(f"class {index}" for index in range(classes))
     description = "synthetic images, one smooth pattern per class in noise, 512 to train and 128 to test"
-    return Data(train, images.take(range(512, 640)), names, shape, "fake", description)
+    return Data(train, images.take(range(512, 640)), names, shape, "fake", description, synthetic=True)
 
 
 def _cifar10(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ghostify.errors import DataError
+from ghostify.sources.decoding import Pixels, read_image, unit
 
 Shape = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -148,8 +149,10 @@ class FileImages(Images):
         rows: list[list[float] | None] = [None] * len(indices)
         if draws is not None and self.crops:
             rows = draws.tolist()
-        frames = np.stack([self._frame(self.files[index], row) for index, row in zip(indices, rows, strict=True)])
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        frames = [self._frame(self.files[index], row) for index, row in zip(indices, rows, strict=True)]
+        if any(frame.dtype != np.uint8 for frame in frames):
+            frames = [unit(frame) for frame in frames]
+        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
         if draws is not None:
             pixels = self.jitter(pixels, draws)
         return self.scale(_unit(pixels)), self.labels[torch.as_tensor(indices)]
@@ -165,11 +168,14 @@ class FileImages(Images):
             return self
         pixels = torch.empty(len(self), *self.shape, dtype=torch.uint8)
         for index, file in enumerate(self.files):
-            pixels[index] = torch.from_numpy(self._frame(file)).permute(2, 0, 1)
+            frame = self._frame(file)
+            if frame.dtype != np.uint8:
+                return self  # deep images take four times the room, and are rare
+            pixels[index] = torch.from_numpy(frame).permute(2, 0, 1)
         return ArrayImages(pixels=pixels, labels=self.labels, shape=self.shape, scale=self.scale, jitter=self.jitter)
 
-    def _frame(self, file: str, row: list[float] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """One image as (H, W, C) bytes: its middle, or the part that the draws in ``row`` choose."""
+    def _frame(self, file: str, row: list[float] | None = None) -> Pixels:
+        """One image as (H, W, C), bytes or floats in [0, 1]: its middle, or the part that ``row`` of draws chooses."""
         channels, height, width = self.shape
         image = read_image(file, "L" if channels == 1 else "RGB")
         if row is not None:
@@ -178,7 +184,8 @@ class FileImages(Images):
             keep = KEEP if max(height, width) > LARGE else 1.0
             box = _centre_box(image.size, (width, height), keep)
             image = image.resize((width, height), Image.Resampling.BILINEAR, box)
-        return np.array(image).reshape(height, width, channels)
+        pixels = np.array(image).reshape(height, width, -1)
+        return pixels if pixels.shape[2] == channels else np.repeat(pixels, channels, 2)  # deep images are grey
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -223,19 +230,6 @@ class PairImages(Images):
         if tuple(image.shape) != self.shape:
             raise DataError(f"Data {self.name!r}: image {index} is {tuple(image.shape)}, not {self.shape}.")
         return image, label
-
-
-def read_image(file: str, mode: str = "RGB") -> Image.Image:
-    """A decoded image, in colour (``RGB``) or grey (``L``).  Raises DataError naming a file that cannot be decoded."""
-    try:
-        with Image.open(file) as image:
-            if image.mode == "P" and "transparency" in image.info:
-                return image.convert("RGBA").convert(mode)  # straight to RGB, Pillow warns
-            return image.convert(mode)
-    except Exception as problem:  # a damaged file makes decoders fail in many ways
-        raise DataError(
-            f"Image {file!r} cannot be decoded ({type(problem).__name__}); replace it or remove it."
-        ) from None
 
 
 def read_pair(pairs: Any, index: int, seed: int | None, name: str) -> tuple[Tensor, int]:

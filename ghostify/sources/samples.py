@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ghostify.errors import DataError
 from ghostify.recipe import DataSettings
-from ghostify.sources.data import image_files, imagenet, load_data, natural_shape
+from ghostify.sources.data import Data, image_files, imagenet, load_data, natural_shape
 from ghostify.sources.images import FileImages, Images, Shape, shuffled
 
 _PICK = 20_200_315
@@ -25,6 +25,8 @@ class Sample:
     images: Tensor
     description: str
     skipped: tuple[str, ...] = ()
+    synthetic: bool = False
+    """Whether the images are made up."""
 
 
 def load_sample(settings: DataSettings, shape: Shape | None, n: int, least: int) -> Sample:
@@ -35,7 +37,8 @@ def load_sample(settings: DataSettings, shape: Shape | None, n: int, least: int)
     """
     kind, _, rest = settings.source.partition(":")
     folder = kind == "folder" and bool(rest)
-    images, description = _of_folder(Path(rest).expanduser(), shape) if folder else _of(settings, shape)
+    made = None if folder else load_data(settings, shape)
+    images, description = _of_folder(Path(rest).expanduser(), shape) if made is None else _of(made)
     read: list[Tensor] = []
     skipped: list[str] = []
     for index in shuffled(len(images), _PICK):
@@ -50,18 +53,17 @@ def load_sample(settings: DataSettings, shape: Shape | None, n: int, least: int)
     if len(read) < least:
         bad = f" of {len(read) + len(skipped)}, for {len(skipped)} cannot be read: {skipped[0]}" if skipped else "."
         raise DataError(f"Data {settings.source!r} has {len(read)} images{bad} At least {least} are needed.")
-    return Sample(torch.cat(read), description, tuple(skipped))
+    return Sample(torch.cat(read), description, tuple(skipped), made is not None and made.synthetic)
 
 
 def sample_shape(settings: DataSettings) -> Shape:
     """The shape (C, H, W) in which a source gives images to a network that takes any.  Raises ``DataError``."""
     kind, _, rest = settings.source.partition(":")
     folder = kind == "folder" and bool(rest)
-    return (_of_folder(Path(rest).expanduser(), None) if folder else _of(settings, None))[0].shape
+    return (_of_folder(Path(rest).expanduser(), None) if folder else _of(load_data(settings)))[0].shape
 
 
-def _of(settings: DataSettings, shape: Shape | None) -> tuple[Images, str]:
-    data = load_data(settings, shape)
+def _of(data: Data) -> tuple[Images, str]:
     return data.train if data.train is not None else data.test, data.description
 
 
