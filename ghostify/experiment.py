@@ -65,12 +65,16 @@ class Outcome:
     folder: Path
 
 
-def propose(recipe: Recipe, given: Plan | None = None) -> Plan:
+def propose(recipe: Recipe, given: Plan | None = None, told: Callable[[str], None] = lambda note: None) -> Plan:
     """The plan ``compress`` would carry out (``given``, checked, or one made by the recipe); nothing is written.
 
+    ``told`` is called with each sentence a person should know of the network's weights.
     Raises ``PlanError`` when it does not fit or changes nothing.
     """
-    return _planned(prepare(recipe.model, recipe.data, recipe.seed), recipe, given)[1]
+    subject = prepare(recipe.model, recipe.data, recipe.seed)
+    for note in subject.notes:
+        told(note)
+    return _planned(subject, recipe, given)[1]
 
 
 def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None = None) -> Outcome:
@@ -123,12 +127,19 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     return outcome
 
 
-def measure_accuracy(recipe: Recipe, watcher: Watcher) -> Accuracy:
-    """Accuracy of a network on the test images, both as the recipe names them.  Raises ``DataError`` without images."""
+def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy, list[str]]:
+    """Accuracy of a network on the test images, both as the recipe names them, and what to know of it.
+
+    Raises ``DataError`` without images.
+    """
     subject = prepare(recipe.model, recipe.data, recipe.seed)
     if subject.data is None or recipe.data is None:
         raise DataError("Evaluating needs images; give them, as in --data folder:PATH.")
-    return _accuracy(subject.model, subject.data, recipe.data, pick_device(recipe.device), watcher, "Testing")
+    notes = [note for note in (*subject.notes, subject.on_classes) if note]
+    for note in notes:
+        watcher.say(note)
+    place = pick_device(recipe.device)
+    return _accuracy(subject.model, subject.data, recipe.data, place, watcher, "Testing"), notes
 
 
 @dataclass
@@ -152,7 +163,7 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
     sample = load_sample(recipe.data, shape, recipe.analysis.images, LEAST_IMAGES)
     original = load_original(recipe.model.source) if subject.run else None
     watcher.say(f"Network {recipe.model.source}; {len(sample.images)} of {sample.description}")
-    notes = [_left_out(sample.skipped)] if sample.skipped else []
+    notes = [*subject.notes, *([_left_out(sample.skipped)] if sample.skipped else [])]
     if sample.synthetic:
         notes.append("The images are synthetic: maps of real ones may be more or less alike.")
     place, model = pick_device(recipe.device), original or subject.model
@@ -217,6 +228,25 @@ class Subject:
     """The source that rebuilds the network as it was before the swaps of ``run``."""
     run: Ghosted | None = None
     """The run the network was loaded from, if it was."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of its weights, a sentence each."""
+
+    @cached_property
+    def outputs(self) -> int:
+        """How many class scores the network gives.  Raises ``ModelError`` for one that is no classifier."""
+        with evaluating(self.model), torch.no_grad():
+            return class_scores(self.model(self.example)).shape[1]
+
+    @property
+    def on_classes(self) -> str:
+        """A sentence where the images may be of other classes than the network's outputs; else empty."""
+        if self.data is None or not 0 < len(self.data.classes) < self.outputs:
+            return ""
+        names = self.data.classes
+        return (
+            f"The network has {self.outputs} outputs and the data {len(names)} classes, of which {names[0]!r} is counted "
+            "as output 0: accuracy means something only if the network numbers its classes in the same way."
+        )
 
 
 def prepare(
@@ -232,13 +262,14 @@ def prepare(
         run = load(model.source)
         shape, settings = _image_shape(run), read_run(model.source).model or model
         return Subject(run.module, _example(shape, seed), load_data(data, shape) if data else None, settings, run)
-    module = build_model(model)
+    notes: list[str] = []
+    module = build_model(model, told=notes.append)
     wanted = input_shape(model, module)
     images = load_data(data, wanted) if data else None
     wanted = wanted or (images.shape if images else None) or (sample_shape(sample) if sample else None)
     if wanted is None:
         raise RecipeError(f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224.")
-    return Subject(module, _example(wanted, seed), images, model)
+    return Subject(module, _example(wanted, seed), images, model, notes=tuple(notes))
 
 
 def _image_shape(run: Ghosted) -> tuple[int, int, int]:
@@ -293,6 +324,8 @@ class _Job:
             raise DataError("Training needs images, and none are named; give them, as in --data folder:PATH.")
         images = subject.data.description if subject.data else "none"
         watcher.say(f"Network {recipe.model.source}; images: {images}")
+        for note in subject.notes:
+            watcher.say(note)
         return cls(recipe, folder, watcher, subject, place)
 
     def planned(self, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
@@ -343,12 +376,10 @@ class _Job:
     @cached_property
     def unscored(self) -> str:
         """Why the network is no classifier, of which accuracy could be told (a detector); empty for one."""
-        model = self.subject.model
-        with evaluating(model), torch.no_grad():
-            try:
-                class_scores(model(self.subject.example))
-            except ModelError as problem:
-                return str(problem)
+        try:
+            self.subject.outputs  # noqa: B018
+        except ModelError as problem:
+            return str(problem)
         return ""
 
     def require_trainable(self) -> None:
@@ -424,15 +455,17 @@ class _Job:
         return Outcome(ghosted, report, self.folder)
 
     def _notes(self) -> list[str]:
+        notes = list(self.subject.notes)
         if self.subject.data is None:
-            return []
-        notes = []
+            return notes
         if not (self.recipe.model.weights or self.recipe.pretrain or self.subject.run):
             notes.append("No --weights were given: unless the source sets its own, they are random.")
         if self.subject.data.synthetic:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
         if self.unscored:
             notes.append(f"Accuracy was not measured: {self.unscored}")
+        elif self.subject.on_classes:
+            notes.append(self.subject.on_classes)
         return notes
 
 

@@ -355,7 +355,7 @@ def test_a_classifier_in_parts_is_fitted_trained_tested_and_rewritten_again(tmp_
     assert rules == {"c-ghost", "g-ghost"}
     assert torch.equal(load(tmp_path / "twice").module(X), third.ghosted.module.eval()(X))
     twice = make_recipe({"model": {"source": str(tmp_path / "twice")}, "data": data})
-    assert experiment.measure_accuracy(twice, Listener()).total == 40
+    assert experiment.measure_accuracy(twice, Listener())[0].total == 40
 
 
 def test_what_is_no_classifier_is_compressed_with_images_and_not_trained(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ def ghostify(version: options.Version = False) -> None:
 def scan(
     model: options.Model = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
+    weights_strict: options.WeightsStrict = None,
+    weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     recipe: options.RecipeFile = None,
     set: options.Set = None,
@@ -49,11 +52,13 @@ def scan(
     Example:
     ghostify scan torchvision:resnet50
     """
-    settings = options.recipe_of(recipe, set, model=model, weights=weights, input=input, seed=seed)
+    settings = options.recipe_of(recipe, set, **options.given(locals()))
     from ghostify.experiment import prepare
     from ghostify.rewriting import survey
 
     subject = prepare(settings.model, settings.data, settings.seed)
+    for note in subject.notes:
+        show.say(note)
     found = survey(subject.model, subject.example)
     if as_json:
         _print_json(found.model_dump(mode="json"))
@@ -67,6 +72,9 @@ def scan(
 def analyze(
     model: options.Model = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
+    weights_strict: options.WeightsStrict = None,
+    weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     data: options.DataSource = None,
     images: options.Images = None,
@@ -113,6 +121,9 @@ def analyze(
 def plan(
     model: options.Model = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
+    weights_strict: options.WeightsStrict = None,
+    weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     from_analysis: options.FromAnalysis = None,
     method: options.MethodName = None,
@@ -146,7 +157,7 @@ def plan(
         settings = _as_advised(settings, from_analysis)
     from ghostify.experiment import propose
 
-    proposed = propose(settings)
+    proposed = propose(settings, told=show.say)
     if output:
         _write_new(output, proposed.to_yaml())
         show.say(f"Plan written to {output}")
@@ -160,6 +171,9 @@ def plan(
 def compress(
     model: options.Model = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
+    weights_strict: options.WeightsStrict = None,
+    weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     data: options.DataSource = None,
     batch_size: options.BatchSize = None,
@@ -214,6 +228,9 @@ def compress(
 def finetune(
     model: options.Model = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
+    weights_strict: options.WeightsStrict = None,
+    weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     data: options.DataSource = None,
     batch_size: options.BatchSize = None,
@@ -250,6 +267,9 @@ def finetune(
 def evaluate(
     model: options.Model = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
+    weights_strict: options.WeightsStrict = None,
+    weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     data: options.DataSource = None,
     batch_size: options.BatchSize = None,
@@ -268,9 +288,9 @@ def evaluate(
     settings = options.recipe_of(recipe, set, **options.given(locals()))
     from ghostify.experiment import measure_accuracy
 
-    accuracy = measure_accuracy(settings, show.Watcher(quiet=as_json))
+    accuracy, notes = measure_accuracy(settings, show.Watcher(quiet=as_json))
     if as_json:
-        _print_json(accuracy.model_dump())
+        _print_json({**accuracy.model_dump(), **({"notes": notes} if notes else {})})
     else:
         show.out.print(f"accuracy {accuracy}")
 
@@ -390,7 +410,7 @@ def _read_plan(path: Path | None, resume: Path | None) -> Plan | None:
 def _dry_run(settings: Recipe, plan: Path | None, as_json: bool) -> None:
     from ghostify.experiment import propose
 
-    proposed = propose(settings, _read_plan(plan, None))
+    proposed = propose(settings, _read_plan(plan, None), show.say)
     if as_json:
         _print_json(proposed.model_dump(mode="json"))
     else:

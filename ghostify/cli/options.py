@@ -60,6 +60,11 @@ def _other(*flags: str, panel: str, help: str, **more: Any) -> Any:
 KEYS["model"] = "model.source"
 Model = Annotated[str | None, typer.Argument(help=meaning("model.source")[0], show_default=False, metavar="MODEL")]
 Weights = Annotated[str | None, _setting("weights", "model.weights", SUBJECT, metavar="FILE|DEFAULT")]
+WeightsKey = Annotated[str | None, _setting("weights_key", "model.weights_key", SUBJECT, metavar="NAME")]
+WeightsStrict = Annotated[
+    str | None, _setting("weights_strict", "model.weights_strict", SUBJECT, metavar="yes|no", default="yes")
+]
+WeightsAllow = Annotated[list[str] | None, _setting("weights_allow", "model.weights_allow", SUBJECT, metavar="CLASS")]
 Input = Annotated[str | None, _setting("input", "model.input", SUBJECT, metavar="C,H,W")]
 DataSource = Annotated[str | None, _setting("data", "data.source", SUBJECT, metavar="SOURCE")]
 BatchSize = Annotated[int | None, _setting("batch_size", "data.batch_size", SUBJECT)]

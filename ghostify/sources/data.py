@@ -56,13 +56,12 @@ class Data:
     shape: Shape
     name: str
     description: str
-    synthetic: bool = False
-    """Whether the images are made up, so that accuracy on them says nothing about real ones."""
-
     held: Images | None = None
     """What epochs are compared by; never trained on, never calibrated with, and not what a report quotes."""
     held_from: str = ""
     """Where those come from, as in ``held out of train``; where there are none, why."""
+    synthetic: bool = False
+    """Whether the images are made up, so that accuracy on them says nothing about real ones."""
 
     @property
     def chosen_by(self) -> str:

@@ -98,7 +98,8 @@ def load_weights(
     if strict:
         raise WeightsError(f"{says} To load what fits and leave the rest, add --weights-strict no.")
     _take(model, shared)
-    return (f"{says} {len(shared)} entries that fit were loaded.", *_left_over(closest, where))
+    loaded = "1 entry that fits was" if len(shared) == 1 else f"{len(shared)} entries that fit were"
+    return (f"{says} {loaded} loaded.", *_left_over(closest, where))
 
 
 # -- what a file holds -----------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def _as_tensor(value: Any) -> Any:
 
 
 def _under_prefixes(label: str, state: Mapping[str, Any], names: Sequence[str]) -> Iterator[Candidate]:
-    """A mapping under each prefix with which its names cover half of the network's, or more.
+    """A mapping under the prefix with which most of its names are the network's, and any that covers half of them.
 
     Wrappers at the head of a name are a prefix like any other; those further in are looked past where that finds more.
     """
@@ -143,8 +144,8 @@ def _under_prefixes(label: str, state: Mapping[str, Any], names: Sequence[str]) 
         (view, _prefixes(state, names, view)) for view in (str, _unwrapped) if _tells_apart(view, state, names)
     ]
     view, prefixes = max(views, key=lambda pair: max(pair[1].values(), default=0))
-    for prefix, covered in prefixes.most_common():
-        if 2 * covered >= len(names):
+    for place, (prefix, covered) in enumerate(prefixes.most_common()):
+        if place == 0 or 2 * covered >= len(names):
             yield _seen_as(label, state, prefix, view, names)
 
 
