@@ -244,8 +244,8 @@ class Subject:
             return ""
         names = self.data.classes
         return (
-            f"The network has {self.outputs} outputs and the data {len(names)} classes, of which {names[0]!r} is counted "
-            "as output 0: accuracy means something only if the network numbers its classes in the same way."
+            f"The network has {self.outputs} outputs and the data {len(names)} classes, of which {names[0]!r} is "
+            "counted as output 0: accuracy means something only if the network numbers its classes in the same way."
         )
 
 
