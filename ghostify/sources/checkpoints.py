@@ -44,7 +44,7 @@ _PLAIN: list[Any] = [
     *(kind for kind in vars(numpy.dtypes).values() if isinstance(kind, type)),
     # The two functions that NumPy's arrays and scalars are made by, under the names of NumPy 2 and 1.
     *(
-        (getattr(numpy._core.multiarray, name), f"{home}.multiarray.{name}")
+        (getattr(importlib.import_module("numpy._core.multiarray"), name), f"{home}.multiarray.{name}")
         for name in ("scalar", "_reconstruct")
         for home in ("numpy._core", "numpy.core")
     ),
