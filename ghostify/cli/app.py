@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ghostify.cli import options, show
+from ghostify.cli import options, show, streams
 from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
 from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
 from ghostify.recipe import Recipe, find_recipe, make_recipe, read_yaml, shipped_recipes
@@ -24,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""Every command that cannot be parsed; typer shows its children only."""
+
 recipes_app = typer.Typer(help="The recipes that come with ghostify.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
@@ -61,7 +63,7 @@ def scan(
         show.say(note)
     found = survey(subject.model, subject.example)
     if as_json:
-        _print_json(found.model_dump(mode="json"))
+        show.json(found.model_dump(mode="json"))
     else:
         show.table(found.table())
         if found.stages:
@@ -106,7 +108,7 @@ def analyze(
         found = look(settings, show.Watcher(quiet=as_json))
         write_analysis(folder, found.analysis, found.pictures, figures)
     if as_json:
-        _print_json({"folder": str(folder), **found.analysis.model_dump(mode="json")})
+        show.json({"folder": str(folder), **found.analysis.model_dump(mode="json")})
     else:
         show.table(found.analysis.table())
         if found.analysis.stages:
@@ -162,7 +164,7 @@ def plan(
         _write_new(output, proposed.to_yaml())
         show.say(f"Plan written to {output}")
     if as_json:
-        _print_json(proposed.model_dump(mode="json"))
+        show.json(proposed.model_dump(mode="json"))
     else:
         show.table(proposed.table())
 
@@ -290,9 +292,9 @@ def evaluate(
 
     accuracy, notes = measure_accuracy(settings, show.Watcher(quiet=as_json))
     if as_json:
-        _print_json({**accuracy.model_dump(), **({"notes": notes} if notes else {})})
+        show.json({**accuracy.model_dump(), **({"notes": notes} if notes else {})})
     else:
-        show.out.print(f"accuracy {accuracy}")
+        show.line(f"accuracy {accuracy}")
 
 
 @app.command()
@@ -311,7 +313,7 @@ def report(
 
     found = read_report(run)
     if as_json:
-        _print_json(found.model_dump(mode="json"))
+        show.json(found.model_dump(mode="json"))
         return
     for table in found.details() if layers else ():
         show.table(table)
@@ -325,10 +327,10 @@ def env(as_json: options.Json = False) -> None:
 
     found = describe_environment()
     if as_json:
-        _print_json(found)
+        show.json(found)
         return
     for key, value in {**found, **found.pop("libraries")}.items():
-        show.out.print(f"{key:14}{value}")
+        show.line(f"{key:14}{value}")
 
 
 @recipes_app.command("list")
@@ -336,7 +338,7 @@ def list_recipes(as_json: options.Json = False) -> None:
     """Name the recipes that come with ghostify."""
     titles = {name: _title(path) for name, path in shipped_recipes().items()}
     if as_json:
-        _print_json(titles)
+        show.json(titles)
         return
     from ghostify.tables import Table
 
@@ -349,9 +351,9 @@ def show_recipe(name: options.RecipeName, as_json: options.Json = False) -> None
     path = find_recipe(name)
     recipe = _validated_recipe(path)
     if as_json:
-        _print_json(recipe.model_dump(mode="json"))
+        show.json(recipe.model_dump(mode="json"))
     else:
-        print(path.read_text(encoding="utf-8"), end="")
+        show.line(path.read_text(encoding="utf-8").removesuffix("\n"))
 
 
 @recipes_app.command("check")
@@ -360,24 +362,55 @@ def check_recipe(name: options.RecipeName, as_json: options.Json = False) -> Non
     path = find_recipe(name)
     _validated_recipe(path)
     if as_json:
-        _print_json({"recipe": str(path), "valid": True})
+        show.json({"recipe": str(path), "valid": True})
     else:
-        show.out.print(f"{path} is a valid recipe.")
+        show.line(f"{path} is a valid recipe.")
 
 
 def main() -> None:
     """The console script: run a verb, and turn what goes wrong into one line and an exit code.
 
-    0 done; 1 an error of ours; 2 a command that cannot be parsed; 130 interrupted.
+    0 done; 1 an error of ours; 2 a command that cannot be parsed; 130 interrupted; 141 nobody reads the output.
     """
+    streams.prepare()
     try:
-        app()
+        code = _run()
+    finally:
+        streams.stdout.end()
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        return app(prog_name="ghostify", standalone_mode=False) or 0
     except GhostifyError as problem:
         show.error(str(problem))
-        sys.exit(1)
+        return 1
+    except UsageError as problem:
+        return _explain(problem)
     except RunInterrupted as stop:
         show.error(str(stop))
-        sys.exit(130)
+        return 130
+    except (KeyboardInterrupt, typer.Abort):
+        show.error("Interrupted.")
+        return 130
+    except streams.OutputLost as problem:
+        if problem.quiet:
+            return 141
+        show.error(str(problem))
+        return 1
+    except OSError as problem:  # a disk that is full, a folder without permission
+        where = f"{problem.filename!r}: " if problem.filename else "Something could not be read or written: "
+        show.error(f"{where}{problem.strerror or problem}.")
+        return 1
+
+
+def _explain(problem: Any) -> int:
+    """What cannot be parsed, in one line; a verb that is missing has been answered with the help."""
+    if said := problem.format_message():
+        verb = problem.ctx.command_path if problem.ctx else "ghostify"
+        show.error(f"{said}{'' if said.endswith(('.', '?')) else '.'} See: {verb} --help")
+    return 2
 
 
 def _as_advised(settings: Recipe, path: Path) -> Recipe:
@@ -412,7 +445,7 @@ def _dry_run(settings: Recipe, plan: Path | None, as_json: bool) -> None:
 
     proposed = propose(settings, _read_plan(plan, None), show.say)
     if as_json:
-        _print_json(proposed.model_dump(mode="json"))
+        show.json(proposed.model_dump(mode="json"))
     else:
         show.table(proposed.table())
         show.say("Dry run: nothing was written.")
@@ -420,7 +453,7 @@ def _dry_run(settings: Recipe, plan: Path | None, as_json: bool) -> None:
 
 def _show_outcome(outcome: Outcome, as_json: bool) -> None:
     if as_json:
-        _print_json({"folder": str(outcome.folder), **outcome.report.model_dump(mode="json")})
+        show.json({"folder": str(outcome.folder), **outcome.report.model_dump(mode="json")})
         return
     show.table(outcome.report.summary())
     show.say(f"Saved in {outcome.folder}; see each layer with: ghostify report {outcome.folder} --layers")
@@ -435,7 +468,3 @@ def _write_new(path: Path, text: str) -> None:
         raise PlanError(f"{str(path)!r} is there already and is not overwritten; choose another name.") from None
     except OSError as problem:
         raise PlanError(f"{str(path)!r} cannot be written: {problem.strerror}.") from None
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))

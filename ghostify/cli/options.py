@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from ghostify import __version__
+from ghostify.cli import streams
 from ghostify.errors import RecipeError
 from ghostify.recipe import Recipe, find_recipe, make_recipe, meaning, read_yaml
 
@@ -137,7 +138,19 @@ DryRun = Annotated[bool, _other("--dry-run", panel=OUTPUT, help="Show the plan a
 Figures = Annotated[bool, _other("--figures", panel=OUTPUT, help="Draw figures (PNG and SVG), too.")]
 Detailed = Annotated[bool, _other("--layers", panel=OUTPUT, help="Show every stage and layer, too.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
-Json = Annotated[bool, _other("--json", panel=OUTPUT, help="Print JSON on stdout, and nothing else there.")]
+
+
+def _keep_stdout(asked: bool) -> bool:
+    """Before anything of the user's is imported, whose prints would stand in the JSON."""
+    if asked:
+        streams.stdout.begin()
+    return asked
+
+
+Json = Annotated[
+    bool,
+    _other("--json", panel=OUTPUT, help="Print JSON on stdout, and nothing else there.", callback=_keep_stdout),
+]
 
 
 def _tell_version(asked: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as to_json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,16 +14,45 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
+from ghostify.cli import streams
 from ghostify.tables import Table
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+class _Screen(Console):
+    """A console whose reader may go away: who prints decides what that means."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+out = _Screen(soft_wrap=True, highlight=False)
+err = _Screen(stderr=True, soft_wrap=True, highlight=False)
+
+
+def line(text: str) -> None:
+    """A line of a verb's answer."""
+    with streams.stdout.answering():
+        print(text)
+
+
+def json(value: Any) -> None:
+    """A verb's whole answer as JSON, which has no NaN and no infinity: null stands for them."""
+    with streams.stdout.answering():
+        print(to_json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(value: Table) -> None:
     """A table: drawn on a terminal, plain and uncut when piped."""
     if not out.is_terminal:
-        print(f"{value}\n")
+        line(f"{value}\n")
         return
     drawn = RichTable(title=escape(value.title), title_justify="left", title_style="bold", caption_justify="left")
     drawn.caption = escape(value.note) or None
@@ -29,20 +60,28 @@ def table(value: Table) -> None:
         drawn.add_column(escape(column), justify="left" if value.aligns_left(index) else "right", overflow="fold")
     for row in value.rows:
         drawn.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(drawn)
+    with streams.stdout.answering():
+        _Screen(highlight=False).print(drawn)
 
 
 def say(text: str) -> None:
-    """A line on what happens."""
-    err.print(escape(text))
+    """A line on what happens.  Work goes on when nobody reads it."""
+    with _if_read():
+        err.print(escape(text))
 
 
 def error(text: str) -> None:
     """The one line of an error."""
-    if err.is_terminal:
-        err.print(f"[bold red]Error:[/] {escape(text)}")
-    else:
-        print(f"Error: {' '.join(text.split())}", file=err.file)
+    with _if_read():
+        err.print(f"[bold red]Error:[/] {escape(' '.join(text.split()))}")
+
+
+@contextmanager
+def _if_read() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        streams.silence(streams.STDERR)
 
 
 class Watcher:
@@ -86,7 +125,7 @@ class TrainingProgress:
 
     def epoch(self, epoch: Any) -> None:
         if not self._quiet:
-            left = "" if err.is_terminal or self._steps is None else self._steps.time_left()
+            left = "" if err.is_interactive or self._steps is None else self._steps.time_left()
             say(f"  {epoch}{left}")
 
     def done(self) -> None:
@@ -103,7 +142,7 @@ class Steps:
         self._title, self._total, self._quiet = title, total, quiet
         self._done = 0
         self._began = self._told = time.monotonic()
-        self._bar = None if quiet or not err.is_terminal else _bar()
+        self._bar = None if quiet or not err.is_interactive else _bar()
         self._task = self._bar.add_task(escape(title), total=total, note="") if self._bar else None
 
     def at(self, done: int, note: str = "") -> None:
