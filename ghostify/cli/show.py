@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as to_json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,14 +67,20 @@ def table(value: Table) -> None:
 
 def say(text: str) -> None:
     """A line on what happens.  Work goes on when nobody reads it."""
-    with _if_read():
-        err.print(escape(text))
+    _tell(text, "")
 
 
 def error(text: str) -> None:
     """The one line of an error."""
+    _tell(" ".join(text.split()), "Error: ")
+
+
+def _tell(text: str, label: str) -> None:
     with _if_read():
-        err.print(f"[bold red]Error:[/] {escape(' '.join(text.split()))}")
+        if err.is_terminal:
+            err.print(f"[bold red]{label}[/]{escape(text)}")
+        else:  # rich would print a line again that Ctrl-C interrupted
+            print(f"{label}{text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
