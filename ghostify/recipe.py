@@ -202,11 +202,19 @@ class DataSettings(Settings):
     ] = None
 
 
+LR = 0.02
+FITTED_LR = 0.005
+"""A fitted network stands near an optimum, which a larger rate first leaves (``docs/fitting.md``)."""
+
+
 class TrainSettings(Settings):
     """One training run: SGD with Nesterov momentum, linear warm-up, then cosine to zero."""
 
     epochs: Annotated[int, Field(ge=0, description="epochs of training")] = 1
-    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 0.02
+    lr: Annotated[
+        float | None,
+        Field(gt=0, description=f"peak learning rate; by default {FITTED_LR:g} after a fit, else {LR:g}"),
+    ] = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup: Annotated[float, Field(ge=0, le=1, description="share of all steps spent warming up")] = 0.1
@@ -217,6 +225,16 @@ class TrainSettings(Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this")] = None
     amp: Annotated[bool, Field(description="mixed precision (bfloat16)")] = False
+
+    def resolved(self, fitted: bool) -> TrainSettings:
+        """These settings with a learning rate: the one given, or the default for a network that was fitted or not."""
+        usual = FITTED_LR if fitted else LR
+        return self.model_copy(update={"lr": usual}) if self.lr is None else self
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate; where none is given, that of a network that was not fitted."""
+        return LR if self.lr is None else self.lr
 
 
 class FitSettings(Settings):

@@ -122,6 +122,10 @@ class TrainingProgress:
         self._steps: Steps | None = None
         self._done = 0
 
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            say(text)
+
     def start(self, total_steps: int, title: str) -> None:
         self._steps = Steps(title, total_steps, self._quiet)
 

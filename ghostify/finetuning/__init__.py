@@ -2,23 +2,28 @@
 
 from ghostify.finetuning.checkpoint import (
     Checkpoint,
-    Epoch,
-    History,
+    check_checkpoint,
     has_checkpoint,
     load_checkpoint,
     remove_checkpoint,
 )
-from ghostify.finetuning.loop import Progress, TrainingData, finetune, learning_rate
+from ghostify.finetuning.history import Epoch, History
+from ghostify.finetuning.loop import Measure, Progress, TrainingData, finetune, learning_rate, top1
+from ghostify.finetuning.losses import training_loss
 
 __all__ = [
     "Checkpoint",
     "Epoch",
     "History",
+    "Measure",
     "Progress",
     "TrainingData",
+    "check_checkpoint",
     "finetune",
     "has_checkpoint",
     "learning_rate",
     "load_checkpoint",
     "remove_checkpoint",
+    "top1",
+    "training_loss",
 ]

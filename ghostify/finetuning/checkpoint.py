@@ -1,19 +1,21 @@
-"""What a run leaves after each epoch: its history, and one file from which it goes on.
+"""What a run leaves after each epoch: a file from which it goes on, and the one before it in case that is damaged.
 
-``<folder>/state.safetensors`` holds the network under ``model.<name>``, the optimiser's momentum under
-``momentum.<parameter>``, and in its metadata the settings, the history, and a sha256 over all of it, since safetensors
-does not notice a flipped bit.  It is one file so that a crash cannot mix two epochs: a new one is written beside it,
-flushed to the disk, and then takes its name in one step.
+``<folder>/epoch-0003.safetensors`` holds the network under ``model.<name>``, the optimiser's momentum under
+``momentum.<parameter>``, the weights of the epoch that is kept so far under ``best.<name>`` where that is another one,
+and in its metadata the settings, the history, and a sha256 over all of it, since safetensors does not notice a flipped
+bit.  Each is one file so that a crash cannot mix two epochs: it is written under another name, flushed to the disk, and
+then takes its name in one step; only then is the oldest of three removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,52 +25,14 @@ from torch import Tensor, nn
 
 from ghostify.errors import RunError
 from ghostify.files import replacing
+from ghostify.finetuning.history import History
 from ghostify.recipe import TrainSettings
-from ghostify.tables import Table
 
-FILE = "state.safetensors"
-
-
-class Epoch(BaseModel):
-    """One finished epoch, counted from 1.
-
-    ``lr`` is the learning rate of its last step, ``loss`` the mean training loss per image, ``train_top1`` the share
-    (0 to 1) of augmented training images that were right while it trained, ``test_top1`` that of the test images
-    afterwards, and ``seconds`` the time of both.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epoch: int
-    lr: float
-    loss: float
-    train_top1: float
-    test_top1: float
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"epoch {self.epoch}: loss {self.loss:.4f}, test {100 * self.test_top1:.2f}%"
-
-
-class History(BaseModel):
-    """The finished epochs of a run, in order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: tuple[Epoch, ...] = ()
-
-    def plus(self, epoch: Epoch) -> History:
-        """This history with one more epoch."""
-        return History(epochs=(*self.epochs, epoch))
-
-    def table(self) -> Table:
-        """One row per epoch."""
-        return Table(
-            "Training", ["epoch", "lr", "loss", "train", "test", "seconds"], [_row(epoch) for epoch in self.epochs]
-        )
-
-    def __str__(self) -> str:
-        return str(self.table())
+FILE = "epoch-{:04}.safetensors"
+_NUMBERED = re.compile(r"epoch-(\d+)\.safetensors")
+_HALF_WRITTEN = re.compile(r"\.epoch-\d+\.safetensors.*\.partial")
+KEPT = 2
+"""So many of the newest files stay: one that is damaged does not lose the training."""
 
 
 class RunState(BaseModel):
@@ -76,7 +40,7 @@ class RunState(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     settings: TrainSettings
     seed: int
     batch_size: int
@@ -85,25 +49,38 @@ class RunState(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run at the end of an epoch: its state, its network's tensors, and its momentum by parameter name."""
+    """A run at the end of an epoch: its state, its network's tensors, its momentum by parameter name.
+
+    ``best`` are the tensors of the epoch that is kept so far; ``problem`` says which newer file was damaged, if any.
+    """
 
     run: RunState
     model: Mapping[str, Tensor]
     momentum: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    problem: str = ""
 
 
-def save_checkpoint(folder: Path, run: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Replace the checkpoint in ``folder`` (made when missing) by the present one, entirely or not at all.
+def save_checkpoint(
+    folder: Path, run: RunState, model: nn.Module, optimizer: torch.optim.Optimizer, best: Mapping[str, Any]
+) -> None:
+    """Add the present state to ``folder`` (made when missing), entirely or not at all; the one before it stays.
 
-    Raises ``RunError`` when it cannot be written, or when the network keeps state that is no tensor.
+    ``best`` is the state of the epoch that is kept so far.  Raises ``RunError`` when it cannot be written, or when the
+    network keeps state that is no tensor.
     """
-    tensors = _own(_tensors_of(model, optimizer))
+    newest = len(run.history.epochs)
+    tensors = _tensors_of(model, optimizer)
+    if run.history.kept != newest:
+        tensors |= {f"best.{name}": value for name, value in best.items()}
+    tensors = _own(tensors)
     text = run.model_dump_json()
     content = save(tensors, metadata={"run": text, "sha256": _fingerprint(text, tensors)})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as new:
+        with replacing(folder / FILE.format(newest)) as new:
             new.write_bytes(content)
+        _sweep(folder)
     except OSError as problem:
         raise RunError(f"Checkpoint {str(folder)!r} cannot be written: {problem}.") from problem
 
@@ -117,22 +94,36 @@ def remove_checkpoint(folder: Path) -> None:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether some epoch was finished in ``folder``."""
-    return (folder / FILE).exists()
+    return bool(_newest_first(folder))
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Make sure that training can go on from ``folder``, if any was done there: to be asked before other long work.
+
+    It takes as long as reading a file.  Raises ``RunError`` when every checkpoint there is damaged.
+    """
+    if has_checkpoint(folder):
+        load_checkpoint(folder)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in ``folder``, on the CPU.  Raises ``RunError`` when it is missing or damaged."""
-    path = folder / FILE
-    if not path.is_file():
-        raise RunError(f"There is no checkpoint {str(path)!r}.")
-    try:
-        text, digest, tensors = _read(path)
-        if digest != _fingerprint(text, tensors):
-            raise ValueError("its contents are not what was written")
-        run = RunState.model_validate_json(text)
-    except (OSError, SafetensorError, ValidationError, ValueError, KeyError) as problem:
-        raise RunError(f"Checkpoint {str(path)!r} is damaged ({_short(problem)}); delete it to start again.") from None
-    return Checkpoint(run, _under("model.", tensors), _under("momentum.", tensors))
+    """The newest checkpoint in ``folder`` that is not damaged, on the CPU.
+
+    Raises ``RunError`` when there is none, or when all are damaged.
+    """
+    problems: list[str] = []
+    for path in _newest_first(folder):
+        try:
+            found = _checked(path)
+        except _Damaged as damage:
+            problems.append(f"Checkpoint {str(path)!r} is damaged ({damage})")
+            continue
+        problem = f"{problems[0]}; training goes on from the one before it, {path.name}." if problems else ""
+        return replace(found, problem=problem)
+    if not problems:
+        raise RunError(f"There is no checkpoint in {str(folder)!r}.")
+    others = f", and so is {'the one' if len(problems) == 2 else 'every one'} before it" if len(problems) > 1 else ""
+    raise RunError(f"{problems[0]}{others}; delete {str(folder)!r} to train from the beginning.")
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -145,6 +136,36 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     for name, parameter in model.named_parameters():
         if name in checkpoint.momentum:
             optimizer.state[parameter]["momentum_buffer"] = checkpoint.momentum[name].to(parameter.device)
+
+
+class _Damaged(Exception):
+    """Why a file is not what was written."""
+
+
+def _checked(path: Path) -> Checkpoint:
+    """The checkpoint in a file.  Raises ``_Damaged``."""
+    try:
+        text, digest, tensors = _read(path)
+        if digest != _fingerprint(text, tensors):
+            raise ValueError("its contents are not what was written")
+        run = RunState.model_validate_json(text)
+    except (OSError, SafetensorError, ValidationError, ValueError, KeyError) as problem:
+        raise _Damaged(_short(problem)) from None
+    model = _under("model.", tensors)
+    return Checkpoint(run, model, _under("momentum.", tensors), _under("best.", tensors) or model)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The files of finished epochs in a folder."""
+    found = [(int(match[1]), path) for path in folder.glob("*") if (match := _NUMBERED.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what is older than the file before the newest, and what a process that was killed left half-written."""
+    half_written = [path for path in folder.glob(".*") if _HALF_WRITTEN.fullmatch(path.name)]
+    for path in [*_newest_first(folder)[KEPT:], *half_written]:
+        path.unlink(missing_ok=True)
 
 
 def _tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -203,8 +224,3 @@ def _short(problem: Exception) -> str:
     if isinstance(problem, ValidationError):
         return "its settings or history cannot be read"
     return str(problem).partition("\n")[0]
-
-
-def _row(epoch: Epoch) -> list[str]:
-    shares = [f"{100 * epoch.train_top1:.2f}%", f"{100 * epoch.test_top1:.2f}%"]
-    return [str(epoch.epoch), f"{epoch.lr:.2g}", f"{epoch.loss:.4f}", *shares, f"{epoch.seconds:.1f}"]

@@ -1,54 +1,44 @@
 """The training loop: SGD with Nesterov momentum, linear warm-up, cosine to zero, and the original network as teacher.
 
-The loss is ``(1 - a) * CE(z, y) + a * T^2 * KL(softmax(t / T) || softmax(z / T))`` for scores z, teacher scores t,
-labels y, weight a (``distill``) and temperature T (Hinton et al., 2015; T^2 keeps the gradient's size as T varies).
+After each epoch the network is measured on images held out, and the weights of the best epoch are delivered; epoch 0 is
+the network as it was, so training never makes it worse by that measure.  The images a report quotes are not looked at:
+what is chosen by them would be told too well of.
 
 All randomness comes from (seed, epoch), so a run that was stopped and goes on at an epoch boundary gives, on a CPU, the
-very bits of one that was not.  ``Engine`` is what a distributed engine would replace; the loop above it stays.
+very bits of one that was not.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils.data import DataLoader
 
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
-from ghostify.finetuning.checkpoint import (
-    Epoch,
-    History,
-    RunState,
-    has_checkpoint,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-)
-from ghostify.measuring.accuracy import (
-    checked_labels,
-    class_scores,
-    count_correct,
-    evaluate,
-    images_and_labels,
-    require_same_classes,
-)
+from ghostify.finetuning.checkpoint import RunState, has_checkpoint, load_checkpoint, restore, save_checkpoint
+from ghostify.finetuning.engine import Engine, random_states_kept, seed_epoch
+from ghostify.finetuning.history import TOP1, Epoch, History
+from ghostify.measuring import evaluate
+from ghostify.measuring.accuracy import images_and_labels
 from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.recipe import TrainSettings
-from ghostify.running import evaluating, modes_kept
+from ghostify.rewriting import Ghosted
+from ghostify.running import evaluating
+
+Measure = Callable[[nn.Module, Iterable[Any]], float]
+"""How good a network in eval mode is on the batches of a loader: a number, larger is better."""
 
 
 class TrainingData(Protocol):
-    """Images to train and to test on.  Loaders give ``(images (N, C, H, W), labels (N,))``.
+    """Images to train on and to choose an epoch by.  Loaders give ``(images (N, C, H, W), labels (N,))``.
 
     The training loader of an epoch depends on its arguments alone, and has as many batches in every epoch.
     """
@@ -56,12 +46,15 @@ class TrainingData(Protocol):
     def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
         """Shuffled, augmented batches of one epoch, counted from 0."""
 
-    def test_loader(self, batch_size: int, workers: int) -> DataLoader[Any]:
-        """The test images, each once."""
+    def held_loader(self, batch_size: int, workers: int) -> DataLoader[Any] | None:
+        """Images that are not trained on, the same in every epoch, each once; None where there are none."""
 
 
 class Progress(Protocol):
     """Somebody who watches a run."""
+
+    def say(self, text: str) -> None:
+        """A line that a person must know."""
 
     def start(self, total_steps: int, title: str) -> None:
         """Training begins, with ``total_steps`` left to do."""
@@ -70,14 +63,19 @@ class Progress(Protocol):
         """One step was done; ``loss`` is its batch's mean."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """One epoch was done, tested, and saved."""
+        """One epoch was done, measured, and saved."""
 
     def done(self) -> None:
         """Training is over: finished, failed or interrupted."""
 
 
+def top1(model: nn.Module, loader: Iterable[Any]) -> float:
+    """The share (0 to 1) of images that a classifier puts where their labels do."""
+    return evaluate(model, loader).top1
+
+
 def finetune(
-    model: nn.Module,
+    model: nn.Module | Ghosted,
     data: TrainingData,
     settings: TrainSettings,
     *,
@@ -88,197 +86,186 @@ def finetune(
     workers: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    measure: Measure = top1,
 ) -> History:
-    """Train ``model`` in place, testing it after each epoch.
+    """Train ``model`` in place, and leave it with the weights of the best epoch (``History.kept``).
+
+    Best is what the ``measure`` says of the images held out: after each epoch, and before the first, so that a run
+    that does no good leaves the network as it was.  Where ``data.held_loader`` gives None the last epoch stays.  Of
+    a ``Ghosted`` network its module is trained, by default at a rate for one that was fitted, if it was.
 
     ``device`` None means where the model is; otherwise the model is moved there (a teacher elsewhere is copied).
     ``teacher`` gives the soft labels, and is used only when ``settings.distill`` > 0.  With a ``checkpoint`` folder,
-    each finished epoch is put on the disk, and a run that finds one there goes on from it.  Afterwards, even after an
-    error, all submodules of both networks are in the train or eval modes they had, and the random states of torch,
-    NumPy and Python are what they were.
+    each finished epoch is put on the disk, and a run that finds one there goes on from it.  What the user froze stays:
+    parameters that require no gradient, the statistics of parts that hold only such, and, in a model in train mode,
+    submodules in eval mode.  Afterwards, even after an error, all submodules of both networks are in the train or
+    eval modes they had, and the random states of torch, NumPy and Python are what they were.
 
-    Raises ``RecipeError`` when distilling without a teacher; ``RunError`` for a checkpoint that is damaged, or of
+    Raises ``RecipeError`` when distilling without a teacher; ``RunError`` for checkpoints that are all damaged, or of
     other settings, or of another network; ``DataError`` and ``ModelError`` when the batches or the outputs are not
-    those of a classifier; ``GhostifyError`` when the loss is no longer finite (the last good epoch stays on the disk).
+    those of a classifier; ``GhostifyError`` when the loss is no longer finite (the model then has the weights of the
+    best epoch before).
     """
-    place = place_for(model, device)
-    engine = Engine.of(model.to(place), _teacher_at(place, teacher, settings), settings, place)
-    run = _resumed(checkpoint, RunState(settings=settings, seed=seed, batch_size=batch_size), engine)
-    watcher = progress or _Silent()
+    module, fitted = (model.module, model.fit is not None) if isinstance(model, Ghosted) else (model, False)
+    _require_protocol(data)
+    settings = settings.resolved(fitted)
+    place = place_for(module, device)
+    engine = Engine.of(module.to(place), _teacher_at(place, teacher, settings), settings, place)
+    state = RunState(settings=settings, seed=seed, batch_size=batch_size)
+    run = _Training(engine, data, state, measure, workers, checkpoint, progress or _Silent())
     with engine.training(), random_states_kept(place):
         try:
-            return _epochs(engine, data, run, workers, checkpoint, watcher)
+            return run.carried_out()
         finally:
-            watcher.done()
+            run.watcher.done()
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
-    """Rate of ``step`` (from 0) out of ``total``: up to ``settings.lr`` in a line, then a half cosine down to zero.
+    """Rate of ``step`` (from 0) out of ``total``: up to ``settings.peak`` in a line, then a half cosine down to zero.
 
     The peak is at step ``settings.warmup * total``, rounded; zero is at step ``total``, one after the last.
     """
     warm = round(settings.warmup * total)
     if step < warm:
-        return settings.lr * (step + 1) / (warm + 1)
+        return settings.peak * (step + 1) / (warm + 1)
     passed = (step - warm) / max(1, total - warm)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * passed))
+    return settings.peak * 0.5 * (1 + math.cos(math.pi * passed))
 
 
-def training_loss(outputs: Tensor, labels: Tensor, taught: Tensor | None, settings: TrainSettings) -> Tensor:
-    """The loss at the head of this file, a scalar: mean over ``outputs (N, classes)`` and ``labels (N,)``.
+@dataclass
+class _Training:
+    """One training run: where it stands, and the weights of the epoch that is kept so far."""
 
-    ``taught (N, classes)`` are the teacher's scores; None leaves the labels alone to teach.
-    """
-    hard = cross_entropy(outputs, labels, label_smoothing=settings.label_smoothing)
-    if taught is None:
-        return hard
-    t = settings.temperature
-    soft = kl_div(log_softmax(outputs / t, 1), log_softmax(taught / t, 1), reduction="batchmean", log_target=True)
-    return (1 - settings.distill) * hard + settings.distill * t**2 * soft
+    engine: Engine
+    data: TrainingData
+    state: RunState
+    measure: Measure
+    workers: int
+    checkpoint: Path | None
+    watcher: Progress
+    best: Mapping[str, Any] = field(default_factory=dict)
 
+    def carried_out(self) -> History:
+        """Train to the end; even after an error the network has the weights of the epoch that is kept so far."""
+        if not self.state.settings.epochs:
+            return History()
+        self._begin()
+        try:
+            self._train()
+        finally:
+            self.engine.model.load_state_dict(self.best)
+        return self.state.history
 
-@dataclass(frozen=True)
-class Engine:
-    """What turns a batch into an update of the weights, on one device."""
+    def _begin(self) -> None:
+        """Go on from the checkpoint, if there is one; else measure the network as it is."""
+        if self.checkpoint is not None and has_checkpoint(self.checkpoint):
+            self._resume(self.checkpoint)
+        else:
+            self._remember()
+            self.state = self.state.model_copy(update={"history": History(before=self._measured())})
 
-    model: nn.Module
-    teacher: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    settings: TrainSettings
-    place: torch.device
+    def _resume(self, folder: Path) -> None:
+        saved = load_checkpoint(folder)
+        _require_same_run(folder, _settings_of(saved.run), _settings_of(self.state))
+        restore(saved, self.engine.model, self.engine.optimizer)
+        if saved.problem:
+            self.watcher.say(saved.problem)
+        self.state, self.best = saved.run, saved.best
 
-    @staticmethod
-    def of(model: nn.Module, teacher: nn.Module | None, settings: TrainSettings, place: torch.device) -> Engine:
-        """An engine with a fresh optimiser, for networks that are at ``place``."""
-        return Engine(model, teacher, make_optimizer(model, settings), settings, place)
+    def _train(self) -> None:
+        first, last = len(self.state.history.epochs), self.state.settings.epochs
+        for index in range(first, last):
+            seed_epoch(self.state.seed, index, self.engine.place)
+            loader = self.data.train_loader(self.state.batch_size, self.state.seed, index, self.workers)
+            if index == first:
+                self.watcher.start(_batches_in(loader) * (last - first), f"Training, {last - first} epochs")
+            self._finish(self._one_epoch(index, loader))
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """The model in train mode and the teacher in eval mode; afterwards both in those they had."""
-        teachers = () if self.teacher is None else (self.teacher,)
-        with modes_kept(self.model), evaluating(*teachers):
-            self.model.train()
-            yield
+    def _finish(self, epoch: Epoch) -> None:
+        """Write a finished epoch down, on the disk too, and keep its weights if it is the best."""
+        self.state = self.state.model_copy(update={"history": self.state.history.plus(epoch)})
+        if self.state.history.kept == epoch.epoch:
+            self._remember()
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, self.state, self.engine.model, self.engine.optimizer, self.best)
+        self.watcher.epoch(epoch)
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """A batch's mean loss, with its graph, and how many of its images were right."""
-        images = images.to(self.place, non_blocking=True)
-        with self._precision():
-            outputs = class_scores(self.model(images))
-        taught = self._taught(images, outputs)
-        labels = checked_labels(labels, outputs).to(self.place, non_blocking=True)
-        return training_loss(outputs, labels, taught, self.settings), count_correct(outputs, labels)
-
-    def update(self, loss: Tensor, lr: float) -> None:
-        """One step down the gradient of ``loss``."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-
-    def _taught(self, images: Tensor, outputs: Tensor) -> Tensor | None:
-        if self.teacher is None:
-            return None
-        with torch.no_grad(), self._precision():
-            taught = class_scores(self.teacher(images))
-        require_same_classes(outputs, taught)
-        return taught
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.place.type, torch.bfloat16, enabled=self.settings.amp)
-
-
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, and weight decay on all but the vectors, which are the norms' weights and biases.
-
-    Raises ``ModelError`` when no parameter requires a gradient.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ModelError("The network has no parameter to train: none requires a gradient.")
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, settings.lr, settings.momentum, nesterov=settings.momentum > 0)
-
-
-@contextmanager
-def random_states_kept(place: torch.device) -> Iterator[None]:
-    """The random states of torch (the CPU's, and that of ``place``), NumPy and Python are afterwards as they were."""
-    python, numbers = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        numpy.random.set_state(numbers)
-
-
-def seed_epoch(seed: int, epoch: int, place: torch.device) -> None:
-    """Start all random states anew from (seed, epoch), far apart for neighbouring pairs.
-
-    Not by ``torch.manual_seed``: it seeds all devices, also those whose state nobody here puts back.
-    """
-    number = random.Random(f"{seed} {epoch}").getrandbits(63)
-    random.seed(number)
-    numpy.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)
-    if place.type == "cuda":
-        with torch.cuda.device(place):
-            torch.cuda.manual_seed(number)
-
-
-def _epochs(
-    engine: Engine, data: TrainingData, run: RunState, workers: int, checkpoint: Path | None, watcher: Progress
-) -> History:
-    first, last = len(run.history.epochs), run.settings.epochs
-    for index in range(first, last):
-        seed_epoch(run.seed, index, engine.place)
-        loader = data.train_loader(run.batch_size, run.seed, index, workers)
-        if index == first:
-            watcher.start(_batches_in(loader) * (last - first), f"Training, {last - first} epochs")
-        tests = data.test_loader(run.batch_size, workers)
-        finished = _one_epoch(engine, index, loader, tests, watcher)
-        run = run.model_copy(update={"history": run.history.plus(finished)})
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, run, engine.model, engine.optimizer)
-        watcher.epoch(finished)
-    return run.history
-
-
-def _one_epoch(engine: Engine, index: int, loader: DataLoader[Any], tests: DataLoader[Any], watcher: Progress) -> Epoch:
-    began, batches = time.perf_counter(), _batches_in(loader)
-    correct, total, losses, lr = 0, 0, 0.0, 0.0
-    for step, batch in enumerate(loader, start=index * batches):
-        images, labels = images_and_labels(batch)
-        lr = learning_rate(step, batches * engine.settings.epochs, engine.settings)
-        loss, right = engine.loss(images, labels)
-        value = _finite(loss, index, engine.settings)
-        engine.update(loss, lr)
-        correct, total, losses = correct + right, total + len(labels), losses + value * len(labels)
-        watcher.step(value)
-    return Epoch(
-        epoch=index + 1,
-        lr=lr,
-        loss=losses / total,
-        train_top1=correct / total,
-        test_top1=evaluate(engine.model, tests, device=engine.place).top1,
-        seconds=time.perf_counter() - began,
-    )
-
-
-def _finite(loss: Tensor, index: int, settings: TrainSettings) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        clip = "set clip" if settings.clip is None else f"clip (now {settings.clip:g})"
-        raise GhostifyError(
-            f"Training stopped in epoch {index + 1}: the loss is {value}. Lower lr (now {settings.lr:g}) or {clip}."
+    def _one_epoch(self, index: int, loader: DataLoader[Any]) -> Epoch:
+        began, batches = time.perf_counter(), _batches_in(loader)
+        correct, total, losses, lr = 0, 0, 0.0, 0.0
+        for number, batch in enumerate(loader):
+            images, labels = images_and_labels(batch)
+            lr = learning_rate(index * batches + number, batches * self.state.settings.epochs, self.state.settings)
+            loss, right = self.engine.loss(images, labels)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self._diverged(index, f"step {number + 1} of {batches}: the loss is {value}", images, labels)
+            self.engine.update(loss, lr)
+            correct, total, losses = correct + right, total + len(labels), losses + value * len(labels)
+            self.watcher.step(value)
+        if name := self.engine.damaged():
+            raise self._diverged(index, f"at its last step: {name!r} holds NaN or infinite numbers")
+        return Epoch(
+            epoch=index + 1,
+            lr=lr,
+            loss=losses / total,
+            train_top1=correct / total,
+            held=self._measured_after(index),
+            seconds=time.perf_counter() - began,
+            measure=_name(self.measure),
         )
-    return value
+
+    def _measured(self) -> float | None:
+        """What the measure says of the images held out; None where there are none."""
+        loader = self.data.held_loader(self.state.batch_size, self.workers)
+        if loader is None:
+            return None
+        with evaluating(self.engine.model), torch.no_grad():
+            value = float(self.measure(self.engine.model, loader))
+        if not math.isfinite(value):
+            raise GhostifyError(
+                f"The measure {_name(self.measure)} gives {value} for the images held out, by which no epoch can be "
+                "compared with another; it must give a finite number."
+            )
+        return value
+
+    def _measured_after(self, index: int) -> float | None:
+        try:
+            return self._measured()
+        except (DataError, ModelError):
+            raise
+        except GhostifyError as problem:
+            raise self._diverged(index, f"measured at its end: {str(problem).removesuffix('.')}") from None
+
+    def _remember(self) -> None:
+        """Keep a copy of the weights as they are."""
+        self.best = copy.deepcopy(self.engine.model.state_dict())
+
+    def _diverged(self, index: int, what: str, *batch: Tensor) -> GhostifyError:
+        """Why training cannot go on in an epoch: where, why, what to do, and what is left of it."""
+        settings = self.state.settings
+        cause = self.engine.blame(*batch) if batch else ""
+        clip = "set clip" if settings.clip is None else f"clip (now {settings.clip:g})"
+        advice = f", because {cause}." if cause else f". Lower lr (now {settings.peak:g}) or {clip}."
+        kept = self.state.history.kept
+        left = f"of epoch {kept}" if kept else "from before training"
+        where = f" in {str(self.checkpoint)!r}" if self.checkpoint is not None and kept else ""
+        return GhostifyError(
+            f"Training stopped in epoch {index + 1}, {what}{advice} The weights {left} are kept{where}."
+        )
+
+
+def _require_protocol(data: Any) -> None:
+    for name in ("train_loader", "held_loader"):
+        if not callable(getattr(data, name, None)):
+            raise DataError(
+                f"finetune takes training data with a method {name!r} (see ghostify.finetuning.TrainingData), which "
+                f"{type(data).__name__} does not have; ghostify.sources.load_data gives such data."
+            )
+
+
+def _name(measure: Measure) -> str:
+    return TOP1 if measure is top1 else getattr(measure, "__name__", type(measure).__name__)
 
 
 def _batches_in(loader: DataLoader[Any]) -> int:
@@ -299,16 +286,6 @@ def _teacher_at(place: torch.device, teacher: nn.Module | None, settings: TrainS
     return on_device(teacher, place)
 
 
-def _resumed(folder: Path | None, run: RunState, engine: Engine) -> RunState:
-    """``run``, or what the checkpoint in ``folder`` says of it, with the engine put where the checkpoint is."""
-    if folder is None or not has_checkpoint(folder):
-        return run
-    saved = load_checkpoint(folder)
-    _require_same_run(folder, _settings_of(saved.run), _settings_of(run))
-    restore(saved, engine.model, engine.optimizer)
-    return saved.run
-
-
 def _require_same_run(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     for key in then:
         if then[key] != now[key]:
@@ -323,6 +300,8 @@ def _settings_of(run: RunState) -> dict[str, Any]:
 
 
 class _Silent:
+    def say(self, text: str) -> None: ...
+
     def start(self, total_steps: int, title: str) -> None: ...
 
     def step(self, loss: float) -> None: ...

@@ -15,7 +15,7 @@ from ghostify.running.agreement import (
     coarsest,
     fingerprint,
 )
-from ghostify.running.modes import evaluating, modes_kept, quiet, seed
+from ghostify.running.modes import evaluating, frozen_parts, modes_kept, quiet, seed, training
 from ghostify.running.node import run_node
 from ghostify.running.operations import (
     CONVS,
@@ -52,6 +52,7 @@ __all__ = [
     "evaluating",
     "fingerprint",
     "first_argument",
+    "frozen_parts",
     "function_name",
     "groups_of",
     "is_conv",
@@ -64,6 +65,7 @@ __all__ = [
     "quiet",
     "run_node",
     "seed",
+    "training",
     "uncompiled",
     "weight_node",
     "weight_shape",

@@ -34,6 +34,38 @@ def modes_kept(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """A model in train mode, but for what its user froze; afterwards, every submodule has the mode it had.
+
+    Where the model was in train mode already, submodules in eval mode are there on purpose and stay.  And what holds
+    frozen parameters only runs as in evaluation, so that its statistics stay as well.
+    """
+    with modes_kept(model):
+        if not model.training:
+            model.train()
+        for part in frozen_parts(model):
+            part.eval()
+        yield
+
+
+def frozen_parts(model: nn.Module) -> list[nn.Module]:
+    """The outermost submodules whose parameters were all frozen (they require no gradient).
+
+    None where the whole model is frozen: so are models that are loaded to be run, and nothing in them was singled out.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return []
+    found: list[nn.Module] = []
+    for part in model.children():
+        frozen = [not parameter.requires_grad for parameter in part.parameters()]
+        if frozen and all(frozen):
+            found.append(part)
+        else:
+            found += frozen_parts(part)
+    return found
+
+
+@contextmanager
 def quiet(*models: nn.Module) -> Iterator[None]:
     """The models in eval mode, without gradients or warnings, and with random states that are put back after."""
     with evaluating(*models), torch.no_grad(), torch.random.fork_rng(devices=_gpus()), warnings.catch_warnings():

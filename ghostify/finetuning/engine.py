@@ -1,0 +1,156 @@
+"""What turns a batch into an update of the weights, on one device; and the random states that all of it begins with.
+
+``Engine`` is what a distributed engine would replace; the loop above it stays.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from ghostify.errors import DataError, ModelError
+from ghostify.finetuning.losses import RULED_OUT, training_loss
+from ghostify.measuring.accuracy import checked_labels, class_scores, count_correct, require_same_classes
+from ghostify.recipe import TrainSettings
+from ghostify.running import evaluating, training
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What turns a batch into an update of the weights, on one device."""
+
+    model: nn.Module
+    teacher: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    settings: TrainSettings
+    place: torch.device
+    finite: frozenset[str]
+    """The tensors of the network that hold finite numbers only, and so must stay."""
+
+    @staticmethod
+    def of(model: nn.Module, teacher: nn.Module | None, settings: TrainSettings, place: torch.device) -> Engine:
+        """An engine with a fresh optimiser, for networks that are at ``place``."""
+        finite = frozenset(name for name, tensor in _numbers(model) if bool(tensor.isfinite().all()))
+        return Engine(model, teacher, make_optimizer(model, settings), settings, place, finite)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The model in train mode (but for what is frozen), the teacher in eval mode; then both in those they had."""
+        teachers = () if self.teacher is None else (self.teacher,)
+        with training(self.model), evaluating(*teachers):
+            yield
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """A batch's mean loss, with its graph, and how many of its images were right."""
+        images = images.to(self.place, non_blocking=True)
+        with self._precision():
+            outputs = class_scores(self._run(images))
+        labels = checked_labels(labels, outputs).to(self.place, non_blocking=True)
+        taught = self._taught(images)
+        if taught is not None:
+            require_same_classes(outputs, taught)
+        return training_loss(outputs, labels, taught, self.settings), count_correct(outputs, labels)
+
+    def update(self, loss: Tensor, lr: float) -> None:
+        """One step down the gradient of ``loss``."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+
+    def damaged(self) -> str:
+        """The name of a tensor of the network that is no longer finite, or nothing."""
+        names = (name for name, tensor in _numbers(self.model) if not bool(tensor.isfinite().all()))
+        return next((name for name in names if name in self.finite), "")
+
+    @torch.no_grad()
+    def blame(self, images: Tensor, labels: Tensor) -> str:
+        """What made the loss of a batch infinite or NaN, as a clause; nothing where it was the training itself."""
+        images = images.to(self.place)
+        if images.is_floating_point() and not bool(images.isfinite().all()):
+            return "its images hold NaN or infinite numbers"
+        taught = self._taught(images)
+        if taught is not None and not bool((taught.isfinite() | (taught == RULED_OUT)).all()):
+            return "the teacher gives NaN or infinite scores for its images"
+        outputs = class_scores(self._run(images))
+        own = outputs.gather(1, labels.to(self.place).long()[:, None])
+        return "the network rules out (with a score of -inf) a class that it holds" if RULED_OUT in own else ""
+
+    def _run(self, images: Tensor) -> object:
+        try:
+            return self.model(images)
+        except ValueError as problem:
+            if "Expected more than 1 value per channel" not in str(problem):
+                raise
+            raise DataError(
+                f"Batch norms cannot be trained on a batch of {len(images)}, which has no variance; give batch_size 2 "
+                "or more, and more than one training image."
+            ) from None
+
+    def _taught(self, images: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), self._precision():
+            return class_scores(self.teacher(images))
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.place.type, torch.bfloat16, enabled=self.settings.amp)
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
+    """SGD with Nesterov momentum, and weight decay on all but the vectors, which are the norms' weights and biases.
+
+    Raises ``ModelError`` when no parameter requires a gradient.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ModelError(
+            "The network has no parameter to train: none requires a gradient; call requires_grad_() on what is to be "
+            "trained."
+        )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, settings.peak, settings.momentum, nesterov=settings.momentum > 0)
+
+
+@contextmanager
+def random_states_kept(place: torch.device) -> Iterator[None]:
+    """The random states of torch (the CPU's, and that of ``place``), NumPy and Python are afterwards as they were."""
+    python, numbers = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numbers)
+
+
+def seed_epoch(seed: int, epoch: int, place: torch.device) -> None:
+    """Start all random states anew from (seed, epoch), far apart for neighbouring pairs.
+
+    Not by ``torch.manual_seed``: it seeds all devices, also those whose state nobody here puts back.
+    """
+    number = random.Random(f"{seed} {epoch}").getrandbits(63)
+    random.seed(number)
+    numpy.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
+    if place.type == "cuda":
+        with torch.cuda.device(place):
+            torch.cuda.manual_seed(number)
+
+
+def _numbers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The network's floating tensors by name."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor) for name, tensor in named if tensor.is_floating_point()]

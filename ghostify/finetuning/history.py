@@ -1,0 +1,117 @@
+"""What training went through, epoch by epoch, and which epoch's weights it delivers."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from ghostify.recipe import TrainSettings
+from ghostify.tables import Table
+
+TOP1 = "top-1"
+"""The name of the measure that is told in per cent."""
+
+
+class Epoch(BaseModel):
+    """One finished epoch, counted from 1.
+
+    ``lr`` is the learning rate of its last step, ``loss`` the mean training loss per image, ``train_top1`` the share
+    (0 to 1) of augmented training images that were right while it trained, ``held`` what the ``measure`` then gave for
+    the images held out (None where none are; top-1 is a share, too), and ``seconds`` the time of both.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epoch: int
+    lr: float
+    loss: float
+    train_top1: float
+    held: float | None = None
+    seconds: float
+    measure: str = TOP1
+
+    def __str__(self) -> str:
+        told = f"epoch {self.epoch}: loss {self.loss:.4f}"
+        return told if self.held is None else f"{told}, held out {_shown(self.held, self.measure)}"
+
+
+class History(BaseModel):
+    """The finished epochs of a run, in order, and what the measure gave before them (for epoch 0)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: float | None = None
+    epochs: tuple[Epoch, ...] = ()
+
+    def plus(self, epoch: Epoch) -> History:
+        """This history with one more epoch."""
+        return self.model_copy(update={"epochs": (*self.epochs, epoch)})
+
+    @property
+    def kept(self) -> int:
+        """The epoch whose weights are delivered: the first of the best by the images held out; 0 is before training.
+
+        Without such images it is the last.
+        """
+        best, value = 0, self.before
+        for epoch in self.epochs:
+            if value is None or epoch.held is None or epoch.held > value:
+                best, value = epoch.epoch, epoch.held
+        return best
+
+    def table(self) -> Table:
+        """One row per epoch, beginning with the network as it was, and a note on which is kept."""
+        columns = ["epoch", "lr", "loss", "train", "held out", "seconds"]
+        return Table("Training", columns, [*self._first_row(), *map(_row, self.epochs)], note=self._note())
+
+    def verdict(self, name: str, settings: TrainSettings, chosen_by: str = "", why_not: str = "") -> str:
+        """In a sentence, which epoch was kept and why; empty without epochs.
+
+        ``name`` is what the training is called, ``chosen_by`` the images it was chosen by, or ``why_not`` why there
+        were none.
+        """
+        if not self.epochs:
+            return ""
+        if self.before is None:
+            return (
+                f"{name}: the last epoch is kept without being compared, because {why_not or 'no image is held out'}."
+            )
+        measure = self.epochs[0].measure
+        best = max(epoch.held for epoch in self.epochs if epoch.held is not None)
+        if not self.kept:
+            return (
+                f"{name} made the network no better: on {chosen_by} it had {_shown(self.before, measure)} before and "
+                f"{_shown(best, measure)} after its best epoch, so the weights from before are kept. {_hint(settings)}"
+            )
+        return (
+            f"{name}: epoch {self.kept} of {len(self.epochs)} is kept, the best on {chosen_by} "
+            f"({_shown(best, measure)}; before training {_shown(self.before, measure)})."
+        )
+
+    def _first_row(self) -> list[list[str]]:
+        if self.before is None or not self.epochs:
+            return []
+        return [["0", "", "", "", _shown(self.before, self.epochs[0].measure), ""]]
+
+    def _note(self) -> str:
+        return f"Epoch {self.kept} is kept." if self.epochs else ""
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def _hint(settings: TrainSettings) -> str:
+    """What to try where training did no good."""
+    hints = [f"a lower lr (now {settings.peak:g})", f"more epochs (now {settings.epochs})"]
+    if not settings.distill:
+        hints.append("distill 0.7")
+    return f"Try {', '.join(hints[:-1])} or {hints[-1]}."
+
+
+def _shown(value: float, measure: str) -> str:
+    return f"{100 * value:.2f}%" if measure == TOP1 else f"{value:.4g}"
+
+
+def _row(epoch: Epoch) -> list[str]:
+    held = "" if epoch.held is None else _shown(epoch.held, epoch.measure)
+    shares = [f"{100 * epoch.train_top1:.2f}%", held]
+    return [str(epoch.epoch), f"{epoch.lr:.2g}", f"{epoch.loss:.4f}", *shares, f"{epoch.seconds:.1f}"]
