@@ -25,8 +25,8 @@ ghostify.finetune(original, digits, ghostify.TrainSettings(epochs=8, lr=0.1))
 images = digits.calibration(256)  # no labels
 ghosted = ghostify.convert(original, images[:1], s=2, images=images)
 print(ghosted.fit)
-settings = ghostify.TrainSettings(epochs=2, lr=0.01, distill=0.7)
-history = ghostify.finetune(ghosted.module, digits, settings, teacher=original)
+settings = ghostify.TrainSettings(epochs=2, distill=0.7)  # at a rate that suits what was fitted
+history = ghostify.finetune(ghosted, digits, settings, teacher=original)  # leaves the weights of the best epoch
 print(history)
 
 ghostify.save(ghosted, folder, model=source, report=ghostify.compare(ghosted))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -86,14 +86,15 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     job = _Job.of(recipe, folder, watcher)
     recorded, plan = job.planned(given)  # a plan that cannot be carried out is told before any training
     job.require_trainable()
-    if recipe.pretrain and recipe.pretrain.epochs:
-        watcher.say(f"Training the original network for {recipe.pretrain.epochs} epochs")
-        job.fit(job.subject.model, recipe.pretrain, "pretrain", teacher=None)
+    if job.recipe.pretrain and job.recipe.pretrain.epochs:
+        watcher.say(f"Training the original network for {job.recipe.pretrain.epochs} epochs")
+        job.train(job.subject.model, job.recipe.pretrain, "pretrain", teacher=None)
         recorded, plan = job.planned(given)  # of the weights as they are now
 
     for line in filter(None, (plan.table().title, plan.partly)):
         watcher.say(line)
     ghosted = job.rewritten(recorded, plan, given)
+    job.settle_rate(fitted=ghosted.fit is not None)
     watcher.say("Measuring the original and the ghosted network")
     latency = measuring.compare(job.subject.model, ghosted.module, job.subject.example, device=job.place)
     accuracy = job.accuracies(original=job.subject.model, converted=ghosted.module)
@@ -102,7 +103,7 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     outcome = job.save(ghosted, accuracy, "converted", latency, kept, agreed_on)
 
     if recipe.finetune and recipe.finetune.epochs:
-        job.finetune(ghosted.module, recipe.finetune, job.subject.model)
+        job.finetune(ghosted, job.subject.model)
         accuracy |= job.accuracies(finetuned=ghosted.module)
         outcome = job.save(ghosted, accuracy, "finetuned", latency, agreement=agreed_on)
     job.clear_checkpoints()
@@ -115,12 +116,13 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     A run folder's original network is the teacher when ``recipe.finetune.distill`` asks for one.
     """
     settings = recipe.finetune or TrainSettings()
-    job = _Job.of(recipe, folder, watcher)
+    job = _Job.of(recipe.model_copy(update={"finetune": settings}), folder, watcher)
     teacher = _teacher(job.subject, recipe.model, settings)
     ghosted = job.as_it_is()
+    job.settle_rate(fitted=ghosted.fit is not None)
     job.require_trainable()
     accuracy = job.accuracies(**{"converted" if ghosted.plan.swaps else "original": ghosted.module})
-    job.finetune(ghosted.module, settings, teacher)
+    job.finetune(ghosted, teacher)
     accuracy |= job.accuracies(finetuned=ghosted.module)
     outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
     job.clear_checkpoints()
@@ -315,10 +317,14 @@ class _Job:
     watcher: Watcher
     subject: Subject
     place: torch.device
+    verdicts: list[str] = field(default_factory=list)
+    """Which epoch of each training was kept, in sentences."""
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> _Job:
         place = pick_device(recipe.device)
+        if recipe.pretrain:
+            recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.resolved(fitted=False)})
         subject = prepare(recipe.model, recipe.data, recipe.seed)
         if _trains(recipe) and subject.data is None:
             raise DataError("Training needs images, and none are named; give them, as in --data folder:PATH.")
@@ -395,15 +401,23 @@ class _Job:
         unchanged = Plan(network=seen.network, inputs=seen.inputs, before=seen.cost, after=seen.cost)
         return Ghosted(self.subject.model, unchanged, seen, seen)
 
-    def finetune(self, module: nn.Module, settings: TrainSettings, teacher: nn.Module | None) -> None:
-        how = f", taught by the original (weight {settings.distill:g})" if settings.distill else ""
-        self.watcher.say(f"Fine-tuning for {settings.epochs} epochs{how}")
-        self.fit(module, settings, "finetune", teacher)
+    def settle_rate(self, fitted: bool) -> None:
+        """Put the learning rate of fine-tuning into the recipe where none was given, so that the run tells it."""
+        if self.recipe.finetune:
+            self.recipe = self.recipe.model_copy(update={"finetune": self.recipe.finetune.resolved(fitted)})
 
-    def fit(self, module: nn.Module, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None) -> None:
+    def finetune(self, ghosted: Ghosted, teacher: nn.Module | None) -> None:
+        settings = self.recipe.finetune
+        assert settings, "asked for"
+        how = f", taught by the original (weight {settings.distill:g})" if settings.distill else ""
+        self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate of {settings.peak:g}{how}")
+        self.train(ghosted.module, settings, "finetune", teacher)
+
+    def train(self, module: nn.Module, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None) -> None:
+        """Train a network in place, and say, here and in the report, which epoch's weights it has now."""
         data, feeding = self.subject.data, self.recipe.data
         assert data and feeding, "checked when the job began"
-        finetune(
+        history = finetune(
             module,
             data,
             settings,
@@ -416,6 +430,10 @@ class _Job:
             progress=self.watcher.training(),
         )
         module.to("cpu")
+        name = {"pretrain": "Training the original", "finetune": "Fine-tuning"}[checkpoint]
+        if verdict := history.verdict(name, settings, data.chosen_by, data.held_from):
+            self.watcher.say(verdict)
+            self.verdicts.append(verdict)
 
     def clear_checkpoints(self) -> None:
         """Remove what a finished run no longer needs to go on from."""
@@ -462,6 +480,7 @@ class _Job:
             notes.append("No --weights were given: unless the source sets its own, they are random.")
         if self.subject.data.synthetic:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
+        notes += self.verdicts
         if self.unscored:
             notes.append(f"Accuracy was not measured: {self.unscored}")
         elif self.subject.on_classes:

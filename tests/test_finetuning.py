@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, softmax
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from blobs import SETTINGS, Blobs, Tied, Unheld, Watcher, held_images, net, results, same_weights, stopped, train
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
-from ghostify.finetuning import Epoch, History, finetune, learning_rate, load_checkpoint
-from ghostify.finetuning.checkpoint import FILE
-from ghostify.finetuning.loop import make_optimizer, random_states_kept, seed_epoch, training_loss
+from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError
+from ghostify.finetuning import History, finetune, has_checkpoint, learning_rate, load_checkpoint
+from ghostify.finetuning.engine import make_optimizer, random_states_kept, seed_epoch
 from ghostify.measuring import agreement, evaluate
 from ghostify.measuring.latency import pinned_threads
 from ghostify.recipe import TrainSettings
@@ -32,132 +30,19 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-SETTINGS = TrainSettings(epochs=3, lr=0.1, warmup=0.2)
-
-
-class Jittered(Dataset[tuple[Tensor, Tensor]]):
-    """Images with noise from the global generators, as an augmentation by a user's own function may draw it."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        shift = random.random() + float(numpy.random.rand())
-        return self.images[index] + 0.1 * torch.randn(3, 4, 4) + 0.01 * shift, self.labels[index]
-
-
-@dataclass
-class Blobs:
-    """Images whose mean colour is their class."""
-
-    n: int = 48
-    labels: int = 3
-
-    def _tensors(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.arange(n) % self.labels
-        images = torch.randn(n, 3, 4, 4, generator=generator)
-        return images + 2 * nn.functional.one_hot(labels, max(3, self.labels))[:, :3, None, None], labels
-
-    def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
-        return DataLoader(Jittered(*self._tensors(self.n, 0)), batch_size, shuffle=True, num_workers=workers)
-
-    def test_loader(self, batch_size: int, workers: int) -> DataLoader[Any]:
-        return DataLoader(TensorDataset(*self._tensors(30, 1)), batch_size, num_workers=workers)
-
-
-@dataclass
-class Watcher:
-    """Writes down what it is told, and interrupts after an epoch when asked to."""
-
-    stop_after: int | None = None
-    told: list[Any] = field(default_factory=list)
-
-    def start(self, total_steps: int, title: str) -> None:
-        self.told.append(("start", total_steps))
-
-    def step(self, loss: float) -> None:
-        self.told.append("step")
-
-    def epoch(self, epoch: Epoch) -> None:
-        self.told.append(("epoch", epoch.epoch))
-        if epoch.epoch == self.stop_after:
-            raise KeyboardInterrupt
-
-    def done(self) -> None:
-        self.told.append("done")
-
-
-class Tied(nn.Module):
-    """One convolution registered twice, its weight stored as a transposed view."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 1)
-        self.first = nn.Conv2d(6, 6, 3, padding=1, bias=False)
-        self.first.weight = nn.Parameter(torch.randn(6, 6, 3, 3).transpose(0, 1) * 0.1)
-        self.second = self.first
-        self.norm = nn.BatchNorm2d(6)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.second(self.first(self.stem(x)).relu())).relu().mean((2, 3))
-        return torch.as_tensor(self.head(x))
-
-
-class Small(nn.Module):
-    """A convolution, its norm, some dropout, and a classifier."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.drop = nn.Dropout(0.1)
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.head(self.drop(self.norm(self.conv(x)).relu()).mean((2, 3))))
-
-
-def net(seed: int = 0, classes: int = 3) -> Small:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Small(classes)
-
-
-def train(model: nn.Module, settings: TrainSettings = SETTINGS, **options: Any) -> History:
-    return finetune(model, options.pop("data", Blobs()), settings, batch_size=16, **options)
-
-
-def stopped(model: nn.Module, folder: Path, after: int, settings: TrainSettings = SETTINGS, **options: Any) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(model, settings, checkpoint=folder, progress=Watcher(stop_after=after), **options)
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    states = one.state_dict(), other.state_dict()
-    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-
-
-def results(history: History) -> list[dict[str, Any]]:
-    return [epoch.model_dump(exclude={"seconds"}) for epoch in history.epochs]
-
-
 def test_it_learns_and_tells_what_happened() -> None:
     model, watcher = net(), Watcher()
     history = train(model, progress=watcher)
     assert [epoch.epoch for epoch in history.epochs] == [1, 2, 3]
-    assert history.epochs[-1].test_top1 > 0.9
-    assert history.epochs[-1].test_top1 == evaluate(model, Blobs().test_loader(16, 0)).top1
+    kept = history.epochs[history.kept - 1]
+    assert kept.held is not None and kept.held > 0.9
+    assert kept.held == evaluate(model, held_images()).top1
     assert history.epochs[-1].loss < history.epochs[0].loss
     assert all(epoch.seconds > 0 for epoch in history.epochs)
     epochs = [told for n in (1, 2, 3) for told in ["step", "step", "step", ("epoch", n)]]
     assert watcher.told == [("start", 9), *epochs, "done"]
     assert History.model_validate_json(history.model_dump_json()) == history
-    assert len(str(history).splitlines()) == 3 + len(history.epochs)
+    assert len(str(history).splitlines()) == 5 + len(history.epochs)
 
 
 def test_no_epochs_change_nothing() -> None:
@@ -254,14 +139,6 @@ def test_the_teacher_gets_no_gradient() -> None:
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_frozen_parameters_stay() -> None:
-    model = net()
-    model.conv.requires_grad_(False)
-    train(model)
-    assert torch.equal(model.conv.weight, net().conv.weight)
-    assert not torch.equal(model.head.weight, net().head.weight)
-
-
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 
@@ -280,24 +157,11 @@ def test_learning_rate_rises_in_a_line_then_falls_to_zero(total: int, warmup: fl
         assert rates[total] == pytest.approx(0.0)
 
 
-def test_loss_is_the_formula() -> None:
-    torch.manual_seed(0)
-    z, t, y = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    p, q = softmax(t / 3, 1), softmax(z / 3, 1)
-    kl = (p * (p / q).log()).sum(1).mean()
-    settings = TrainSettings(distill=0.25, temperature=3.0)
-    assert training_loss(z, y, t, settings) == pytest.approx(0.75 * cross_entropy(z, y) + 0.25 * 9 * kl)
-    assert training_loss(z, y, None, settings) == pytest.approx(cross_entropy(z, y))
-    soft = TrainSettings(label_smoothing=0.2)
-    by_hand = 0.8 * cross_entropy(z, y) - 0.2 * z.log_softmax(1).mean()
-    assert training_loss(z, y, None, soft) == pytest.approx(by_hand)
-
-
 def test_a_teacher_alone_teaches_its_answers() -> None:
     teacher, student = net(1), net(2)
     train(teacher)
     train(student, TrainSettings(epochs=6, lr=0.1, distill=1.0), teacher=teacher)
-    assert agreement(student, teacher, Blobs().test_loader(16, 0)) > 0.9
+    assert agreement(student, teacher, held_images()) > 0.9
 
 
 def test_each_epoch_draws_its_own_numbers_from_all_generators() -> None:
@@ -333,7 +197,7 @@ def test_only_matrices_and_kernels_decay() -> None:
 
 def test_clip_bounds_a_step() -> None:
     model, settings = net(), TrainSettings(epochs=1, lr=1.0, warmup=0, momentum=0, weight_decay=0, clip=1e-3)
-    train(model, settings)
+    train(model, settings, data=Unheld())
     moved = sum(
         (a - b).detach().square().sum().item() for a, b in zip(model.parameters(), net().parameters(), strict=True)
     )
@@ -343,97 +207,69 @@ def test_clip_bounds_a_step() -> None:
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_before_the_checkpoint(tmp_path: Path) -> None:
-    class Poisoned(Blobs):
+@pytest.mark.parametrize("held", [Blobs, Unheld])
+def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_good_epoch(
+    tmp_path: Path, held: type[Blobs]
+) -> None:
+    class Diverging(held):  # type: ignore[misc, valid-type]
         def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
             images, labels = self._tensors(self.n, 0)
-            images = images * (float("nan") if epoch == 1 else 1)
+            if epoch == 1:  # the first loss is large, the weights after it are, too, and the next loss is none
+                images, labels = images * 1e30, (labels + 1) % 3
             return DataLoader(TensorDataset(images, labels), batch_size)
 
-    model, watcher = net(), Watcher()
-    with pytest.raises(GhostifyError, match=r"epoch 2: the loss is nan\. Lower lr \(now 0.1\) or set clip") as caught:
-        train(model, data=Poisoned(), checkpoint=tmp_path, progress=watcher)
+    model, watcher = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Watcher()
+    said = (
+        r"epoch 2, step 2 of 3: the loss is (nan|inf)\. Lower lr \(now 0.1\) or set clip\. The weights of epoch 1 are"
+    )
+    with pytest.raises(GhostifyError, match=said) as caught:
+        train(model, data=Diverging(), checkpoint=tmp_path, progress=watcher)
     assert "\n" not in str(caught.value)
     saved = load_checkpoint(tmp_path)
     assert len(saved.run.history.epochs) == 1
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in saved.best.items())
     assert watcher.told[-1] == "done"
+
+
+def test_a_loss_that_is_no_number_says_what_is_at_fault() -> None:
+    class Poisoned(Blobs):
+        def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
+            images, labels = self._tensors(self.n, 0)
+            images[40] = float("nan")
+            return DataLoader(TensorDataset(images, labels), batch_size)
+
+    model = net()
+    with pytest.raises(GhostifyError, match="step 3 of 3: the loss is nan, because its images hold NaN") as caught:
+        train(model, data=Poisoned())
+    assert "from before training" in str(caught.value) and same_weights(model, net())
+    teacher = net(1)
+    teacher.head.bias.data[0] = float("nan")
+    with pytest.raises(GhostifyError, match="step 1 of 3: the loss is nan, because the teacher gives NaN"):
+        train(model, TrainSettings(epochs=1, distill=0.5), teacher=teacher)
 
 
 def test_weights_that_blow_up_in_the_last_step_are_not_saved(tmp_path: Path) -> None:
     settings = TrainSettings(epochs=1, lr=1e38, warmup=0)
-    with pytest.raises(GhostifyError, match="NaN"):
-        finetune(net(), Blobs(), settings, batch_size=48, checkpoint=tmp_path)
-    assert not (tmp_path / FILE).exists()
+    model = net()
+    with pytest.raises(GhostifyError, match=r"epoch 1, .*NaN.* Lower lr \(now 1e\+38\)"):
+        finetune(model, Blobs(), settings, batch_size=48, checkpoint=tmp_path)
+    assert not has_checkpoint(tmp_path) and same_weights(model, net())
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"settings": TrainSettings(epochs=3, lr=0.2, warmup=0.2)}, "lr = 0.1, not 0.2"),
-        ({"settings": TrainSettings(epochs=9, lr=0.1, warmup=0.2)}, "epochs = 3, not 9"),
-        ({"seed": 7}, "seed = 0, not 7"),
-    ],
-    ids=["lr", "epochs", "seed"],
-)
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    stopped(net(), tmp_path, 1)
-    with pytest.raises(RunError, match=said):
-        train(net(), checkpoint=tmp_path, **change)
+def test_statistics_that_blow_up_are_not_kept_where_no_image_is_held_out_to_show_it(tmp_path: Path) -> None:
+    class Huge(Unheld):
+        def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
+            images, labels = self._tensors(self.n, 0)
+            return DataLoader(TensorDataset(images * (1e25 if epoch else 1), labels), batch_size)
 
-
-def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    stopped(net(), tmp_path, 1)
-    model = net(4, classes=5)
-    with pytest.raises(RunError, match=r"another network: 'head.bias' was float32 \(3,\) and is float32 \(5,\)"):
-        train(model, checkpoint=tmp_path)
-    assert same_weights(model, net(4, classes=5))
-
-
-def _truncate(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def _flip_a_weight(content: bytes) -> bytes:
-    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
-
-
-def _rewrite_history(content: bytes) -> bytes:
-    return content.replace(b'epoch\\":1', b'epoch\\":2')
-
-
-@pytest.mark.parametrize(
-    "damage", [_truncate, _flip_a_weight, _rewrite_history, lambda _: b"", lambda _: b"PK\3\4" * 9]
-)
-def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    stopped(net(), tmp_path, 1)
-    whole = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(damage(whole))
-    assert (tmp_path / FILE).read_bytes() != whole
-    with pytest.raises(RunError, match="is damaged") as caught:
-        train(net(), checkpoint=tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_checkpoint_is_an_error_to_load(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no checkpoint"):
-        load_checkpoint(tmp_path)
-
-
-def test_a_crash_while_writing_leaves_the_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(net(), tmp_path, 1)
-    whole = (tmp_path / FILE).read_bytes()
-
-    def crash(_: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", crash)
-    with pytest.raises(RunError, match="cannot be written: disk full"):
-        train(net(), checkpoint=tmp_path)
-    monkeypatch.undo()
-    assert (tmp_path / FILE).read_bytes() == whole
-    train(net(), checkpoint=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    model = nn.Sequential(nn.BatchNorm2d(3), net()).requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(GhostifyError, match=r"epoch 2, .*(nan|'0.running_var' holds NaN)"):
+        train(model, data=Huge(), checkpoint=tmp_path)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert len(load_checkpoint(tmp_path).run.history.epochs) == 1
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_distilling_needs_a_teacher_of_the_same_classes() -> None:
@@ -456,6 +292,22 @@ def test_data_that_does_not_fit_is_one_line() -> None:
         train(net(), data=Empty())
 
 
+def test_what_is_no_training_data_is_one_line() -> None:
+    with pytest.raises(DataError, match=r"'train_loader'.*, which DataLoader does not have"):
+        finetune(net(), held_images(), SETTINGS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 16), (3, 1)])
+def test_a_batch_of_one_image_without_variance_is_one_line(n: int, batch_size: int) -> None:
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten())
+    with pytest.raises(DataError, match=r"Batch norms cannot be trained on a batch of 1, .* batch_size 2"):
+        finetune(pooled, Blobs(n), SETTINGS, batch_size=batch_size)
+
+
+def test_one_image_trains_where_its_maps_have_variance() -> None:
+    assert len(train(net(), data=Unheld(1)).epochs) == 3
+
+
 def test_a_network_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(ModelError, match="no parameter to train"):
         train(net().requires_grad_(False))
@@ -469,5 +321,5 @@ def test_trains_and_goes_on_on_a_gpu(tmp_path: Path, amp: bool) -> None:
     stopped(model, tmp_path, 1, settings, device="cuda", teacher=net(1))
     history = train(model, settings, device="cuda", teacher=net(1), checkpoint=tmp_path)
     assert next(model.parameters()).is_cuda
-    assert history.epochs[-1].test_top1 > 0.9
+    assert history.epochs[-1].train_top1 > 0.9
     assert torch.equal(torch.cuda.get_rng_state(), state)

@@ -104,7 +104,7 @@ SIGNATURES = {
         "-> Ghosted",
     ],
     "finetune": [
-        "model: nn.Module",
+        "model: nn.Module | Ghosted",
         "data: TrainingData",
         "settings: TrainSettings",
         "*",
@@ -115,6 +115,7 @@ SIGNATURES = {
         "workers: int = 0",
         "checkpoint: Path | None = None",
         "progress: Progress | None = None",
+        "measure: Measure | None = None",
         "-> History",
     ],
     "load": [

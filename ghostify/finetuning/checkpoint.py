@@ -88,7 +88,8 @@ def save_checkpoint(
 def remove_checkpoint(folder: Path) -> None:
     """Remove what a finished training no longer needs to go on from; ``folder`` too, unless it holds anything else."""
     with contextlib.suppress(OSError):
-        (folder / FILE).unlink(missing_ok=True)
+        for path in [*_newest_first(folder), *_half_written(folder)]:
+            path.unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -163,9 +164,12 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _sweep(folder: Path) -> None:
     """Remove what is older than the file before the newest, and what a process that was killed left half-written."""
-    half_written = [path for path in folder.glob(".*") if _HALF_WRITTEN.fullmatch(path.name)]
-    for path in [*_newest_first(folder)[KEPT:], *half_written]:
+    for path in [*_newest_first(folder)[KEPT:], *_half_written(folder)]:
         path.unlink(missing_ok=True)
+
+
+def _half_written(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(".*") if _HALF_WRITTEN.fullmatch(path.name)]
 
 
 def _tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

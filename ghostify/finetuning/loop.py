@@ -86,13 +86,13 @@ def finetune(
     workers: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
-    measure: Measure = top1,
+    measure: Measure | None = None,
 ) -> History:
     """Train ``model`` in place, and leave it with the weights of the best epoch (``History.kept``).
 
-    Best is what the ``measure`` says of the images held out: after each epoch, and before the first, so that a run
-    that does no good leaves the network as it was.  Where ``data.held_loader`` gives None the last epoch stays.  Of
-    a ``Ghosted`` network its module is trained, by default at a rate for one that was fitted, if it was.
+    Best is what the ``measure`` (top-1) says of the images held out: after each epoch, and before the first, so that a
+    run that does no good leaves the network as it was.  Where ``data.held_loader`` gives None the last epoch stays.
+    Of a ``Ghosted`` network its module is trained, by default at a rate for one that was fitted, if it was.
 
     ``device`` None means where the model is; otherwise the model is moved there (a teacher elsewhere is copied).
     ``teacher`` gives the soft labels, and is used only when ``settings.distill`` > 0.  With a ``checkpoint`` folder,
@@ -112,7 +112,7 @@ def finetune(
     place = place_for(module, device)
     engine = Engine.of(module.to(place), _teacher_at(place, teacher, settings), settings, place)
     state = RunState(settings=settings, seed=seed, batch_size=batch_size)
-    run = _Training(engine, data, state, measure, workers, checkpoint, progress or _Silent())
+    run = _Training(engine, data, state, measure or top1, workers, checkpoint, progress or _Silent())
     with engine.training(), random_states_kept(place):
         try:
             return run.carried_out()

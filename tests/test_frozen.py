@@ -1,0 +1,148 @@
+"""What the user froze stays frozen, in every phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from blobs import Unheld, net, train
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from ghostify.measuring.latency import pinned_threads
+from ghostify.running import frozen_parts, training
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks are slower on many threads than on one."""
+    with pinned_threads(1):
+        yield
+
+
+class Backboned(nn.Module):
+    """A backbone with norms of several kinds, and a head."""
+
+    def __init__(self, affine: bool = True) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6, affine=affine),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6, affine=affine)),
+            FrozenBatchNorm2d(6),
+        )
+        self.neck = nn.BatchNorm2d(6, affine=affine)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(self.drop(self.neck(self.backbone(x)).mean((2, 3)))))
+
+
+def backboned(affine: bool = True) -> Backboned:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Backboned(affine)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def test_frozen_parameters_stay() -> None:
+    model = net()
+    model.conv.requires_grad_(False)
+    train(model, data=Unheld())
+    assert torch.equal(model.conv.weight, net().conv.weight)
+    assert not torch.equal(model.head.weight, net().head.weight)
+
+
+def freeze_backbone(model: Backboned) -> None:
+    model.backbone.requires_grad_(False)
+
+
+def freeze_backbone_in_eval(model: Backboned) -> None:
+    model.train()
+    model.backbone.requires_grad_(False).eval()
+
+
+def freeze_backbone_then_train(model: Backboned) -> None:
+    model.backbone.requires_grad_(False).eval()
+    model.train()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("root", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("freeze", [freeze_backbone, freeze_backbone_in_eval, freeze_backbone_then_train])
+def test_a_frozen_backbone_keeps_its_bits(freeze: Callable[[Backboned], None], root: bool, affine: bool) -> None:
+    model = backboned(affine)
+    freeze(model)
+    if not root:
+        model.eval()
+    before, modes = state(model), [part.training for part in model.modules()]
+    train(model, data=Unheld())
+    changed = moved(model, before)
+    assert not {name for name in changed if name.startswith("backbone")}
+    assert {"neck.running_mean", "head.weight"} <= changed
+    assert [part.training for part in model.modules()] == modes
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_in_eval_in_a_network_in_train_mode_keeps_its_statistics(affine: bool) -> None:
+    """The user put it there: its slope and offset are trained all the same, where nobody froze them."""
+    model = backboned(affine).train()
+    model.neck.eval()
+    before = state(model)
+    train(model, data=Unheld())
+    changed = moved(model, before)
+    assert not {"neck.running_mean", "neck.running_var", "neck.num_batches_tracked"} & changed
+    assert ("neck.weight" in changed) == affine and "backbone.1.running_mean" in changed
+
+
+@pytest.mark.parametrize("root", [True, False], ids=["train", "eval"])
+def test_frozen_norms_keep_their_statistics_and_others_do_not(root: bool) -> None:
+    model = backboned().train(root)
+    model.backbone[1].requires_grad_(False)
+    model.neck.weight.requires_grad_(False)
+    before = state(model)
+    train(model, data=Unheld())
+    changed = moved(model, before)
+    assert not {name for name in changed if name.startswith("backbone.1.")}
+    assert "neck.running_mean" in changed and "neck.weight" not in changed and "neck.bias" in changed
+
+
+def test_dropout_left_in_eval_stays_there_while_training() -> None:
+    model = backboned().train()
+    model.drop.eval()
+    with training(model):
+        assert not model.drop.training and model.backbone[3].training and model.training
+    model.eval()
+    with training(model):
+        assert model.drop.training and model.backbone[3].training
+
+
+def test_a_network_loaded_to_be_run_has_nothing_singled_out() -> None:
+    model = backboned().requires_grad_(False)
+    assert frozen_parts(model) == []
+    model.head.requires_grad_(True)
+    assert frozen_parts(model) == [model.backbone, model.neck]
+
+
+def test_a_network_with_a_train_method_of_its_own_is_asked() -> None:
+    class Stubborn(Backboned):
+        def train(self, mode: bool = True) -> Stubborn:
+            super().train(mode)
+            self.neck.eval()
+            return self
+
+    model = Stubborn().eval()
+    before = state(model)
+    train(model, data=Unheld())
+    assert "neck.running_mean" not in moved(model, before)
