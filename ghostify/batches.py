@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ghostify.inputs import Inputs, InputSpec
 from ghostify.tracing import call_arguments
 
 Batch = Any
@@ -71,6 +72,40 @@ def map_tensors(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, batch)
 
 
+def example_of(inputs: Inputs, seed: int) -> Batch:
+    """One sample of what a network takes: normal noise and, of whole numbers, ones, which are places in most tables.
+
+    A tensor, or of several inputs a tuple, or a dict where they have names.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = [_one(spec, generator) for spec in inputs]
+    if inputs[0].name:
+        return {spec.name: one for spec, one in zip(inputs, made, strict=True)}
+    return made[0] if len(made) == 1 else tuple(made)
+
+
+def inputs_in(batch: Batch) -> Inputs:
+    """What a batch holds of each input.  Raises ``ValueError`` where it is no tensor, or tuple or dict of tensors."""
+    args, kwargs = call_arguments(batch)
+    leaves = [*(("", leaf) for leaf in args), *kwargs.items()]
+    if not leaves or not all(_is_per_sample(leaf) for _, leaf in leaves):
+        raise ValueError("it is no tensor with a dimension of samples, tuple of such tensors or dict of them")
+    return tuple(InputSpec(tuple(leaf.shape[1:]), kind_of(leaf), name) for name, leaf in leaves)
+
+
+def kind_of(tensor: Tensor) -> str:
+    """The name of a tensor's dtype, as ``float32``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _one(spec: InputSpec, generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return torch.ones(1, *spec.shape, dtype=dtype)
+    kind = torch.complex64 if dtype.is_complex else torch.float32
+    return torch.randn(1, *spec.shape, dtype=kind, generator=generator).to(dtype)
+
+
 def describe(batch: Batch) -> str:
     """The shape of one sample, as a person writes it: ``3x224x224``, or ``128 (int64) and 3x32x32`` of several."""
     return " and ".join(_shape(leaf) for leaf in per_sample(batch)) or "no tensor"
@@ -86,4 +121,4 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 def _shape(leaf: Tensor) -> str:
     sizes = "x".join(map(str, leaf.shape[1:])) or "scalar"
-    return sizes if leaf.is_floating_point() else f"{sizes} ({str(leaf.dtype).removeprefix('torch.')})"
+    return sizes if leaf.is_floating_point() else f"{sizes} ({kind_of(leaf)})"

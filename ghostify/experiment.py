@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ghostify import measuring
 from ghostify.analysis import (
@@ -21,12 +21,15 @@ from ghostify.analysis import (
     Pictures,
     analyze,
     as_picture,
+    first_image,
     with_converted,
 )
+from ghostify.batches import Batch, count, example_of, inputs_in, take
 from ghostify.errors import DataError, ModelError, RecipeError, RewriteError
 from ghostify.finetuning import Progress, finetune, remove_checkpoint
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
+from ghostify.inputs import Inputs, described, parse_inputs
 from ghostify.measuring import Accuracy, Comparison, evaluate
 from ghostify.measuring.accuracy import class_scores
 from ghostify.measuring.borrowing import place_for
@@ -36,8 +39,8 @@ from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
 from ghostify.running import evaluating
 from ghostify.saving import CHECKPOINTS, is_run, load, load_original, read_run, save
-from ghostify.sources import Data, build_model, input_shape, load_data, load_sample, sample_shape
-from ghostify.tracing import Traced
+from ghostify.sources import Data, build_model, load_data, load_sample, model_inputs, sample_inputs
+from ghostify.tracing import Traced, call_arguments
 
 NAMED = 3
 """Damaged files that are named; the others are counted."""
@@ -96,7 +99,9 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     ghosted = job.rewritten(recorded, plan, given)
     job.settle_rate(fitted=ghosted.fit is not None)
     watcher.say("Measuring the original and the ghosted network")
-    latency = measuring.compare(job.subject.model, ghosted.module, job.subject.example, device=job.place)
+    latency = measuring.compare(
+        job.subject.model, ghosted.module, *call_arguments(job.subject.example), device=job.place
+    )
     accuracy = job.accuracies(original=job.subject.model, converted=ghosted.module)
     agreed_on = job.agreement(ghosted.module)
     kept = job.subject.model if recipe.pretrain else None
@@ -161,15 +166,15 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
     if recipe.data is None:
         raise DataError("An analysis needs images; give them, as in --data folder:PATH.")
     subject = prepare(recipe.model, None, recipe.seed, recipe.data)
-    shape = (subject.example.shape[1], subject.example.shape[2], subject.example.shape[3])
-    sample = load_sample(recipe.data, shape, recipe.analysis.images, LEAST_IMAGES)
+    wanted = inputs_in(subject.example)
+    sample = load_sample(recipe.data, wanted, recipe.analysis.images, LEAST_IMAGES)
     original = load_original(recipe.model.source) if subject.run else None
-    watcher.say(f"Network {recipe.model.source}; {len(sample.images)} of {sample.description}")
+    watcher.say(f"Network {recipe.model.source}; {count(sample.images)} of {sample.description}")
     notes = [*subject.notes, *([_left_out(sample.skipped)] if sample.skipped else [])]
     if sample.synthetic:
         notes.append("The images are synthetic: maps of real ones may be more or less alike.")
     place, model = pick_device(recipe.device), original or subject.model
-    camera = Camera(as_picture(sample.images[0]))
+    camera = Camera(as_picture(first_image(sample.images)))
     with _counted(watcher, title="Comparing maps") as told:
         found = analyze(
             model.eval(),
@@ -185,7 +190,7 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
         )
     if original is None:
         return Looked(found, camera.pictures)
-    return Looked(found, with_converted(camera.pictures, original, subject.model, sample.images[:SEEN]))
+    return Looked(found, with_converted(camera.pictures, original, subject.model, take(sample.images, slice(SEEN))))
 
 
 def _left_out(problems: Sequence[str]) -> str:
@@ -221,10 +226,10 @@ def _accuracy(
 
 @dataclass
 class Subject:
-    """A network as an experiment finds it: the module, one example input (1, C, H, W), and the images, if any."""
+    """A network as an experiment finds it: the module, one sample of what it takes, and the images, if any."""
 
     model: nn.Module
-    example: Tensor
+    example: Batch
     data: Data | None
     settings: ModelSettings
     """The source that rebuilds the network as it was before the swaps of ``run``."""
@@ -237,7 +242,7 @@ class Subject:
     def outputs(self) -> int:
         """How many class scores the network gives.  Raises ``ModelError`` for one that is no classifier."""
         with evaluating(self.model), torch.no_grad():
-            return class_scores(self.model(self.example)).shape[1]
+            return class_scores(call(self.model, self.example)).shape[1]
 
     @property
     def on_classes(self) -> str:
@@ -256,33 +261,46 @@ def prepare(
 ) -> Subject:
     """The network, an example and the images that the settings name; those of ``sample`` only say their shape.
 
-    Raises ``ModelError``, ``WeightsError``, ``DataError``, ``RunError``, and ``RecipeError`` when nothing says the
-    input's shape.
+    Raises ``ModelError``, ``WeightsError``, ``DataError``, ``RunError``, and ``RecipeError`` when nothing says what
+    the network takes.
     """
     torch.manual_seed(seed)
     if is_run(model.source) or (":" not in model.source and "/" in model.source):
         run = load(model.source)
-        shape, settings = _image_shape(run), read_run(model.source).model or model
-        return Subject(run.module, _example(shape, seed), load_data(data, shape) if data else None, settings, run)
+        inputs, settings = _inputs_of(run, model), read_run(model.source).model or model
+        return Subject(run.module, _example(inputs, seed), load_data(data, inputs) if data else None, settings, run)
     notes: list[str] = []
     module = build_model(model, told=notes.append)
-    wanted = input_shape(model, module)
+    wanted = model_inputs(model, module)
     images = load_data(data, wanted) if data else None
-    wanted = wanted or (images.shape if images else None) or (sample_shape(sample) if sample else None)
+    wanted = wanted or (images.inputs if images else None) or (sample_inputs(sample) if sample else None)
     if wanted is None:
-        raise RecipeError(f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224.")
+        raise RecipeError(
+            f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224, once for each input."
+        )
     return Subject(module, _example(wanted, seed), images, model, notes=tuple(notes))
 
 
-def _image_shape(run: Ghosted) -> tuple[int, int, int]:
-    shapes = run.before.inputs
-    if len(shapes) != 1 or len(shapes[0]) != 4:
-        raise RecipeError(f"The run's network takes inputs of {list(shapes)}, not one image; use it in Python.")
-    return shapes[0][1], shapes[0][2], shapes[0][3]
+def _inputs_of(run: Ghosted, model: ModelSettings) -> Inputs:
+    """What a run's network takes: as its scan tells, in the sizes that are set."""
+    if model.input is not None:
+        return parse_inputs(model.input)
+    try:
+        return run.before.specs
+    except ValueError:
+        shapes = list(run.before.inputs)
+        raise RecipeError(
+            f"The run's network takes inputs of {shapes} in something else than a tensor, a tuple or a dict of them; "
+            "use it in Python."
+        ) from None
 
 
-def _example(shape: tuple[int, int, int], seed: int) -> Tensor:
-    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+def _example(inputs: Inputs, seed: int) -> Batch:
+    try:
+        return example_of(inputs, seed)
+    except RuntimeError as problem:
+        reason = str(problem).partition("\n")[0]
+        raise RecipeError(f"An input of {described(inputs)} cannot be made: {reason}.") from None
 
 
 def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) -> nn.Module | None:
@@ -363,7 +381,7 @@ class _Job:
         if how == "none":
             return rewrite(recorded, plan) if isinstance(recorded, Traced) else rewrite_parts(recorded, plan).whole
         images = data.calibration(settings.images) if data is not None and how != "weights" else None
-        what = f"{len(images)} images, without labels" if images is not None else "noise, for want of images"
+        what = f"{count(images)} images, without labels" if images is not None else "noise, for want of images"
         self.watcher.say(f"Fitting the weights to {what}")
         if isinstance(recorded, TracedParts):
             watched = partial(_counted, self.watcher)

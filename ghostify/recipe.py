@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ghostify.errors import GhostifyError, RecipeError, did_you_mean
+from ghostify.inputs import GRAMMAR, settled_inputs
 
 Role = Literal["body", "stem", "depthwise", "pooled", "classifier", "channels-last"]
 Parts = Literal["linear", "norm-act"]
@@ -49,6 +50,15 @@ Pointwise = Annotated[
         "rank (a number); auto: full for kernels larger than 1x1, and none for 1x1, where it would cost half a ghost"
     ),
 ]
+
+
+def _settled_inputs(value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return settled_inputs(value)
+    except ValueError as problem:
+        raise ValueError(f"{problem}; write {GRAMMAR}") from None
 
 
 class Settings(BaseModel):
@@ -174,8 +184,12 @@ class ModelSettings(Settings):
         tuple[str, ...], Field(description="classes a checkpoint may hold besides tensors, as in argparse.Namespace")
     ] = ()
     input: Annotated[
-        tuple[int, ...] | None,
-        Field(description="shape of one input without the batch, as in 3,224,224; by default the source is asked"),
+        tuple[int, ...] | tuple[str, ...] | None,
+        BeforeValidator(_settled_inputs),
+        Field(
+            description="what the network takes, without the batch: 3,224,224, or 1024, or 128:int64 for whole "
+            "numbers, or t=scalar for a keyword; once for each input; by default the source is asked"
+        ),
     ] = None
 
 

@@ -9,10 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
 
+from ghostify.batches import inputs_in
 from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, own_params
 from ghostify.ghosts import CGhost
 from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowable, per_filter
+from ghostify.inputs import Inputs, InputSpec
 from ghostify.names import matches
 from ghostify.recipe import Role, Stream
 from ghostify.running import groups_of, is_conv, is_weighted, op_name, weight_node, weight_shape
@@ -93,6 +95,11 @@ class Scan(BaseModel):
     network: str
     """Class name of the module scanned."""
     inputs: tuple[tuple[int, ...], ...]
+    """Shapes of the tensors in the example, the batch included."""
+    kinds: tuple[str, ...] = ()
+    """Their dtypes, where the example is a tensor, or a tuple or dict of some."""
+    names: tuple[str, ...] = ()
+    """Their keywords, where it is a dict."""
     sites: tuple[Site, ...]
     cost: Cost
     ops: tuple[Op, ...]
@@ -113,6 +120,18 @@ class Scan(BaseModel):
     """Globs of the layers whose outputs were to keep all their channels."""
     stream: Stream = "scaled"
     """Whether channels that are added to each other were to be kept, too."""
+
+    @property
+    def specs(self) -> Inputs:
+        """What the network takes, for a sample.  Raises ``ValueError`` where the example was anything more."""
+        images = len(self.inputs) == 1 and len(self.inputs[0]) == 4
+        kinds = self.kinds or ("float32",) * images  # of one image, where a scan is from before they told
+        if not kinds:
+            raise ValueError("it is no tensor with a dimension of samples, tuple of such tensors or dict of them")
+        names = self.names or ("",) * len(self.inputs)
+        return tuple(
+            InputSpec(shape[1:], kind, name) for shape, kind, name in zip(self.inputs, kinds, names, strict=True)
+        )
 
     def site(self, name: str) -> Site | None:
         """The site of that name (an alias finds it too)."""
@@ -189,6 +208,15 @@ class Scan(BaseModel):
         return f"{self.table()}\n\n{self.stage_table()}" if self.stages else str(self.table())
 
 
+def forms(example: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A scan's ``kinds`` and ``names`` for an example; empty where it is more than a tuple or a dict of tensors."""
+    try:
+        specs = inputs_in(example)
+    except ValueError:
+        return (), ()
+    return tuple(spec.dtype for spec in specs), tuple(spec.name for spec in specs if spec.name)
+
+
 def scan(
     model: Traced | nn.Module,
     example: Any = None,
@@ -206,6 +234,7 @@ def scan(
     """
     traced = model if isinstance(model, Traced) else trace(model, example)
     ops, unknown = count(traced)
+    kinds, names = forms(traced.example)
     cost = Cost(params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
     found = find_stages(traced)
     known = {tuple(block.name for block in stage.blocks) for stage in found}
@@ -214,6 +243,8 @@ def scan(
     return Scan(
         network=type(traced.module).__name__,
         inputs=tuple(traced.input_shapes),
+        kinds=kinds,
+        names=names,
         sites=tuple(_sites(traced, ops)),
         cost=cost,
         ops=tuple(ops),

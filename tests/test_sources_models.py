@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ghostify.errors import GhostifyError, ModelError, WeightsError
+from ghostify.inputs import InputSpec
 from ghostify.recipe import ModelSettings
-from ghostify.sources import build_model, input_shape
+from ghostify.sources import build_model, input_shape, model_inputs
 
 USER_MODULE = """
 from torch import nn
@@ -124,10 +125,13 @@ def test_the_input_setting_wins() -> None:
     assert input_shape(ModelSettings(source="ghostify:resnet8", input=(1, 8, 9)), nn.Identity()) == (1, 8, 9)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (0, 8, 8), (1, 3, 8, 8), (3, -1, 8), ()])
-def test_an_input_that_is_no_image_shape_is_refused(shape: tuple[int, ...]) -> None:
-    settings = ModelSettings(source="ghostify:resnet8", input=shape)
-    assert "(C, H, W)" in refusal(lambda: input_shape(settings, nn.Identity()), ModelError)
+def test_what_a_network_takes_is_as_set_or_as_its_source_tells() -> None:
+    plain = ModelSettings(source="ghostify:resnet8")
+    assert model_inputs(plain, build_model(plain)) == (InputSpec((3, 32, 32)),)
+    several = ModelSettings(source="ghostify:resnet8", input=("x=3,8,8", "t=scalar:int64"))
+    assert model_inputs(several, nn.Identity()) == (InputSpec((3, 8, 8), name="x"), InputSpec((), "int64", "t"))
+    assert input_shape(several, nn.Identity()) is None
+    assert model_inputs(ModelSettings(source="torchvision:r3d_18"), nn.Identity()) is None
 
 
 # --- not found, not built

@@ -2,7 +2,7 @@
 
 from ghostify.analysis.advice import advised
 from ghostify.analysis.analyze import LEAST_IMAGES, analyze
-from ghostify.analysis.pictures import SEEN, Camera, Pictures, as_picture, with_converted
+from ghostify.analysis.pictures import SEEN, Camera, Pictures, as_picture, first_image, with_converted
 from ghostify.analysis.result import Analysis, read_analysis
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "advised",
     "analyze",
     "as_picture",
+    "first_image",
     "read_analysis",
     "with_converted",
 ]

@@ -22,6 +22,7 @@ from ghostify.analysis.layers import compare_maps
 from ghostify.analysis.pictures import Camera
 from ghostify.analysis.result import Analysis, LayerRedundancy, StageRedundancy
 from ghostify.analysis.stages import compare_blocks, stage_positions
+from ghostify.batches import Batch, count, move, per_sample, take
 from ghostify.errors import DataError, FitError, PlanError, did_you_mean
 from ghostify.fitting.fit import HELD
 from ghostify.fitting.pairs import pair_positions
@@ -41,7 +42,7 @@ Told = Callable[[int, int], None]
 
 def analyze(
     model: nn.Module,
-    images: Tensor,
+    images: Batch,
     settings: AnalysisSettings | Mapping[str, Any] | None = None,
     *,
     trained: bool | None = None,
@@ -55,7 +56,8 @@ def analyze(
 ) -> Analysis:
     """How redundant the feature maps of each layer and stage of ``model`` are, and what that allows.
 
-    ``images`` (N, C, H, W), scaled as the network is used to and without labels; some tens do.  ``settings`` and
+    ``images`` (N, C, H, W), scaled as the network is used to and without labels; some tens do.  Of a network with
+    several inputs they are a tuple or a dict of tensors, with N samples in each.  ``settings`` and
     ``changes`` are ``AnalysisSettings``, as in ``analyze(model, images, d=5)``.  ``camera`` takes pictures on the way;
     ``told`` is called with how many layers and stages are done, of how many.  The model is not touched.  Where it is
     interrupted (Ctrl-C), what is done is returned and ``complete`` is False.
@@ -65,15 +67,14 @@ def analyze(
     """
     base = {**settings} if isinstance(settings, Mapping) else {}
     chosen = make_settings(AnalysisSettings, None if isinstance(settings, Mapping) else settings, {**base, **changes})
-    if images.dim() != 4 or len(images) < LEAST_IMAGES:
-        raise DataError(
-            f"An analysis needs at least {LEAST_IMAGES} images (N, C, H, W), and was given {tuple(images.shape)}."
-        )
+    if not isinstance(images, Tensor | tuple | dict) or count(images) < LEAST_IMAGES:
+        shapes = " and ".join(str(tuple(leaf.shape)) for leaf in per_sample(images)) or "none"
+        raise DataError(f"An analysis needs at least {LEAST_IMAGES} images (N, C, H, W), and was given {shapes}.")
     began = time.perf_counter()
     module, place, floats = _prepared(model, device)
-    batches = [batch.to(place, torch.float32) for batch in batched(images)]
+    batches = [move(batch, place, torch.float32) for batch in batched(images)]
     with evaluating(module), torch.no_grad():
-        traced = trace(module, batches[0][:1])
+        traced = trace(module, take(batches[0], slice(1)))
         seen = scan(traced)
         _require_matches(seen, chosen.layers)
         job = _Job(traced, seen, module, batches, chosen, camera, told or (lambda done, total: None))
@@ -85,7 +86,7 @@ def analyze(
         source=source,
         inputs=seen.inputs,
         trained=trained,
-        images=sum(map(len, batches)),
+        images=sum(map(count, batches)),
         data=data,
         cost=seen.cost,
         layers=tuple(job.layers),
@@ -106,7 +107,7 @@ class _Job:
         traced: Traced,
         seen: Scan,
         module: nn.Module,
-        batches: Sequence[Tensor],
+        batches: Sequence[Batch],
         settings: AnalysisSettings,
         camera: Camera | None,
         told: Told,

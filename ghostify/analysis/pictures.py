@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ghostify.analysis.result import MapPair
+from ghostify.batches import Batch, call, move, per_sample
 from ghostify.running import evaluating
 
 Grey = NDArray[np.uint8]
@@ -83,7 +84,7 @@ class Camera:
         self.pictures.stages[name] = LayerPictures(tuple(shown), pixels, first=before)
 
 
-def with_converted(pictures: Pictures, original: nn.Module, converted: nn.Module, images: Tensor) -> Pictures:
+def with_converted(pictures: Pictures, original: nn.Module, converted: nn.Module, images: Batch) -> Pictures:
     """The pictures with those of a converted network beside them, of the layers that are another class there.
 
     ``images`` (B, C, H, W), of which the first is shown.  A conversion may have put channels in another order, so
@@ -103,6 +104,15 @@ def with_converted(pictures: Pictures, original: nn.Module, converted: nn.Module
     return replace(pictures, layers=layers)
 
 
+def first_image(images: Batch) -> Tensor:
+    """What of a batch's first sample can be shown, (1 or 3, H, W): an image, the mean of a video's, that of other maps,
+    or one pixel where a network is given no maps at all.
+    """
+    maps = next((leaf[0].float() for leaf in per_sample(images) if leaf.dim() > 3), torch.zeros(1, 1, 1))
+    image = maps.flatten(1, -3).mean(1) if maps.dim() > 3 else maps
+    return image if len(image) in (1, 3) else image.mean(0, keepdim=True)
+
+
 def as_picture(image: Tensor) -> NDArray[np.uint8]:
     """A normalised image (C, H, W) as a person sees it, (H, W, 3): from its least value to its largest."""
     pixels = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
@@ -110,7 +120,7 @@ def as_picture(image: Tensor) -> NDArray[np.uint8]:
     return picture
 
 
-def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+def _outputs(module: nn.Module, names: Sequence[str], images: Batch) -> dict[str, Tensor]:
     """What layers give for images, by name."""
     found: dict[str, Tensor] = {}
 
@@ -124,7 +134,7 @@ def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> dict[st
     place = next(module.parameters())
     try:
         with evaluating(module), torch.no_grad():
-            module(images.to(place.device, place.dtype))
+            call(module, move(images, place.device, place.dtype))
     finally:
         for hook in hooks:
             hook.remove()

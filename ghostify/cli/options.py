@@ -16,6 +16,7 @@ import yaml
 from ghostify import __version__
 from ghostify.cli import streams
 from ghostify.errors import RecipeError
+from ghostify.inputs import GRAMMAR, settled_inputs
 from ghostify.recipe import Recipe, find_recipe, make_recipe, meaning, read_yaml
 
 KEYS: dict[str, str] = {}
@@ -30,7 +31,14 @@ MORE = "Every other setting, and where it runs"
 
 
 def _setting(
-    name: str, key: str, panel: str, *, flag: str = "", metavar: str | None = None, default: str | None = None
+    name: str,
+    key: str,
+    panel: str,
+    *,
+    flag: str = "",
+    metavar: str | None = None,
+    default: str | None = None,
+    repeatable: bool = False,
 ) -> Any:
     """The option that stands for the setting ``key``; ``default`` is for where a verb's own is not the setting's."""
     KEYS[name] = key
@@ -39,7 +47,7 @@ def _setting(
     flag = flag or f"--{name.replace('_', '-')}"
     if shown:
         about = f"{about.removesuffix('.')} (default: {shown})."
-    if isinstance(usual, tuple):
+    if repeatable or isinstance(usual, tuple):
         about = f"{about} Repeatable."
     return typer.Option(flag, help=about, show_default=False, metavar=metavar, rich_help_panel=panel)
 
@@ -66,7 +74,9 @@ WeightsStrict = Annotated[
     str | None, _setting("weights_strict", "model.weights_strict", SUBJECT, metavar="yes|no", default="yes")
 ]
 WeightsAllow = Annotated[list[str] | None, _setting("weights_allow", "model.weights_allow", SUBJECT, metavar="CLASS")]
-Input = Annotated[str | None, _setting("input", "model.input", SUBJECT, metavar="C,H,W")]
+Input = Annotated[
+    list[str] | None, _setting("input", "model.input", SUBJECT, metavar="[NAME=]SHAPE[:DTYPE]", repeatable=True)
+]
 DataSource = Annotated[str | None, _setting("data", "data.source", SUBJECT, metavar="SOURCE")]
 BatchSize = Annotated[int | None, _setting("batch_size", "data.batch_size", SUBJECT)]
 
@@ -175,7 +185,7 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe_of(name: str | None, assignments: list[str] | None, **options: Any) -> Recipe:
     """The recipe a command line adds up to: a file's, then the options, then ``--set``.  Raises ``RecipeError``."""
-    overrides = {KEYS[option]: _value(option, value) for option, value in options.items() if value is not None}
+    overrides = {KEYS[option]: _value(option, value) for option, value in options.items() if value not in (None, [])}
     overrides |= dict(_assignment(text) for text in assignments or [])
     values = read_yaml(find_recipe(name), RecipeError, "Recipe") if name else {}
     if not name and "model.source" not in overrides:
@@ -198,9 +208,10 @@ def _value(name: str, value: Any) -> Any:
     if name != "input":
         return value
     try:
-        return [int(size) for size in str(value).replace("x", ",").split(",")]
-    except ValueError:
-        raise RecipeError(f"--input {value!r} is not a shape; give it as in 3,224,224.") from None
+        return settled_inputs(value)
+    except ValueError as problem:
+        given = " ".join(f"--input {text!r}" for text in value)
+        raise RecipeError(f"{given} cannot be read: {problem}; write {GRAMMAR}.") from None
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -28,7 +28,7 @@ from ghostify.recipe import GhostSettings
 from ghostify.rewriting.naming import left_by, named_in, of_part
 from ghostify.rewriting.rewrite import rehearsed
 from ghostify.rules import GGhostSwap, WidthSwap, g_ghost
-from ghostify.scanning import Scan, Site, scan
+from ghostify.scanning import Scan, Site, forms, scan
 from ghostify.tracing import Traced, call_arguments, qualified_names, recordable, trace
 
 _UNRECORDED = "lies in no part that can be recorded"
@@ -98,10 +98,13 @@ class TracedParts:
 
     def _merged(self, module: nn.Module, scans: Mapping[str, Scan]) -> Scan:
         inside = [named_in(name, self._placed(name, found)) for name, found in scans.items()]
+        kinds, names = forms(self.example)
         unknown = sum((Counter(found.unknown) for found in inside), Counter[str]())
         return Scan(
             network=self._name,
             inputs=_shapes(self.example),
+            kinds=kinds,
+            names=names,
             sites=(*(site for found in inside for site in found.sites), *self._outside(module)),
             cost=Cost(
                 params=own_params(module),

@@ -138,10 +138,20 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Any = None
     plan = read_plan(_verified(folder, run, "plan.yaml"))
     scans = _parsed(Scans, _verified(folder, run, "scan.json"))
     weights = _verified(folder, run, run.weights)
-    inputs = tuple(torch.zeros(shape) for shape in scans.before.inputs) if example is None else example
+    inputs = _blank(scans.before) if example is None else example
     module = rebuilt(_base(folder, run, model), plan, inputs)
     _load_weights(module, weights)
     return Ghosted(module.eval(), plan, scans.before, scans.after)
+
+
+def _blank(scan: Scan) -> Any:
+    """An example to rebuild a network with: zeros and, of whole numbers, ones, which are lengths and places, too."""
+    kinds = [getattr(torch, kind) for kind in scan.kinds] or [torch.float32] * len(scan.inputs)
+    tensors = [
+        torch.zeros(shape, dtype=kind) if kind.is_floating_point else torch.ones(shape, dtype=kind)
+        for shape, kind in zip(scan.inputs, kinds, strict=True)
+    ]
+    return dict(zip(scan.names, tensors, strict=True)) if scan.names else tuple(tensors)
 
 
 def load_original(folder: str | Path) -> nn.Module | None:

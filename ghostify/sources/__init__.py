@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ghostify.sources.data import Data, load_data
 from ghostify.sources.images import Images, Loader, data_error
-from ghostify.sources.models import build_model, input_shape
-from ghostify.sources.samples import Sample, load_sample, sample_shape
+from ghostify.sources.models import build_model, input_shape, model_inputs
+from ghostify.sources.samples import Sample, load_sample, sample_inputs
 from ghostify.sources.weights import load_weights
 
 __all__ = [
@@ -16,8 +16,9 @@ __all__ = [
     "build_model",
     "data_error",
     "input_shape",
+    "model_inputs",
     "load_data",
     "load_sample",
     "load_weights",
-    "sample_shape",
+    "sample_inputs",
 ]

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
+from ghostify.batches import Batch
 from ghostify.errors import DataError, did_you_mean
+from ghostify.inputs import Inputs, described, parse_inputs
 from ghostify.recipe import DataSettings
 from ghostify.sources.decoding import read_image
+from ghostify.sources.functions import read_function
 from ghostify.sources.held_out import held_out
 from ghostify.sources.images import (
     DRAWS,
@@ -23,15 +26,13 @@ from ghostify.sources.images import (
     Images,
     Jitter,
     Loader,
-    PairImages,
     Scale,
     Shape,
     epoch_seed,
     in_batches,
-    read_pair,
     shuffled,
 )
-from ghostify.sources.named import find_function, near_path, one_line
+from ghostify.sources.named import near_path, one_line
 
 KINDS = ("digits", "folder", "cifar10", "fake")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -39,7 +40,6 @@ IMAGENET = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGENET_GREY = Scale((0.449,), (0.226,))  # the mean of the three
 _FORMS = "digits, folder:PATH, cifar10:PATH, fake, or package.module:function"
 _TREE = "train/CLASS/*.jpg and val/CLASS/*.jpg (or test/CLASS/*.jpg)"
-_KEYS = ("train", "val", "test", "classes")  # of what a data function may return
 _PICK = 20_200_315  # one fixed seed for the images used by a limit and for calibration
 
 
@@ -47,13 +47,13 @@ _PICK = 20_200_315  # one fixed seed for the images used by a limit and for cali
 class Data:
     """Images to train on (or none), to choose an epoch by (or none) and to test on.
 
-    All are normalised and of one ``shape`` (C, H, W), and no image is in two of the three.
+    All are normalised and of one ``shape`` (C, H, W), or that of a user's first input; no image is in two of the three.
     """
 
     train: Images | None
     test: Images
     classes: tuple[str, ...]
-    shape: Shape
+    shape: tuple[int, ...]
     name: str
     description: str
     held: Images | None = None
@@ -62,6 +62,11 @@ class Data:
     """Where those come from, as in ``held out of train``; where there are none, why."""
     synthetic: bool = False
     """Whether the images are made up, so that accuracy on them says nothing about real ones."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a network is given of a sample."""
+        return self.test.inputs
 
     @property
     def chosen_by(self) -> str:
@@ -95,13 +100,15 @@ class Data:
             return None
         return Loader(self.held.quick, in_batches(range(len(self.held)), batch_size), workers)
 
-    def calibration(self, n: int) -> Tensor:
-        """The same ``n`` training images every time, not varied: (n, C, H, W); all of them where there are fewer.
+    def calibration(self, n: int) -> Batch:
+        """The same ``n`` training images every time, not varied: (n, C, H, W), or a batch of whatever the network is
+        given, or a list of one input each where a collate of the user's makes lists; all of them where there are fewer.
 
         Raises DataError when there are no training images.
         """
         train = self._need_train("calibrate with")
-        return train.batch(shuffled(len(train), _PICK)[:n])[0]
+        inputs = train.batch(shuffled(len(train), _PICK)[:n])[0]
+        return [[one] for one in inputs] if isinstance(inputs, list) else inputs
 
     def _need_train(self, purpose: str) -> Images:
         if self.train is None:
@@ -109,19 +116,26 @@ class Data:
         return self.train
 
 
-def load_data(settings: DataSettings, shape: Shape | None = None, classes: int | None = None) -> Data:
+def load_data(
+    settings: DataSettings, shape: Inputs | tuple[int, ...] | None = None, classes: int | None = None
+) -> Data:
     """The images that ``settings`` names, as a network wants them.
 
-    ``shape`` is the (C, H, W) of the network's input; None lets the images decide.  ``classes`` is the number of the
+    ``shape`` is what the network takes: the shape of a sample, as in (C, H, W), or all its inputs; None lets the data
+    decide.  ``classes`` is the number of the
     network's outputs, which must be enough.  Raises DataError when images cannot be found or read.
     """
     kind, colon, rest = settings.source.partition(":")
-    load = {"digits": _digits, "folder": _folder, "cifar10": _cifar10, "fake": _fake}.get(kind, _function)
+    load: Any = {"digits": _digits, "folder": _folder, "cifar10": _cifar10, "fake": _fake}.get(kind, _function)
     if (load is _function and not (kind and rest)) or (colon and kind in ("digits", "fake")):
         raise DataError(f"There is no data source {settings.source!r}; write {_FORMS}.{_near(settings.source)}")
     if load in (_folder, _cifar10) and not rest:
         raise DataError(f"Data source {settings.source!r} does not say where the images are; write {kind}:PATH.")
-    data = load(settings, shape, classes)
+    inputs = None if shape is None else parse_inputs(shape)
+    if load is _function:
+        data = _function(settings, inputs, classes)
+    else:
+        data = load(settings, image_shape(inputs, settings.source), classes)
     if classes is not None and classes < len(data.classes):
         raise DataError(f"Data {data.name!r} has {len(data.classes)} classes, but the network only {classes} outputs.")
     return _limited(_with_held_out(data, settings.hold_out), settings.limit)
@@ -205,22 +219,30 @@ def _folder(settings: DataSettings, shape: Shape | None, classes: int | None) ->
     return Data(train, test, tuple(names), shape, settings.source, description, held, "of val" if held else "")
 
 
-def _function(settings: DataSettings, shape: Shape | None, classes: int | None) -> Data:
+def _function(settings: DataSettings, inputs: Inputs | None, classes: int | None) -> Data:
     name = settings.source
-    function = find_function(name, KINDS, DataError)
-    try:
-        made = function()
-    except Exception as problem:  # a user's function may fail in any way
-        raise DataError(f"Data function {name!r} failed: {one_line(problem)}.") from None
-    parts = _parts(made, name)
-    train, val, test, named = (parts.get(key) for key in _KEYS)
-    shape = _agreed(tuple(read_pair(test, 0, None, name)[0].shape), shape, name)
-    tests = _pairs(test, shape, name)
-    names = _class_names(named if named is not None else getattr(test, "classes", classes), tests)
-    training = f"{len(train):,} to train" if train is not None else "none to train"
-    description = f"images of {name}, {training} and {len(tests):,} to test"
-    trains, held = (None if part is None else _pairs(part, shape, name) for part in (train, val))
-    return Data(trains, tests, names, shape, name, description, held, "of val" if held else "")
+    made = read_function(name, inputs, classes, KINDS)
+    training = f"{len(made.train):,} to train" if made.train is not None else "none to train"
+    what = "images" if _are_images(made.test.inputs) else "samples"
+    description = f"{what} of {name}, {training} and {len(made.test):,} to test"
+    found = made.test.shape
+    return Data(made.train, made.test, made.classes, found, name, description, made.val, "of val" if made.val else "")
+
+
+def _are_images(inputs: Inputs) -> bool:
+    return len(inputs) == 1 and len(inputs[0].shape) == 3 and inputs[0].shape[0] in (1, 3)
+
+
+def image_shape(inputs: Inputs | None, name: str) -> Shape | None:
+    """The (C, H, W) a network takes; None where it is not known.  Raises DataError where it takes anything else."""
+    if inputs is None:
+        return None
+    if len(inputs) > 1 or len(inputs[0].shape) != 3 or inputs[0].dtype != "float32":
+        raise DataError(
+            f"Data {name!r} has images (C, H, W), but the network takes {described(inputs)}; give samples of that by a "
+            "function of your own: --data package.module:function."
+        )
+    return inputs[0].shape[0], inputs[0].shape[1], inputs[0].shape[2]
 
 
 def _near(source: str) -> str:
@@ -345,49 +367,3 @@ def _for_training(images: FileImages, augment: bool) -> FileImages:
     if max(images.shape[1:]) <= LARGE:
         return replace(images, jitter=_shift(images.shape, augment, flip=True))
     return replace(images, jitter=Jitter(flip=augment), crops=augment)
-
-
-# --- a user's function
-
-
-def _parts(made: Any, name: str) -> Mapping[str, Any]:
-    """What a data function returned: its test images and, where there are any, those to train, val and classes."""
-    if isinstance(made, Mapping):
-        if extra := [key for key in made if key not in _KEYS]:
-            hint = did_you_mean(str(extra[0]), _KEYS)
-            raise DataError(f"Data function {name!r} returned an unknown key {extra[0]!r}.{hint}")
-        parts = made
-    elif isinstance(made, tuple) and len(made) == 2:
-        parts = {"train": made[0], "test": made[1]}
-    else:
-        what = type(made).__name__
-        raise DataError(
-            f"Data function {name!r} returned a {what}, not (train, test) or a dict of train, val, test, classes."
-        )
-    for split in ("train", "val", "test"):
-        part = parts.get(split)
-        if not _is_dataset(part) and (split == "test" or part is not None):
-            raise DataError(f"Data function {name!r}: {split} must be a dataset with a length and at least one item.")
-    return parts
-
-
-def _is_dataset(part: Any) -> bool:
-    return hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part) > 0
-
-
-def _agreed(found: tuple[int, ...], wanted: Shape | None, name: str) -> Shape:
-    if wanted is not None and found != wanted:
-        raise DataError(f"Data {name!r} gives images of shape {found}, but the network takes {wanted}.")
-    return found[0], found[1], found[2]
-
-
-def _pairs(part: Any, shape: Shape, name: str) -> PairImages:
-    return PairImages(pairs=part, indices=range(len(part)), shape=shape, name=name)
-
-
-def _class_names(named: Any, test: PairImages) -> tuple[str, ...]:
-    """The classes' names, as given, or as many as a number says, or as the labels of the test images tell."""
-    if isinstance(named, Sequence) and not isinstance(named, str):
-        return tuple(map(str, named))
-    count = named if isinstance(named, int) else 1 + max(label for _, label in map(test.__getitem__, range(len(test))))
-    return tuple(f"class {index}" for index in range(count))

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +23,9 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ghostify.batches import Batch
 from ghostify.errors import DataError
+from ghostify.inputs import Inputs, InputSpec
 from ghostify.sources.decoding import Pixels, read_image, unit
 
 Shape = tuple[int, int, int]
@@ -74,12 +74,25 @@ class Images(Dataset[tuple[Tensor, int]], ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) and labels (n,); varied as ``draws`` (n, DRAWS) says.  Raises DataError."""
+    def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Batch, Any]:
+        """Images (n, C, H, W) and labels (n,), or what else a user's data are, varied as ``draws`` (n, DRAWS) says.
+
+        Raises DataError.
+        """
 
     @abstractmethod
     def take(self, indices: Sequence[int]) -> Images:
         """The same dataset with these images only."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a network is given of it."""
+        return (InputSpec(self.shape),)
+
+    @property
+    def structured(self) -> bool:
+        """Whether a batch may be anything else than a tensor of images and one of labels."""
+        return False
 
     @property
     def known_labels(self) -> Tensor | None:
@@ -188,67 +201,6 @@ class FileImages(Images):
         return pixels if pixels.shape[2] == channels else np.repeat(pixels, channels, 2)  # deep images are grey
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PairImages(Images):
-    """A user's own dataset of (tensor (C, H, W), int) pairs.
-
-    What it draws itself, from torch, numpy or random, is seeded per image: in training by the epoch's draws, else by
-    the image's place, so that epochs are compared by the very same images.
-    """
-
-    pairs: Any
-    indices: Sequence[int]
-    shape: Shape
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        places = [self.indices[index] for index in indices]
-        seeds = places if draws is None else (draws[:, 0].double() * 2**24).long().tolist()
-        items = [self._pair(place, seed) for place, seed in zip(places, seeds, strict=True)]
-        return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
-
-    def take(self, indices: Sequence[int]) -> PairImages:
-        return replace(self, indices=[self.indices[index] for index in indices])
-
-    @property
-    def known_labels(self) -> Tensor | None:
-        """As torchvision's datasets tell them, by ``targets`` or ``labels``."""
-        told = getattr(self.pairs, "targets", getattr(self.pairs, "labels", None))
-        try:
-            labels = torch.as_tensor(told)
-        except (TypeError, ValueError, RuntimeError):  # it is a user's: it may be anything
-            return None
-        if labels.shape != (len(self.pairs),) or labels.is_floating_point():
-            return None
-        return labels[torch.as_tensor(self.indices)].long()
-
-    def _pair(self, index: int, seed: int) -> tuple[Tensor, int]:
-        image, label = read_pair(self.pairs, index, seed, self.name)
-        if tuple(image.shape) != self.shape:
-            raise DataError(f"Data {self.name!r}: image {index} is {tuple(image.shape)}, not {self.shape}.")
-        return image, label
-
-
-def read_pair(pairs: Any, index: int, seed: int | None, name: str) -> tuple[Tensor, int]:
-    """Item ``index`` of a user's dataset, checked to be a float tensor (C, H, W) and an int.  Raises DataError."""
-    try:
-        with _seeded(seed):
-            image, label = pairs[index]
-            label = int(label)
-    except Exception as problem:  # a user's dataset may fail in any way
-        text = " ".join(f"{type(problem).__name__}: {problem}".split())
-        raise DataError(f"Data {name!r}: item {index} cannot be read as (image, label): {text}.") from None
-    if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
-        what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise DataError(
-            f"Data {name!r}: item {index} must be a float tensor (C, H, W) and an int; its image is {what}."
-        )
-    return image, label
-
-
 def data_error(problem: BaseException) -> DataError:
     """The one line of a DataError, also when a loader process wrapped it into its traceback."""
     marker = f"{DataError.__name__}: "
@@ -266,8 +218,9 @@ class Loader(DataLoader[tuple[Tensor, Tensor]]):
             _Batches(images, draws),
             batch_size=None,
             sampler=batches,
+            collate_fn=_as_it_is,  # torch's own would make lists of tuples, and pinning does
             num_workers=0 if isinstance(images, ArrayImages) else workers,  # memory is quicker than a pipe
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not images.structured,
             generator=Generator().manual_seed(seed),  # so that loading takes nothing from the global generator
         )
 
@@ -284,6 +237,10 @@ class Loader(DataLoader[tuple[Tensor, Tensor]]):
             raise DataError(
                 "A loader process died, often for lack of (shared) memory; use fewer workers, or 0."
             ) from None
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -359,17 +316,3 @@ def _random_box(size: tuple[int, int], row: list[float]) -> Box:
     wide, high = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
     left, upper = (width - wide) * right, (height - high) * down
     return left, upper, min(left + wide, width), min(upper + high, height)
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """The global CPU generators of torch, numpy and random, seeded inside and put back afterwards."""
-    if seed is None:
-        yield
-        return
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])

@@ -18,6 +18,7 @@ from torch import nn
 from ghostify import networks
 from ghostify.errors import ModelError, WeightsError, did_you_mean
 from ghostify.ghosts import ghostnets
+from ghostify.inputs import Inputs, InputSpec, parse_inputs
 from ghostify.recipe import ModelSettings
 from ghostify.sources.named import find_function, one_line
 from ghostify.sources.weights import load_weights
@@ -50,13 +51,21 @@ def build_model(
     return model
 
 
-def input_shape(settings: ModelSettings, model: nn.Module) -> tuple[int, int, int] | None:
-    """(C, H, W) of one input: as set, or as the source knows it; None where nobody knows.
+def model_inputs(settings: ModelSettings, model: nn.Module) -> Inputs | None:
+    """What the network takes: as set, or as the source knows it; None where nobody knows."""
+    if settings.input is not None:
+        return parse_inputs(settings.input)
+    shape = input_shape(settings, model)
+    return (InputSpec(shape),) if shape else None
 
-    Raises ModelError when the shape that is set is not three positive numbers.
+
+def input_shape(settings: ModelSettings, model: nn.Module) -> tuple[int, ...] | None:
+    """The shape of a sample, as in (C, H, W): as set, or as the source knows it; None where nobody knows, or where the
+    network takes several inputs.
     """
     if settings.input is not None:
-        return _three(settings.input)
+        inputs = parse_inputs(settings.input)
+        return inputs[0].shape if len(inputs) == 1 else None
     kind, _, name = settings.source.partition(":")
     if kind == "torchvision":
         return _torchvision_shape(name, model)
@@ -189,12 +198,6 @@ def _constructor(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 # --- input shapes
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) != 3 or min(shape) < 1:
-        raise ModelError(f"An input shape is three positive numbers, (C, H, W), not {tuple(shape)}.")
-    return shape[0], shape[1], shape[2]
 
 
 def _torchvision_shape(name: str, model: nn.Module) -> tuple[int, int, int] | None:
