@@ -24,7 +24,7 @@ from ghostify.analysis import (
     first_image,
     with_converted,
 )
-from ghostify.batches import Batch, count, example_of, inputs_in, take
+from ghostify.batches import Batch, call, count, example_of, inputs_in, take
 from ghostify.errors import DataError, ModelError, RecipeError, RewriteError
 from ghostify.finetuning import Progress, finetune, remove_checkpoint
 from ghostify.fitting import rewrite_fitted
