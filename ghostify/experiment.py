@@ -26,7 +26,7 @@ from ghostify.analysis import (
 )
 from ghostify.batches import Batch, call, count, example_of, inputs_in, take
 from ghostify.errors import DataError, ModelError, RecipeError, RewriteError
-from ghostify.finetuning import Progress, finetune, remove_checkpoint
+from ghostify.finetuning import Progress, check_checkpoint, finetune, remove_checkpoint
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.inputs import Inputs, described, parse_inputs
@@ -340,6 +340,8 @@ class _Job:
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> _Job:
+        for name in CHECKPOINTS:
+            check_checkpoint(folder / name)
         place = pick_device(recipe.device)
         if recipe.pretrain:
             recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.resolved(fitted=False)})

@@ -11,11 +11,11 @@ import torch
 
 import ghostify
 from ghostify import experiment
-from ghostify.errors import DataError, PlanError, RecipeError
+from ghostify.errors import DataError, PlanError, RecipeError, RunError
 from ghostify.finetuning import Progress
 from ghostify.finetuning.loop import _Silent
 from ghostify.networks import resnet8
-from ghostify.recipe import GhostSettings, make_recipe
+from ghostify.recipe import GhostSettings, make_recipe, read_yaml
 from ghostify.saving import load_original
 
 IMAGE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -85,6 +85,7 @@ def test_an_experiment_from_start_to_end(tmp_path: Path) -> None:
     assert outcome.report.latency is not None
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "environment.json",
+        "fit.json",
         "plan.yaml",
         "recipe.yaml",
         "report.json",
@@ -114,6 +115,50 @@ def test_a_run_is_trained_further_with_its_original_as_teacher(tmp_path: Path) -
     outcome = experiment.train(make_recipe(settings), tmp_path / "more", Listener())
     assert set(outcome.report.accuracy) == {"converted", "finetuned"}
     assert load_original(tmp_path / "more") is not None
+
+
+def rate(folder: Path) -> float | None:
+    """The learning rate of fine-tuning that a run tells."""
+    told = read_yaml(folder / "recipe.yaml", RunError, "Recipe")["finetune"]["lr"]
+    return None if told is None else float(told)
+
+
+def test_the_default_rate_is_that_of_a_fitted_network_where_it_was_fitted(tmp_path: Path) -> None:
+    for how, expected in (("data", 0.005), ("none", 0.02)):
+        values = {**DIGITS, "fit": {"how": how, "images": 64}, "finetune": {"epochs": 1}}
+        listener = Listener()
+        experiment.compress(make_recipe(values), tmp_path / how, listener)
+        assert rate(tmp_path / how) == expected
+        assert any(f"epochs at a rate of {expected:g}" in said for said in listener.said)
+        further = {"model": {"source": str(tmp_path / how)}, "data": DIGITS["data"]}
+        experiment.train(make_recipe(further), tmp_path / f"{how}-more", Listener())
+        assert rate(tmp_path / f"{how}-more") == expected, "also of a run that is trained further"
+        assert (ghostify.load(tmp_path / f"{how}-more").fit is None) == (how == "none")
+    given = make_recipe({**further, "finetune": {"lr": 0.3}})
+    experiment.train(given, tmp_path / "given", Listener())
+    assert rate(tmp_path / "given") == 0.3
+
+
+def test_a_ruinous_rate_leaves_the_network_as_it_was_and_says_so(tmp_path: Path) -> None:
+    listener = Listener()
+    values = {**DIGITS, "data": {"source": "digits", "batch_size": 50}, "pretrain": {"epochs": 2, "lr": 0.1}}
+    outcome = experiment.compress(make_recipe({**values, "finetune": {"epochs": 1, "lr": 3}}), tmp_path, listener)
+    accuracy = outcome.report.accuracy
+    assert accuracy["finetuned"] == accuracy["converted"]
+    harmless = [note for note in outcome.report.notes if note.startswith("Fine-tuning made the network no better")]
+    assert len(harmless) == 1 and "lower lr (now 3)" in harmless[0] and "143 images held out of train" in harmless[0]
+    assert harmless[0] in listener.said and harmless[0] in str(outcome.report)
+    weights = [(tmp_path / f"weights-{state}.safetensors").read_bytes() for state in ("converted", "finetuned")]
+    assert weights[0] == weights[1]
+
+
+def test_checkpoints_that_are_all_damaged_are_told_before_the_long_work(tmp_path: Path) -> None:
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune" / "epoch-0001.safetensors").write_bytes(b"damaged")
+    listener = Listener()
+    with pytest.raises(RunError, match="is damaged"):
+        experiment.compress(make_recipe(DIGITS), tmp_path, listener)
+    assert not any("Training" in said or "Fitting" in said for said in listener.said)
 
 
 def test_a_teacher_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:

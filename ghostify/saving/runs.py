@@ -3,6 +3,7 @@
     run.json            what this is: format, model source, which weights, and the sha256 of every other file
     plan.yaml           the swaps and skips
     scan.json           the network before and after
+    fit.json            how its weights were fitted, where they were
     recipe.yaml         the whole experiment, where there was one
     weights-*.safetensors
     report.json         theory, counts and measurements
@@ -29,6 +30,7 @@ from torch import nn
 
 from ghostify.errors import GhostifyError, RunError, did_you_mean
 from ghostify.files import replacing, sha256, undone_on_failure
+from ghostify.fitting import Fit
 from ghostify.planning import read_plan
 from ghostify.recipe import ModelSettings, Recipe
 from ghostify.reporting import Report
@@ -94,6 +96,8 @@ def save(
         "scan.json": Scans(before=ghosted.before, after=ghosted.after).model_dump_json(),
         "environment.json": json.dumps({**describe_environment(), **(environment or {})}, indent=2),
     }
+    if ghosted.fit is not None:
+        texts["fit.json"] = ghosted.fit.model_dump_json(indent=2)
     if report is not None:
         texts["report.json"] = report.model_dump_json(indent=2)
     if recipe is not None:
@@ -129,6 +133,7 @@ def save(
 def load(folder: str | Path, model: nn.Module | None = None, example: Any = None) -> Ghosted:
     """The rewritten module of a run folder, on the CPU in eval mode, with bit-equal outputs to the one saved.
 
+    Which parameters were frozen is not in the folder: it is what the source, or ``model``, says.
     ``model`` is the original module, needed only where the run was saved without a source; its weights do not matter.
     ``example`` is one input, needed only where stages of a network that takes no plain tensors were rewritten.
     Raises ``RunError`` for a folder that holds no run, or one with a changed, truncated or unfitting file.
@@ -137,11 +142,12 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Any = None
     run = read_run(folder)
     plan = read_plan(_verified(folder, run, "plan.yaml"))
     scans = _parsed(Scans, _verified(folder, run, "scan.json"))
+    fit = _parsed(Fit, _verified(folder, run, "fit.json")) if "fit.json" in run.files else None
     weights = _verified(folder, run, run.weights)
     inputs = _blank(scans.before) if example is None else example
     module = rebuilt(_base(folder, run, model), plan, inputs)
     _load_weights(module, weights)
-    return Ghosted(module.eval(), plan, scans.before, scans.after)
+    return Ghosted(module.eval(), plan, scans.before, scans.after, fit)
 
 
 def _blank(scan: Scan) -> Any:
