@@ -24,7 +24,7 @@ from ghostify.analysis.result import Analysis, LayerRedundancy, StageRedundancy
 from ghostify.analysis.stages import compare_blocks, stage_positions
 from ghostify.batches import Batch, count, move, per_sample, take
 from ghostify.errors import DataError, FitError, PlanError, did_you_mean
-from ghostify.fitting.fit import HELD
+from ghostify.fitting.calibration import HELD
 from ghostify.fitting.pairs import pair_positions
 from ghostify.fitting.walking import Walk, batched
 from ghostify.names import prefixes

@@ -20,14 +20,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from ghostify.batches import Batch, count, describe, move, per_sample
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
-from ghostify.fitting.fit import HELD, Told, fit
+from ghostify.fitting.calibration import Calibration
+from ghostify.fitting.fit import Told, fit
 from ghostify.fitting.ghosts import solved_for
+from ghostify.fitting.judging import Judge
 from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
 from ghostify.fitting.origins import origins
 from ghostify.fitting.polish import polish
 from ghostify.fitting.report import Fit
-from ghostify.fitting.walking import batched
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import FitSettings
@@ -69,30 +70,33 @@ def rewrite_fitted(
         images = noise(work, settings.images)
     images = move(images, place, torch.float32)
     notes = looks(work, images)
-    arrangement = _arranged(work, plan, images, settings)
+    calibration = Calibration.of(images)
+    arrangement = _arranged(work, plan, calibration, settings)
     work, plan = arrangement.traced, _ordered(plan, arrangement)
     choices = Choices(orders=arrangement.orders)
     ghosted = rewrite(work, plan, choices)
     came_from = origins(work, plan.swaps, ghosted.module)
-    found = fit(work.module, ghosted.module, images, settings, came_from, told or _silent)
+    found = fit(work.module, ghosted.module, calibration, settings, came_from, told or _silent)
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     if how == "polish":
-        found = _polished(found, work.module, ghosted.module, images, settings)
+        found = _polished(found, work.module, ghosted.module, calibration, settings)
     return replace(ghosted, module=_as_before(ghosted.module, traced.module), fit=found)
 
 
 def _silent(done: int, total: int) -> None: ...
 
 
-def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Batch, settings: FitSettings) -> Fit:
+def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings) -> Fit:
     """What came of the fit and of the descent after it.  Copies run, for a network may remember its runs."""
     began = time.perf_counter()
-    batches = batched(images)
-    free = len(batches) - len(batches) // HELD
     original, tried = copy.deepcopy(original), copy.deepcopy(module)
     with evaluating(original, tried):
-        _, error = polish(original, tried, batches[:free], batches[free:], settings.seconds)
-        renew_all(tried, batches)
+        polish(original, tried, images.seen, images.choosing, settings.seconds)
+        error = _judged(original, tried, images)
+        if error is not None and found.error is not None and not error <= found.error:
+            tried.load_state_dict(module.state_dict())
+            error = found.error
+        renew_all(tried, images.batches)
     for part, other in zip(module.modules(), tried.modules(), strict=True):
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.load_state_dict(other.state_dict())
@@ -101,6 +105,13 @@ def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Batch,
             parameter.copy_(found_one)
     took = found.seconds + time.perf_counter() - began
     return found.model_copy(update={"seconds": took, "polished": error})
+
+
+def _judged(original: nn.Module, module: nn.Module, images: Calibration) -> float | None:
+    """The error on the images that nothing was made of."""
+    with torch.no_grad():
+        one, other = (trace(network, images.batches[0], verify=False) for network in (original, module))
+        return Judge(one, original, images.batches, images.judged).error(other, module)
 
 
 def _require_fittable(traced: Traced) -> None:
@@ -177,12 +188,12 @@ def _working_copy(traced: Traced, place: torch.device) -> Traced:
     return trace(copy.deepcopy(traced.module).to(place, torch.float32), example, verify=False)
 
 
-def _arranged(traced: Traced, plan: Plan, images: Batch, settings: FitSettings) -> Arrangement:
+def _arranged(traced: Traced, plan: Plan, images: Calibration, settings: FitSettings) -> Arrangement:
     """The network with its channels in the order that suits the ghosts, and what is to be selected at run time."""
     swaps = [swap for swap in plan.swaps if isinstance(swap, CGhostSwap) and _minds_order(traced, swap, settings)]
     if settings.arrange == "none" or not swaps:
         return Arrangement(traced, {})
-    return arranged(traced, swaps, batched(images), select=settings.arrange == "select")
+    return arranged(traced, swaps, images.fitted, select=settings.arrange == "select")
 
 
 def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> bool:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
-from ghostify.batches import Batch, call, count
+from ghostify.batches import Batch, count
 from ghostify.errors import FitError
+from ghostify.fitting.calibration import Calibration
 from ghostify.fitting.ghosts import GhostFit, cheap_unknowns, solved_for
-from ghostify.fitting.layers import MOST, LayerFit, errors, too_wide
+from ghostify.fitting.judging import Judge, called, outputs
+from ghostify.fitting.layers import MOST, LayerFit, error, too_wide
 from ghostify.fitting.norms import Seen, renew
 from ghostify.fitting.origins import Origins
 from ghostify.fitting.pairing import Matching, Part, changed, used_once
@@ -23,14 +24,11 @@ from ghostify.fitting.sampling import Positions, positions_wanted
 from ghostify.fitting.stages import StageFit
 from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim, Pair, Targets
-from ghostify.fitting.walking import MEMORY, Walk, batched
+from ghostify.fitting.walking import MEMORY, Walk
 from ghostify.ghosts import CGhostLinear
 from ghostify.recipe import FitSettings
 from ghostify.running import ELSEWHERE, agree, evaluating
-from ghostify.tracing import Traced, cloned, trace
-
-HELD = 8
-"""One batch of so many is held out."""
+from ghostify.tracing import Traced, trace
 
 _MANY = f"each filter has more than the {MOST:,} unknowns that are solved for"
 
@@ -49,36 +47,39 @@ class Fitting(Protocol):
 def fit(
     original: nn.Module,
     module: nn.Module,
-    images: Batch,
+    images: Calibration,
     settings: FitSettings,
     origins: Origins,
     told: Told = lambda done, total: None,
 ) -> Fit:
-    """Fit ``module`` in place to what ``original`` gives for ``images`` (N, C, …); what came of it.
+    """Fit ``module`` in place to what ``original`` gives for ``images``; what came of it.
 
     Both are float32 and on the images' device.  Raises ``FitError``, for instance naming the layer that gives values
     that are not finite.
     """
     began = time.perf_counter()
-    batches = batched(images)
-    held = batches[-max(1, len(batches) // HELD) :]
     with evaluating(original, module), torch.no_grad():
-        pair = _pair(original, module, batches, origins.touch)
-        wanted, carried = _outputs(pair.original, original, held), _outputs(pair.converted, module, held)
-        _require_faithful(original, wanted[0], held[0])
+        pair = _pair(original, module, images, origins.touch)
+        _require_faithful(original, pair.original, images.batches[-1])
+        judge = Judge(pair.original, original, images.batches, images.judged)
+        unfitted = judge.error(pair.converted, module)
         before = copy.deepcopy(module.state_dict())
         job = _Job(pair, original, module, settings, origins, told)
         layers = job.run()
-        unfitted, error = (_difference(found, wanted) for found in (carried, _outputs(pair.converted, module, held)))
-        if not error <= unfitted:
+        missed = judge.error(pair.converted, module)
+        if missed is not None and unfitted is not None and not missed <= unfitted:
             module.load_state_dict(before)
-            job.notes.append("The fit made the outputs worse on images held out, so the weights stay as carried over.")
+            missed = unfitted
+            job.notes.append(
+                "The fit made the outputs worse on images that it had not seen, so the weights stay as carried over."
+            )
     return Fit(
         how=settings.how,
-        images=sum(map(count, batches)),
+        images=sum(map(count, images.batches)),
+        judged=sum(map(count, images.judging)),
         seconds=time.perf_counter() - began,
         layers=tuple(layers),
-        error=error if error <= unfitted else unfitted,
+        error=missed,
         unfitted=unfitted,
         notes=tuple(job.notes),
     )
@@ -149,16 +150,16 @@ class _Job:
 
     def _fit(self, index: int, part: Part, aim: Aim) -> LayerError:
         pair, positions = self.pair, self._positions(index, part)
-        self.started |= set(positions.batches)
+        self.started |= {*positions.batches, *positions.judged}
         pair.second.advance(pair.second.index[part.begin], self.started)
         pair.first.advance(max(pair.first.index[node] for node in aim.needed) + 1, self.started)
         norm = None if aim.ours.norm is None else self.module.get_submodule(str(aim.ours.norm.target))
         targets = Targets(pair, aim, positions, norm, self.settings.rectified)
         _require_finite(part, targets, pair)
         fitting = self._fitting(part, targets)
-        before = errors(pair, targets, fitting.outputs)
+        before = error(targets, fitting.outputs)
         ridge = fitting.fit()
-        after = errors(pair, targets, fitting.outputs)
+        after = error(targets, fitting.outputs)
         self._release(aim)
         self._note(part, positions)
         return LayerError(
@@ -173,7 +174,9 @@ class _Job:
         wanted = positions_wanted(*_size(part))
         shape = shape if rows or len(shape) > 2 else (*shape, 1, 1)
         channels = -1 if rows else 3 if last else 1
-        return Positions(shape, wanted, self.pair.batches, index, channels, self.pair.held, self._room(part))
+        pair = self.pair
+        most = self._room(part) * pair.batches / (pair.batches + pair.judged)
+        return Positions(shape, wanted, pair.batches, index, channels, pair.held, most, pair.judged)
 
     def _room(self, part: Part) -> int:
         """How many batches there is room for where the part is fitted."""
@@ -265,42 +268,24 @@ def _size(part: Part) -> tuple[int, int]:
     return weight[0].numel(), len(weight)
 
 
-def _pair(original: nn.Module, module: nn.Module, batches: Sequence[Batch], touched: Callable[[str], bool]) -> Pair:
+def _pair(original: nn.Module, module: nn.Module, images: Calibration, touched: Callable[[str], bool]) -> Pair:
+    batches = images.batches
     first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
     walks = Walk(first, original, batches), Walk(second, module, batches)
     same, dirty = changed(first, second, touched)
     begin = next((index for index, node in enumerate(walks[1].nodes) if node in dirty or node not in same), 0)
     walks[0].advance(begin)
     walks[1].follow(walks[0], same, begin)
-    return Pair(first, second, *walks, held=len(batches) // HELD)
+    return Pair(first, second, *walks, held=images.held, judged=images.judged)
 
 
-def _outputs(traced: Traced, module: nn.Module, batches: Sequence[Batch]) -> list[list[Tensor]]:
-    """What a network gives for each batch."""
-    walk = Walk(traced, module, batches)
-    for node in walk.outputs:
-        walk.keep(node)
-    walk.advance(len(walk.nodes))
-    return [[values[node] for node in walk.outputs] for values in walk.values]
-
-
-def _difference(found: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> float:
-    """Squared difference of outputs over the variance of those wanted."""
-    wrong = total = 0.0
-    for ours, theirs in zip(found, wanted, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            wrong += float((one.double() - other.double()).square().sum())
-            total += float((other.double() - other.double().mean(0)).square().sum())
-    return wrong / total if total else wrong
-
-
-def _require_faithful(original: nn.Module, found: Sequence[Tensor], batch: Batch) -> None:
+def _require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None:
     """Refuse a recording that another batch than the one it was made of shows to be wrong.
 
     A copy runs, for a network may remember its runs, and write into what it is given.
     """
-    given = [leaf for leaf in tree_leaves(call(copy.deepcopy(original), cloned(batch))) if isinstance(leaf, Tensor)]
-    for one, other in zip(given, found, strict=False):
+    given = called(copy.deepcopy(original), batch)
+    for one, other in zip(given, outputs(traced, original, batch), strict=False):
         if not agree(one, other, ELSEWHERE):
             raise FitError(
                 f"{type(original).__name__} does on other images something else than its recording, so nothing can be "

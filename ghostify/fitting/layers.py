@@ -9,6 +9,7 @@ An intercept goes into the layer's bias or, where it has none, into the mean of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -181,9 +182,10 @@ def times(weight: Tensor, u: Tensor) -> Tensor:
     return (u.transpose(0, 1).to(kind) @ weight.mT.to(kind)).transpose(0, 1).double()
 
 
-def errors(pair: Pair, targets: Targets, outputs: Callable[[int], Tensor]) -> float:
-    """Mean squared error behind the rectifier over the variance there, on the held-out batches (or all)."""
-    used = targets.positions.batches
-    batches = [batch for batch in used if pair.is_held(batch)] or used
-    error, variance = torch.stack([targets.errors(batch, outputs(batch)) for batch in batches]).sum(0).tolist()
-    return error / variance if variance > 0 else float(error > 0)
+def error(targets: Targets, outputs: Callable[[int], Tensor]) -> float | None:
+    """Mean squared error behind the rectifier over the variance there, on the batches judged; None without any."""
+    judged = targets.positions.judged
+    if not judged:
+        return None
+    missed = fmean(targets.error(batch, outputs(batch)) for batch in judged)
+    return missed / targets.variance if targets.variance > 0 else float(missed > 0)

@@ -124,7 +124,6 @@ def _together(fits: Mapping[str, Fit]) -> Fit | None:
     if not fits:
         return None
     found = list(fits.values())
-    polished = [one.polished for one in found if one.polished is not None]
     layers = (
         layer.model_copy(update={"target": entering(name, layer.target)})
         for name, one in fits.items()
@@ -135,11 +134,18 @@ def _together(fits: Mapping[str, Fit]) -> Fit | None:
         images=max(one.images for one in found),
         seconds=sum(one.seconds for one in found),
         layers=tuple(layers),
-        error=fmean(one.error for one in found),
-        unfitted=fmean(one.unfitted for one in found),
-        polished=fmean(polished) if polished else None,
+        judged=max(one.judged for one in found),
+        error=_mean([one.error for one in found]),
+        unfitted=_mean([one.unfitted for one in found]),
+        polished=_mean([one.polished for one in found]),
         notes=(
             f"Fitted part by part; the outputs are those of {', '.join(fits)}{', a mean' * (len(fits) > 1)}.",
             *(f"{name}: {note}" for name, one in fits.items() for note in one.notes),
         ),
     )
+
+
+def _mean(errors: Sequence[float | None]) -> float | None:
+    """Of those that were measured."""
+    measured = [error for error in errors if error is not None]
+    return fmean(measured) if measured else None

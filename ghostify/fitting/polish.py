@@ -86,6 +86,8 @@ def _error(module: nn.Module, batches: Sequence[Batch], aims: Sequence[list[Tens
 
 
 def _missed(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared difference in shares of what is wanted's variance over the batch."""
+    """Squared difference in shares of what is wanted's variance over the batch, of what is finite in both."""
+    both = found.isfinite() & wanted.isfinite()
+    found, wanted = found.where(both, 0.0), wanted.where(both, 0.0)
     variance = (wanted - wanted.mean(0)).square().mean()
     return (found - wanted).square().mean() / variance.clamp_min(torch.finfo(wanted.dtype).tiny)

@@ -14,16 +14,17 @@ class LayerError(BaseModel):
     """One part that was fitted.
 
     Errors are mean squared errors of what the network gives there, behind the activation, over the original's variance,
-    on images held out: 0 is the original, 1 is what a constant would do.
+    on images that nothing was fitted to: 0 is the original, 1 is what a constant would do.  None where there were no
+    such images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     target: str
     kind: Literal["ghost", "layer", "stage"]
-    before: float
+    before: float | None
     """With the weights as they were carried over."""
-    error: float
+    error: float | None
     ridge: float
     """Strength of the ridge in units of the mean variance; infinite where the weights carried over stay, for they did
     best or their layer changes them before it uses them."""
@@ -37,14 +38,17 @@ class Fit(BaseModel):
 
     how: FitMode
     images: int
+    """Calibration images."""
+    judged: int = 0
+    """How many of them nothing was fitted to; errors are those on these."""
     seconds: float
     layers: tuple[LayerError, ...]
-    error: float
-    """Squared difference of the network's outputs over their variance, on images held out."""
-    unfitted: float
+    error: float | None
+    """Squared difference of the network's outputs over their variance; None where there were no images to judge by."""
+    unfitted: float | None
     """The same with the weights as they were carried over."""
     polished: float | None = None
-    """The same after the descent of polish (as the mean over its batches), where there was one."""
+    """The same after the descent of polish, where there was one."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -53,26 +57,33 @@ class Fit(BaseModel):
         to = "images"
         if self.how == "weights":
             to = "images of noise, for want of real ones (expect much less than from those)"
-        before = f"{100 * self.unfitted:.1f} % unfitted{self._after}"
+        fitted = f"Weights fitted in closed form in {self.seconds:.0f} s to {self.images - self.judged} {to}"
+        if self.error is None or self.unfitted is None:
+            return f"{fitted}; how well was not measured, because no image was left to judge by."
+        after = "" if self.polished is None else f", {_percent(self.polished)} after polish"
         return (
-            f"Weights fitted in closed form in {self.seconds:.0f} s to {self.images} {to}; of the outputs' variance "
-            f"{100 * self.error:.1f} % is missed on images held out ({before})."
+            f"{fitted}; of the outputs' variance {_percent(self.error)} is missed on {self.judged} others "
+            f"({_percent(self.unfitted)} unfitted{after})."
         )
-
-    @property
-    def _after(self) -> str:
-        return "" if self.polished is None else f", {100 * self.polished:.1f} % after polish"
 
     def table(self) -> Table:
         """The parts, a row each."""
         rows = [
-            [one.target, one.kind, f"{one.before:.3f}", f"{one.error:.3f}", f"{one.ridge:g}", str(one.positions)]
+            [one.target, one.kind, _share(one.before), _share(one.error), f"{one.ridge:g}", str(one.positions)]
             for one in self.layers
         ]
-        title = "What was fitted (error on images held out, in shares of the variance there)"
+        title = "What was fitted (error on images not fitted to, in shares of the variance there)"
         return Table(
             title, ["layer", "kind", "carried over", "fitted", "ridge", "positions"], rows, frozenset({"kind"})
         )
 
     def __str__(self) -> str:
         return str(self.table())
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _share(error: float | None) -> str:
+    return "not measured" if error is None else f"{error:.3f}"

@@ -49,12 +49,13 @@ class Positions:
         channels: int,
         held: int = 0,
         most: float = math.inf,
+        judged: int = 0,
     ) -> None:
         """``shape``: of a batch's output; ``channels``: its dimension of them, 1 of maps, 3 where they come last, -1 of
         linear layers.
 
         Of large maps, some of the ``batches`` are enough, and no more than ``most`` are used, at least one of which
-        is of the last ``held``.
+        is of the last ``held``.  Behind them come ``judged`` others, of which as large a share is used.
         """
         self.last = channels == 3
         if self.last:
@@ -64,10 +65,12 @@ class Positions:
         rows = math.prod(self.size if self.maps else shape[:-1])
         images = shape[0] if self.maps else 1
         self.batches = _enough(batches, held, min(most, _SPARSE * wanted / (rows * images)))
-        """The batches that are used."""
+        """The batches that are used to fit."""
+        self.judged = list(range(batches, batches + math.ceil(judged * len(self.batches) / batches)))
+        """The batches that are used to judge by."""
         self.each = min(rows, math.ceil(wanted / (len(self.batches) * images)))
         generator = torch.Generator().manual_seed(seed)
-        self.chosen = [torch.randperm(rows, generator=generator)[: self.each] for _ in range(batches)]
+        self.chosen = [torch.randperm(rows, generator=generator)[: self.each] for _ in range(batches + judged)]
         self.total = self.each * images * len(self.batches)
 
     def rows(self, wanted: int) -> Tensor:

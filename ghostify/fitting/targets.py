@@ -11,6 +11,7 @@ where z* > 0 and min(ẑ, 0) elsewhere.  Fitting to that and renewing it in turn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,11 +35,14 @@ class Pair:
     first: Walk
     second: Walk
     held: int
-    """The last so many batches are held out."""
+    """The last so many of the batches that are fitted to choose how strong ridges are."""
+    judged: int = 0
+    """The last so many of all batches are not fitted to."""
 
     @property
     def batches(self) -> int:
-        return len(self.second.values)
+        """How many batches are fitted to."""
+        return len(self.second.values) - self.judged
 
     def is_held(self, batch: int) -> bool:
         return batch >= self.batches - self.held
@@ -80,7 +84,7 @@ class Targets:
     def __init__(self, pair: Pair, aim: Aim, positions: Positions, norm: nn.Module | None, rectified: bool) -> None:
         self.positions, self.norm = positions, norm
         self.ceiling = aim.ours.ceiling if rectified and aim.theirs.ceiling == aim.ours.ceiling else None
-        used = positions.batches
+        used = [*positions.batches, *positions.judged]
         self.sums = {b: self._picked(pair.first.values[b][aim.theirs.sum], b, aim.kept) for b in used}
         self.added = {b: self._added(pair, aim, b) for b in used}
         like = self.sums[used[0]]
@@ -115,12 +119,19 @@ class Targets:
             bent = torch.where(wanted < self.ceiling, bent, now.clamp_min(self.ceiling))
         self._bent[batch] = bent.to(self.sums[batch].dtype)
 
-    def errors(self, batch: int, y: Tensor) -> Tensor:
-        """Squared error behind the rectifier, and the variance there: (2,)."""
-        now, wanted = self._sum(batch, y), self.sums[batch].double()
-        if self.ceiling is not None:
-            now, wanted = now.clamp(0, self.ceiling), wanted.clamp(0, self.ceiling)
-        return torch.stack([(now - wanted).square().mean(), wanted.var(0, unbiased=False).mean()])
+    def error(self, batch: int, y: Tensor) -> float:
+        """Mean squared error behind the rectifier."""
+        return float((self._shown(self._sum(batch, y)) - self._shown(self.sums[batch].double())).square().mean())
+
+    @cached_property
+    def variance(self) -> float:
+        """Of what is wanted behind the rectifier, over all batches and as a mean over channels."""
+        wanted = torch.cat([self._shown(sums.double()) for sums in self.sums.values()])
+        return float(wanted.var(0, unbiased=False).mean())
+
+    def _shown(self, sums: Tensor) -> Tensor:
+        """What the rectifier lets pass."""
+        return sums if self.ceiling is None else sums.clamp(0, self.ceiling)
 
     def _sum(self, batch: int, y: Tensor) -> Tensor:
         return self.slope * y.double() + self.offset + self.added[batch]

@@ -159,9 +159,11 @@ def batched(images: Batch) -> list[Batch]:
     """Images in batches of one size: at most 64 or, of large ones, as many as ``_VALUES`` numbers make up, and at least
     eight batches where there are as many images.
 
-    Of the sizes that come near, the one that leaves fewest images over.
+    Of the sizes that come near, the one that leaves fewest images over.  Each batch is spread over all images, for
+    these may come sorted.
     """
     total, values = count(images), sum(leaf[0].numel() for leaf in per_sample(images))
     most = max(1, min(64, total // 8, _VALUES // max(1, values)))
     size = max(range(max(1, most * 3 // 4), most + 1), key=lambda s: (total // s * s, s))
-    return [take(images, slice(start, start + size)) for start in range(0, total // size * size, size)]
+    batches = total // size
+    return [take(images, slice(first, batches * size, batches)) for first in range(batches)]
