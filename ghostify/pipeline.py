@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
+from ghostify.arguments import example_input, network, takes
 from ghostify.batches import Batch
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
@@ -17,13 +18,14 @@ from ghostify.tracing import trace
 __all__ = ["Parts", "convert", "convert_parts"]
 
 
+@takes(model=network, example=example_input)
 def convert(
     model: nn.Module,
     example: Any,
-    ghost: GhostSettings | Mapping[str, Any] | None = None,
+    ghost: GhostSettings | Mapping[str, Any] | str | None = None,
     *,
     images: Batch | None = None,
-    fit: FitSettings | Mapping[str, Any] | None = None,
+    fit: FitSettings | Mapping[str, Any] | str | None = None,
     **changes: Any,
 ) -> Ghosted:
     """A rewritten copy of ``model``, its weights carried over: by default its convolutions become C-Ghost modules,
@@ -33,22 +35,23 @@ def convert(
     ``changes`` are ``GhostSettings``, as in ``convert(model, x, s=4)``.  With calibration ``images`` (N, C, …),
     scaled as the network is used to and without labels, the weights are fitted in closed form to what the model gives
     for them; some hundreds do.  Of a network with several inputs they are a tuple or a dict of tensors, as ``example``
-    is, with N samples in each.  ``fit`` are ``FitSettings``; ``fit={"how": "weights"}`` fits to noise where there are
-    no images.  The model itself is not touched.
+    is, with N samples in each.  ``fit`` are ``FitSettings``; ``fit="weights"`` fits to noise where there are no
+    images.  The model itself is not touched.
 
     Raises ``TraceError`` when it cannot be recorded, ``PlanError`` when nothing would change, ``FitError`` when it
     cannot be fitted.
     """
-    settings = make_settings(GhostSettings, *_given(ghost, changes))
-    fitting = make_settings(FitSettings, *_given(fit, {}))
+    settings = make_settings(GhostSettings, ghost, changes)
+    fitting = make_settings(FitSettings, fit, {})
     traced = trace(model, example)
     plan = rehearse(traced, settings)
     how = fitting.resolved(images is not None)
     return rewrite(traced, plan) if how == "none" else rewrite_fitted(traced, plan, images, fitting)
 
 
+@takes(model=network, example=example_input)
 def convert_parts(
-    model: nn.Module, example: Any, ghost: GhostSettings | Mapping[str, Any] | None = None, **changes: Any
+    model: nn.Module, example: Any, ghost: GhostSettings | Mapping[str, Any] | str | None = None, **changes: Any
 ) -> Parts:
     """A copy of ``model`` whose largest parts that can be recorded are rewritten one by one, as ``convert`` does.
 
@@ -60,19 +63,7 @@ def convert_parts(
     ``PlanError`` when no part would change.
     """
     images, fit = changes.pop("images", None), changes.pop("fit", None)
-    settings = make_settings(GhostSettings, *_given(ghost, changes))
-    fitting = make_settings(FitSettings, *_given(fit, {}))
+    settings = make_settings(GhostSettings, ghost, changes)
+    fitting = make_settings(FitSettings, fit, {})
     recorded = trace_parts(model, example)
     return rewrite_parts_fitted(recorded, recorded.plan(settings), images, fitting)
-
-
-_Settings = TypeVar("_Settings", GhostSettings, FitSettings)
-
-
-def _given(
-    settings: _Settings | Mapping[str, Any] | None, changes: Mapping[str, Any]
-) -> tuple[_Settings | None, dict[str, Any]]:
-    """Settings as a base and what is laid over it."""
-    if isinstance(settings, Mapping):
-        return None, {**settings, **changes}
-    return settings, dict(changes)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from ghostify.arguments import as_path, instance, takes
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.names import matches, overlap, within
@@ -142,8 +143,20 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_NAMED])}{more}" or "nothing"
 
 
+def _scanned(value: Any) -> Any:
+    return scan(value) if isinstance(value, Traced) else _a_scan(value)
+
+
+_a_scan = instance(Scan, maker="ghostify.scan(model, example)", error=PlanError)
+
+
+@takes(scan=_scanned)
 def plan(
-    scan: Scan, settings: GhostSettings | None = None, *, device: torch.device | None = None, **changes: Any
+    scan: Scan,
+    settings: GhostSettings | Mapping[str, Any] | str | None = None,
+    *,
+    device: torch.device | None = None,
+    **changes: Any,
 ) -> Plan:
     """Propose for every stage and site of ``scan``; ``changes`` are settings by name (``s=4``).
 
@@ -234,6 +247,7 @@ def scan_for(traced: Traced, wanted: GhostSettings | Plan) -> Scan:
     return scan(traced, stages=named, whole=True, steady=scaled.exclude, stream=scaled.stream)
 
 
+@takes(path=as_path("plan.yaml", PlanError))
 def read_plan(path: str | Path) -> Plan:
     """The plan in a YAML or JSON file.  Raises ``PlanError`` with the key at fault."""
     where = f"Plan {str(path)!r}"

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ghostify.errors import GhostifyError, RecipeError, did_you_mean
 from ghostify.inputs import GRAMMAR, settled_inputs
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 Role = Literal["body", "stem", "depthwise", "pooled", "classifier", "channels-last"]
 Parts = Literal["linear", "norm-act"]
@@ -65,6 +67,17 @@ class Settings(BaseModel):
     """A group of settings: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    word: ClassVar[str] = ""
+    """The setting that is meant where one word is given in place of all of them."""
+
+    def __new__(cls, **values: Any) -> Self:
+        """Say in one line what is wrong in ``FitSettings(how="dta")``; pydantic itself calls without values."""
+        if values:
+            validated(cls, values, cls.__name__)
+        return super().__new__(cls)
+
+
+_Settings = TypeVar("_Settings", bound=Settings)
 
 
 class StageForm(Settings):
@@ -107,6 +120,8 @@ class SiteSettings(StageForm):
 
 class GhostSettings(StageForm):
     """How convolutions become C-Ghost modules (IJCV paper, Eq. 1-5) and stages G-Ghost stages (Eq. 6-12)."""
+
+    word = "method"
 
     method: Annotated[
         Method,
@@ -155,6 +170,11 @@ class GhostSettings(StageForm):
     round_to: Annotated[int, Field(ge=1, description="thinner widths are multiples of this")] = 8
     rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down")] = "nearest"
     set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}
+
+    @field_validator("include", "exclude", "also", mode="before")
+    @classmethod
+    def _one_or_many(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
 
     @field_validator("d")
     @classmethod
@@ -257,6 +277,8 @@ class FitSettings(Settings):
     The switches say which pieces of the method are used; they are there to be measured.
     """
 
+    word = "how"
+
     how: Annotated[
         FitMode,
         Field(
@@ -353,9 +375,6 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
 def validated(model: type[_Model], values: Any, where: str, error: type[GhostifyError] = RecipeError) -> _Model:
     """``values`` as a ``model``; the first problem found becomes one line of ``error``, naming the key."""
     if not isinstance(values, Mapping):
@@ -388,12 +407,23 @@ def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
     return [part for index, part in enumerate(loc) if not (index and isinstance(loc[index - 1], int) and part in kinds)]
 
 
-def make_settings(model: type[_Model], settings: _Model | None, changes: Mapping[str, Any]) -> _Model:
-    """``settings`` (or the defaults) with ``changes`` laid over them, validated.  Raises ``RecipeError``."""
-    if settings is not None and not changes:
+def make_settings(
+    model: type[_Settings], settings: _Settings | Mapping[str, Any] | str | None, changes: Mapping[str, Any]
+) -> _Settings:
+    """``settings`` (or the defaults) with ``changes`` laid over them, validated.  Raises ``RecipeError``.
+
+    They may be a dict, too, or the one word that such settings have (``"weights"`` of ``FitSettings``).
+    """
+    if isinstance(settings, model) and not changes:
         return settings
-    base = settings.model_dump(exclude_unset=True) if settings is not None else {}
-    return validated(model, {**base, **changes}, "Settings")
+    if isinstance(settings, str) and model.word:
+        settings = {model.word: settings}
+    if isinstance(settings, model):
+        settings = settings.model_dump(exclude_unset=True)
+    if not (settings is None or isinstance(settings, Mapping)):
+        given = repr(settings) if isinstance(settings, (str, int, float)) else f"a {type(settings).__name__}"
+        raise RecipeError(f"Settings are {model.__name__}(…) or a dict of them, and {given} was given.")
+    return validated(model, {**(settings or {}), **changes}, "Settings")
 
 
 def meaning(key: str) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
 
+from ghostify.arguments import network, takes
 from ghostify.batches import inputs_in
 from ghostify.channels import Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, own_params
@@ -217,6 +218,11 @@ def forms(example: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(spec.dtype for spec in specs), tuple(spec.name for spec in specs if spec.name)
 
 
+def _recorded_or_network(value: Any) -> Any:
+    return value if isinstance(value, Traced) else network(value)
+
+
+@takes(model=_recorded_or_network)
 def scan(
     model: Traced | nn.Module,
     example: Any = None,

@@ -22,6 +22,7 @@ from ghostify.analysis.layers import compare_maps
 from ghostify.analysis.pictures import Camera
 from ghostify.analysis.result import Analysis, LayerRedundancy, StageRedundancy
 from ghostify.analysis.stages import compare_blocks, stage_positions
+from ghostify.arguments import given, network, takes
 from ghostify.batches import Batch, count, move, per_sample, take
 from ghostify.errors import DataError, FitError, PlanError, did_you_mean
 from ghostify.fitting.calibration import HELD
@@ -40,6 +41,16 @@ LEAST_IMAGES = 8
 Told = Callable[[int, int], None]
 
 
+def _images(value: Any) -> Any:
+    if isinstance(value, (Tensor, tuple, dict)):
+        return value
+    raise DataError(
+        f"An analysis needs at least {LEAST_IMAGES} images as one tensor (N, C, H, W), and was given {given(value)}; "
+        "torch.stack makes one of a list."
+    )
+
+
+@takes(model=network, images=_images)
 def analyze(
     model: nn.Module,
     images: Batch,
@@ -65,9 +76,8 @@ def analyze(
     Raises ``DataError`` for fewer than eight images, ``TraceError`` when the network cannot be recorded, ``FitError``
     naming a layer whose values are not finite, and ``PlanError`` for a pattern that matches no layer.
     """
-    base = {**settings} if isinstance(settings, Mapping) else {}
-    chosen = make_settings(AnalysisSettings, None if isinstance(settings, Mapping) else settings, {**base, **changes})
-    if not isinstance(images, Tensor | tuple | dict) or count(images) < LEAST_IMAGES:
+    chosen = make_settings(AnalysisSettings, settings, changes)
+    if count(images) < LEAST_IMAGES:
         shapes = " and ".join(str(tuple(leaf.shape)) for leaf in per_sample(images)) or "none"
         raise DataError(f"An analysis needs at least {LEAST_IMAGES} images (N, C, H, W), and was given {shapes}.")
     began = time.perf_counter()

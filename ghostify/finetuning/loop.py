@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ghostify.arguments import network, or_none, takes
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
 from ghostify.finetuning.checkpoint import RunState, has_checkpoint, load_checkpoint, restore, save_checkpoint
 from ghostify.finetuning.engine import Engine, random_states_kept, seed_epoch
@@ -29,7 +30,7 @@ from ghostify.finetuning.history import TOP1, Epoch, History
 from ghostify.measuring import evaluate
 from ghostify.measuring.accuracy import images_and_labels
 from ghostify.measuring.borrowing import Device, on_device, place_for
-from ghostify.recipe import TrainSettings
+from ghostify.recipe import TrainSettings, make_settings
 from ghostify.rewriting import Ghosted
 from ghostify.running import evaluating
 
@@ -74,10 +75,11 @@ def top1(model: nn.Module, loader: Iterable[Any]) -> float:
     return evaluate(model, loader).top1
 
 
+@takes(teacher=or_none(network))
 def finetune(
     model: nn.Module | Ghosted,
     data: TrainingData,
-    settings: TrainSettings,
+    settings: TrainSettings | Mapping[str, Any],
     *,
     teacher: nn.Module | None = None,
     seed: int = 0,
@@ -106,9 +108,9 @@ def finetune(
     those of a classifier; ``GhostifyError`` when the loss is no longer finite (the model then has the weights of the
     best epoch before).
     """
-    module, fitted = (model.module, model.fit is not None) if isinstance(model, Ghosted) else (model, False)
+    module, fitted = (model.module, model.fit is not None) if isinstance(model, Ghosted) else (network(model), False)
     _require_protocol(data)
-    settings = settings.resolved(fitted)
+    settings = make_settings(TrainSettings, settings, {}).resolved(fitted)
     place = place_for(module, device)
     engine = Engine.of(module.to(place), _teacher_at(place, teacher, settings), settings, place)
     state = RunState(settings=settings, seed=seed, batch_size=batch_size)

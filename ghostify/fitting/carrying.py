@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ghostify.arguments import takes
 from ghostify.batches import Batch, count, describe, move, per_sample
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
@@ -31,18 +32,19 @@ from ghostify.fitting.polish import polish
 from ghostify.fitting.report import Fit
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.planning import Plan, check, scan_for
-from ghostify.recipe import FitSettings
-from ghostify.rewriting import Choices, Ghosted, rewrite
+from ghostify.recipe import FitSettings, make_settings
+from ghostify.rewriting import Choices, Ghosted, a_plan, a_recording, rewrite
 from ghostify.rules import CGhostSwap
 from ghostify.running import evaluating
 from ghostify.tracing import Traced, call_arguments, trace
 
 
+@takes(traced=a_recording, plan=a_plan)
 def rewrite_fitted(
     traced: Traced,
     plan: Plan,
     images: Batch | None,
-    settings: FitSettings | None = None,
+    settings: FitSettings | Mapping[str, Any] | str | None = None,
     *,
     device: torch.device | None = None,
     told: Told | None = None,
@@ -56,7 +58,7 @@ def rewrite_fitted(
     raises, and ``FitError`` when the images are not what the network was recorded on, when it gives values that are not
     finite (the layer is named), or there are no images.
     """
-    settings = settings or FitSettings()
+    settings = make_settings(FitSettings, settings, {})
     how = settings.resolved(images is not None)
     if how == "none":
         return rewrite(traced, plan)

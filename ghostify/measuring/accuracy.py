@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ghostify.arguments import batches, network, takes
 from ghostify.errors import DataError, GhostifyError, ModelError
 from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.running import evaluating
@@ -29,6 +30,7 @@ class Accuracy(BaseModel):
         return f"{100 * self.top1:.2f}% ({self.correct} of {self.total}), loss {self.loss:.4f}"
 
 
+@takes(model=network, loader=batches)
 def evaluate(
     model: nn.Module,
     loader: Iterable[Any],
@@ -61,6 +63,7 @@ def evaluate(
     return Accuracy(top1=correct / total, correct=correct, total=total, loss=loss / total)
 
 
+@takes(model=network, reference=network, loader=batches)
 def agreement(model: nn.Module, reference: nn.Module, loader: Iterable[Any], *, device: Device | None = None) -> float:
     """Share (0 to 1) of images that both networks put in the same class.
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
 
-from ghostify.errors import GhostifyError
+from ghostify.errors import GhostifyError, did_you_mean
 
 Device = str | torch.device
+
+_KINDS = ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "meta")
 
 
 def on_device(model: nn.Module, place: torch.device) -> nn.Module:
@@ -27,9 +30,14 @@ def place_for(model: nn.Module, device: Device | None) -> torch.device:
         return torch.device("cpu") if first is None else first.device
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as problem:
-        raise GhostifyError(f"Device {str(device)!r} cannot be used: {_first_line(problem)}") from problem
+    except (RuntimeError, AssertionError, TypeError) as problem:
+        raise GhostifyError(f"Device {str(device)!r} cannot be used: {_why(device, problem)}") from problem
 
 
-def _first_line(problem: BaseException) -> str:
+def _why(device: Any, problem: BaseException) -> str:
+    """torch's own words, but for a kind of device that it does not know, where they are a list of all it does."""
+    kind = str(device).partition(":")[0]
+    if isinstance(problem, TypeError) or "Expected one of" in str(problem):
+        near = " Did you mean 'cuda'?" if kind.lower() == "gpu" else did_you_mean(kind, _KINDS)
+        return f"there is no such kind; give cpu, cuda, cuda:1 or mps.{near}"
     return str(problem).strip().partition("\n")[0] or type(problem).__name__

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from ghostify.arguments import instance, or_none, takes
 from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio, stage_model, stage_ratio
+from ghostify.errors import DataError, GhostifyError
 from ghostify.fitting import Fit
 from ghostify.ghosts import intrinsic_maps, pointwise_size
 from ghostify.measuring import Accuracy, Comparison
 from ghostify.recipe import Stream
-from ghostify.rewriting import Ghosted, counted
+from ghostify.rewriting import Ghosted, counted, rewritten
 from ghostify.rules import CGhostSwap, GGhostSwap, WidthSwap, g_ghost, width
 from ghostify.scanning import Scan, Site
 from ghostify.stages import Stage
@@ -184,6 +186,15 @@ class Report(BaseModel):
         return [self.by_stage()] * bool(self.stages) + [self.by_layer()] * bool(self.layers) + fitted
 
 
+@takes(
+    ghosted=rewritten,
+    latency=or_none(
+        instance(Comparison, maker="ghostify.measuring.compare(before, after, example)", error=GhostifyError)
+    ),
+    accuracy=or_none(
+        instance(Mapping, maker="{'original': ghostify.measuring.evaluate(model, batches)}", error=DataError)
+    ),
+)
 def compare(
     ghosted: Ghosted,
     latency: Comparison | None = None,

@@ -6,13 +6,25 @@
 
 from ghostify.rewriting.parts import Parts, agreed, agreed_in_parts, rebuilt, rewrite_parts
 from ghostify.rewriting.recorded import TracedParts, survey, trace_parts
-from ghostify.rewriting.rewrite import Choices, Ghosted, counted, rehearse, replaced, rewrite
+from ghostify.rewriting.rewrite import (
+    Choices,
+    Ghosted,
+    a_plan,
+    a_recording,
+    counted,
+    rehearse,
+    replaced,
+    rewrite,
+    rewritten,
+)
 
 __all__ = [
     "Choices",
     "Ghosted",
     "Parts",
     "TracedParts",
+    "a_plan",
+    "a_recording",
     "agreed",
     "agreed_in_parts",
     "counted",
@@ -21,6 +33,7 @@ __all__ = [
     "replaced",
     "rewrite",
     "rewrite_parts",
+    "rewritten",
     "survey",
     "trace_parts",
 ]

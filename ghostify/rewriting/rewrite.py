@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ghostify.arguments import instance, takes
 from ghostify.costs import Cost
-from ghostify.errors import RewriteError, TraceError
+from ghostify.errors import PlanError, RewriteError, TraceError
 from ghostify.names import overlap, within
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
@@ -52,6 +53,19 @@ class Choices:
     """By ordered C-Ghost module, for each output the place of its map; as they come, where it says nothing."""
 
 
+def rewritten(value: Any) -> Ghosted:
+    """A rewritten network, or the whole of one rewritten part by part.  Raises ``RewriteError``."""
+    value = getattr(value, "whole", value)
+    return instance(Ghosted, maker="ghostify.convert(model, example)", error=RewriteError)(value)
+
+
+a_recording = instance(Traced, maker="ghostify.trace(model, example)", error=TraceError)
+a_plan = instance(
+    Plan, maker="ghostify.plan(ghostify.scan(model, example)) or ghostify.read_plan(path)", error=PlanError
+)
+
+
+@takes(traced=a_recording, plan=a_plan)
 def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghosted:
     """A copy of the traced module with the plan's swaps made, checked against what the plan promised.
 

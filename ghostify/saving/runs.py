@@ -28,13 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from ghostify.arguments import as_path, given, instance, network, or_none, takes
 from ghostify.errors import GhostifyError, RunError, did_you_mean
 from ghostify.files import replacing, sha256, undone_on_failure
 from ghostify.fitting import Fit
 from ghostify.planning import read_plan
 from ghostify.recipe import ModelSettings, Recipe
 from ghostify.reporting import Report
-from ghostify.rewriting import Ghosted, rebuilt
+from ghostify.rewriting import Ghosted, rebuilt, rewritten
 from ghostify.saving.environment import describe_environment
 from ghostify.scanning import Scan
 from ghostify.sources import build_model
@@ -71,6 +72,25 @@ class Scans(BaseModel):
 # -- writing ---------------------------------------------------------------------------------------------------
 
 
+def _source(value: Any) -> ModelSettings:
+    if isinstance(value, str):
+        return ModelSettings(source=value)
+    if isinstance(value, ModelSettings):
+        return value
+    raise RunError(
+        f"What rebuilds the network is its source, as in model='torchvision:resnet50', and {given(value)} was given; "
+        "without one, load must be given the network."
+    )
+
+
+@takes(
+    ghosted=rewritten,
+    folder=as_path("runs/mine", RunError),
+    model=or_none(_source),
+    recipe=or_none(instance(Recipe, maker="ghostify.recipe.read_recipe(path)", error=RunError)),
+    report=or_none(instance(Report, maker="ghostify.compare(ghosted)", error=RunError)),
+    original=or_none(network),
+)
 def save(
     ghosted: Ghosted,
     folder: str | Path,
@@ -130,6 +150,7 @@ def save(
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
+@takes(folder=as_path("runs/mine", RunError), model=or_none(network))
 def load(folder: str | Path, model: nn.Module | None = None, example: Any = None) -> Ghosted:
     """The rewritten module of a run folder, on the CPU in eval mode, with bit-equal outputs to the one saved.
 

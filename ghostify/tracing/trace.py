@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ghostify.arguments import example_input, network, takes
 from ghostify.running import quiet
 from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import qualified_names
@@ -17,6 +18,7 @@ from ghostify.tracing.traced import Traced
 from ghostify.tracing.values import call_arguments
 
 
+@takes(module=network, example=example_input)
 def trace(module: nn.Module, example: Any, *, verify: bool = True) -> Traced:
     """Record one run of a copy of ``module`` on ``example``, in eval mode, and ``verify`` it by replay.
 
