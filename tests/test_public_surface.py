@@ -51,7 +51,7 @@ SIGNATURES = {
     ],
     "analyze": [
         "model: nn.Module",
-        "images: Tensor",
+        "images: Batch",
         "settings: AnalysisSettings | Mapping[str, Any] | None = None",
         "*",
         "trained: bool | None = None",
