@@ -172,7 +172,7 @@ def plan(
     require_all_match(scan, settings)
     kept = meant(scan, settings.exclude)
     if method in ("width", "thin"):
-        return _assembled(scan, [width.propose(scan, settings)], kept)
+        return _assembled(scan, [width.propose(scan, settings), *width.skips(scan)], kept)
     if method == "g-ghost" and not scan.stages:
         raise PlanError(
             f"{scan.network} has no stage (three or more blocks of one width and resolution) to become a G-Ghost "
@@ -362,7 +362,7 @@ def _checked_width(plan: Plan, scan: Scan) -> Plan:
     if apart:
         raise PlanError(f"The plan's exclude names {apart[0]!r}, which its swap does not; write it under both.")
     update = {"before": scan.cost, "after": width.predict(scan, swap)}
-    return _assembled(scan, [swap.model_copy(update=update)], kept)
+    return _assembled(scan, [swap.model_copy(update=update), *width.skips(scan)], kept)
 
 
 def _left(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Site]:

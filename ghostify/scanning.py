@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ghostify.arguments import network, takes
 from ghostify.batches import inputs_in
-from ghostify.channels import Coupling, Unreadable, follow
+from ghostify.channels import Channels, Coupling, Unreadable, follow
 from ghostify.costs import Cost, Op, count, own_params
 from ghostify.ghosts import CGhost
 from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowable, per_filter
@@ -117,6 +117,8 @@ class Scan(BaseModel):
     """The channels of the whole network, where the scan was asked for them."""
     uncoupled: str = ""
     """Why there are none, as a sentence without its end."""
+    idle: tuple[str, ...] = ()
+    """Modules that ran neither on the example nor in training, so that the channels they may read are kept."""
     steady: tuple[str, ...] = ()
     """Globs of the layers whose outputs were to keep all their channels."""
     stream: Stream = "scaled"
@@ -245,7 +247,7 @@ def scan(
     found = find_stages(traced)
     known = {tuple(block.name for block in stage.blocks) for stage in found}
     named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
-    coupling, uncoupled = _coupled(traced, steady, stream) if whole else (None, "")
+    channels, uncoupled = _followed(traced, steady, stream) if whole else (None, "")
     return Scan(
         network=type(traced.module).__name__,
         inputs=tuple(traced.input_shapes),
@@ -259,8 +261,9 @@ def scan(
         params=_params_by_module(traced),
         modules=tuple(map(tuple, traced.names.values())),
         doubts=tuple(traced.doubts),
-        coupling=coupling,
+        coupling=channels.coupling if channels else None,
         uncoupled=uncoupled,
+        idle=channels.idle if channels else (),
         steady=tuple(steady),
         stream=stream,
     )
@@ -285,9 +288,9 @@ def _home(traced: Traced, node: fx.Node) -> nn.Module:
     return traced.part(str(node.target if node.op == "call_module" else node.meta["module"]))
 
 
-def _coupled(traced: Traced, steady: Sequence[str], stream: Stream) -> tuple[Coupling | None, str]:
+def _followed(traced: Traced, steady: Sequence[str], stream: Stream) -> tuple[Channels | None, str]:
     try:
-        return follow(traced, *network_nodes(traced, steady), sums=stream == "kept").coupling, ""
+        return follow(traced, *network_nodes(traced, steady), sums=stream == "kept"), ""
     except Unreadable as problem:
         return None, str(problem)
 

@@ -220,7 +220,7 @@ def test_mix_is_equation_twelve(layers: int) -> None:
     mix = Mix(9, 4, layers).double().eval()
     unsettle(mix)
     maps = [torch.randn(3, c, *size, dtype=torch.float64) for c, size in ((2, (5, 7)), (6, (4, 4)), (1, (1, 1)))]
-    out = mix(*maps)
+    out = mix(maps)
     assert out.shape == (3, 4, 1, 1)
     torch.testing.assert_close(out, mix_by_hand(mix, maps))
 

@@ -7,6 +7,7 @@ places.
 
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
 from ghostify.channels.following import follow
+from ghostify.channels.idle import idle_modules, outermost
 from ghostify.channels.ordering import Ordering
 from ghostify.channels.resolving import Channels, Unreadable
 from ghostify.channels.rewiring import rewired, stands_in
@@ -21,6 +22,8 @@ __all__ = [
     "Vector",
     "Weight",
     "follow",
+    "idle_modules",
+    "outermost",
     "renumbered",
     "rewired",
     "silenced",

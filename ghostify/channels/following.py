@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ghostify.channels.idle import exposed, idle_modules, outermost
 from ghostify.channels.operations import (
+    CREATIONS,
     CUTS,
     MOVES,
     NORMS,
@@ -34,7 +38,7 @@ from ghostify.channels.operations import (
 )
 from ghostify.channels.resolving import NONE, Channels, Read, Resolved, Ties, Unreadable, Use
 from ghostify.running import groups_of, is_conv, is_transposed, op_name, run_node, weight_node, weight_shape
-from ghostify.tracing import Traced
+from ghostify.tracing import Traced, other_runs
 
 
 def follow(
@@ -49,16 +53,27 @@ def follow(
     thinned; without an entry the inputs of the network keep all their channels, and so do the ``fixed`` nodes.  With
     ``sums``, so does every channel that is added to another (of a shortcut, of a layer beside it; a parameter is none).
 
+    Without an entry the blocks are the whole network, which may do other things than on its example: its other runs are
+    followed with it, and what modules may read that ran in none of them stays.
+
     Raises ``Unreadable``.
     """
-    return _Follower(traced, entry, sums).followed(blocks, fixed)
+    fixed = list(fixed)
+    if entry is not None:
+        return _Follower(traced, entry, sums).followed(blocks, fixed)
+    others: list[Traced] = []
+    for run in other_runs(traced):
+        with suppress(Unreadable):  # that run's code is then met by what is checked when the network is rewritten
+            _Follower(traced, entry, sums).followed(blocks, fixed, [*others, run])
+            others.append(run)
+    return _Follower(traced, entry, sums).followed(blocks, fixed, others)
 
 
 class _Follower:
     """One pass over the nodes."""
 
     def __init__(self, traced: Traced, entry: fx.Node | None, sums: bool) -> None:
-        self.traced = traced
+        self.traced = self.whole = traced
         self.entry = entry
         self.sums = sums
         self.stays: list[np.ndarray] = []
@@ -78,8 +93,11 @@ class _Follower:
         self.counted: set[str] = set()
         self.shortcuts: list[bool] = []
         self.ordered = False
+        self.costs_count = True
 
-    def followed(self, blocks: Sequence[Sequence[fx.Node]], fixed: Iterable[fx.Node]) -> Channels:
+    def followed(
+        self, blocks: Sequence[Sequence[fx.Node]], fixed: Iterable[fx.Node], others: Sequence[Traced] = ()
+    ) -> Channels:
         ends = []
         if self.entry is not None:
             shape = _shape(self.entry)
@@ -92,14 +110,17 @@ class _Follower:
             if self.entry is not None:
                 self.block_entry = nodes[-1]
                 ends.append(self._vector(nodes[-1], nodes[-1], 1))
-        kept = [np.unique(ids.numpy()) for node in fixed for ids in self._all_ids(node)]
-        kept += self.stays
+        for run in others:
+            self._follow_run(run)
+        idle = idle_modules(self.whole, others) if self.entry is None else []
+        fixed = [*fixed, *exposed(self.whole, others, idle)]
+        kept = [numbers for node in fixed for numbers in self._numbers(node)] + self.stays
         resolved = Resolved(
             Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, fixed=kept)
         )
         nodes = [node for nodes in blocks for node in nodes]
         return Channels(
-            traced=self.traced,
+            traced=self.whole,
             nodes=nodes,
             entry=self.entry if self.entry is not None else nodes[0],
             ids=self.ids,
@@ -111,7 +132,20 @@ class _Follower:
             coupling=resolved.coupling(self.reads, ends, self.shortcuts, self.ordered),
             ends=ends,
             members=resolved.members,
+            idle=tuple(outermost(self.whole, idle)),
         )
+
+    def _follow_run(self, run: Traced) -> None:
+        """Another run of the network, which ties the channels of its weights as it uses them and costs nothing."""
+        self.traced, self.costs_count = run, False
+        (output,) = (node for node in run.graph.nodes if node.op == "output")
+        for node in run.graph.nodes:
+            self._step(node)
+        self.stays += [numbers for node in output.all_input_nodes for numbers in self._numbers(node)]
+
+    def _numbers(self, node: fx.Node) -> list[np.ndarray]:
+        """The channels of each tensor of a node's value."""
+        return [np.unique(_small(ids)) for ids in self._all_ids(node)]
 
     # -- one node ----------------------------------------------------------------------------------------------
 
@@ -152,6 +186,8 @@ class _Follower:
             return self._softmax(node, name)
         if name in PADS or name.endswith(("Pad1d", "Pad2d", "Pad3d")):
             return self._padded(node)
+        if name in CREATIONS and not node.all_input_nodes:
+            return torch.full((1,) * len(_shape(node)), NONE).expand(_shape(node))
         if name in MOVES:
             return self._moved(node, name)
         if name in ("prelu", "PReLU"):
@@ -218,11 +254,11 @@ class _Follower:
         self.ordered = True
         channels, one, area = _along(ids, ids.dim() - 1), np.array([NONE]), math.prod(shape[2:])
         maps = math.prod(_shape(node)) // len(channels)
-        self.reads.append(Read(self.block, channels, area=area, positions=maps, outputs=maps, params=False))
+        self._count(Read(self.block, channels, area=area, positions=maps, outputs=maps, params=False))
         for name, size in ((weight, area), (bias, 1)):
             if name and name not in self.counted:
                 self.counted.add(name)
-                self.reads.append(Read(self.block, one, area=size))
+                self._count(Read(self.block, one, area=size))
         return ids
 
     def _linear(self, node: fx.Node) -> Tensor:
@@ -248,7 +284,14 @@ class _Follower:
         entry = self.block_entry is not None and node.all_input_nodes[0] is self.block_entry
         first = weight not in self.counted
         self.counted.add(weight)
-        self.reads.append(Read(self.block, out, entry=entry, params=first, **sides))
+        self._count(Read(self.block, out, entry=entry, params=first, **sides))
+
+    def _count(self, read: Read) -> None:
+        """What runs on the example costs; the parameters that other runs alone use are there all the same."""
+        if self.costs_count:
+            self.reads.append(read)
+        elif read.params:
+            self.reads.append(replace(read, positions=0, outputs=0))
 
     def _grouped(self, inputs: np.ndarray, out: np.ndarray) -> None:
         """Every group of a grouped convolution is one component; where both sides are alike, places in it are lanes."""
@@ -320,12 +363,14 @@ class _Follower:
         if len(long) > 1:
             raise self._stop(node, f"uses {source.target!r}, which has several long dimensions")
         name = self._first_name(str(source.target))
-        channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
-        if name in self.traced.constants:
-            self.stays.append(channels)  # the code holds it in a list or the like, where nothing can cut it
+        if name in self.traced.constants:  # the code holds it in a list or the like, where nothing can cut it
+            channels = self._fresh(shape[long[0]], chosen=False) if long else np.array([NONE])
+            self.stays.append(channels)
+        else:
+            channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
         if name not in self.counted:
             self.counted.add(name)
-            self.reads.append(Read(self.block, channels, params=bool(source.meta.get("parameter"))))
+            self._count(Read(self.block, channels, params=bool(source.meta.get("parameter"))))
         if not long:
             return torch.full(shape, NONE)
         return self._spread(channels, shape, long[0])
@@ -367,7 +412,7 @@ class _Follower:
             raise self._stop(node, "has channels along several dimensions")
         channels = _along(out, varying[0]) if varying else np.array([NONE])
         positions = math.prod(_shape(node)) * a.shape[-1] // len(channels)
-        self.reads.append(Read(self.block, channels, positions=positions, params=False))
+        self._count(Read(self.block, channels, positions=positions, params=False))
         return out
 
     def _prelu(self, node: fx.Node) -> Tensor:
@@ -509,7 +554,7 @@ class _Follower:
         if name not in self.counted:
             self.counted.add(name)
             if name in self._named:
-                self.reads.append(Read(self.block, channels))
+                self._count(Read(self.block, channels))
 
     @cached_property
     def _named(self) -> frozenset[str]:

@@ -8,10 +8,10 @@ SELU SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold
 Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
 """
 _POINTWISE_FUNCTIONS = """
-abs add addcmul alias bfloat16 celu clamp clamp_max clamp_min clip clone contiguous detach div double dropout dropout2d
-elu exp float floor fmod gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu lerp log log1p logsigmoid
-maximum minimum mish mul multiply neg pow reciprocal relu relu6 rrelu rsqrt rsub selu sigmoid sign silu softplus sqrt
-square sub tanh threshold to true_divide type where cpu cuda
+abs add addcmul alias bernoulli bfloat16 celu clamp clamp_max clamp_min clip clone contiguous detach div double dropout
+dropout2d elu exp float floor fmod gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu lerp log log1p
+logsigmoid maximum minimum mish mul multiply neg pow reciprocal relu relu6 rrelu rsqrt rsub selu sigmoid sign silu
+softplus sqrt square sub tanh threshold to true_divide type where cpu cuda
 __add__ __iadd__ __radd__ __sub__ __isub__ __rsub__ __mul__ __imul__ __rmul__ __truediv__ __itruediv__ __rtruediv__
 __div__ __neg__ __pow__ __ipow__
 """
@@ -44,4 +44,6 @@ NORMS = {
     **dict.fromkeys(("GroupNorm", "group_norm"), "group"),
     **dict.fromkeys(("LayerNorm", "layer_norm", "RMSNorm", "rms_norm"), "layer"),
 }
+CREATIONS = frozenset({"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"})
+"""Operations that make a tensor of sizes alone."""
 WEIGHT_AT = {"group_norm": 2, "layer_norm": 2, "rms_norm": 2, "batch_norm": 3, "instance_norm": 3}

@@ -75,6 +75,8 @@ class Channels:
     """Numbers of the tensors between the blocks, as ``coupling.ends``."""
     members: list[np.ndarray]
     """Components of each segment, in the order of their first channel."""
+    idle: tuple[str, ...] = ()
+    """Modules of a whole network that ran in none of its runs; what they may read keeps its channels."""
 
     def strengths(self) -> Callable[[int], float]:
         """How strong a component is: the squared weights of all filters that make its channels."""

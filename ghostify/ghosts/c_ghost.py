@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,8 +41,11 @@ from ghostify.ghosts.narrowing import (
 )
 from ghostify.ghosts.selecting import interleaved, selected
 
+# To symbolic tracing one call each, for they ask their input for its format or its dimensions.
 fx.wrap("interleaved")
 fx.wrap("selected")
+fx.wrap("linear_maps")
+fx.wrap("_of_linear")
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -75,7 +78,9 @@ class CGhost(nn.Module):
     with groups, ``norm`` or ``act``.
     """
 
-    order: Tensor | None
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of a class, and none with a bar in it
+        order: Tensor | None
+    __jit_unused_properties__: ClassVar[list[str]] = ["bias", "_own_primary"]
 
     def __init__(
         self,
@@ -125,7 +130,9 @@ class CGhost(nn.Module):
         check(out_channels, s, d, groups, pointwise, linear=norm is None and act is None)
         m = intrinsic_maps(out_channels, s, groups)
         conv: Any = primary(m)
-        self._dimensions = dimensions(conv)
+        self._m, self._dimensions = m, dimensions(conv)
+        self._channels = -1 - self._dimensions
+        """The dimension of the channels, counted from the right, for an image may come without a batch."""
         plain: Any = PLAIN[self._dimensions]
         self.in_channels, self.out_channels, self.groups, self.s, self.d = conv.in_channels, out_channels, groups, s, d
         # A forward may ask a layer for these, as one does who pads by hand.
@@ -182,13 +189,21 @@ class CGhost(nn.Module):
         ghost._take_over(conv, weight, bias, order)
         return ghost
 
+    # What forward calls is written in the part of Python that torch.jit.script knows: no star, no super, no keywords
+    # of zip, and one type per name.
     def forward(self, x: Tensor) -> Tensor:
+        return self._maps(x)
+
+    def _maps(self, x: Tensor) -> Tensor:
         y = self.primary(x)
         ghosts = [cheap(y) for cheap in self.cheap]
         if self.pointwise is not None:
             ghosts = self._added(ghosts, self.pointwise(y))
-        merged = self._merge([y, *ghosts])
-        return merged if self.order is None else selected(merged, self.order, self._channels)
+        ghosts.insert(0, y)
+        merged = self._merge(ghosts)
+        if self.order is None:
+            return merged
+        return selected(merged, self.order, self._channels)
 
     def extra_repr(self) -> str:
         extras = f", pointwise={self.rank}" if self.rank else ""
@@ -201,11 +216,14 @@ class CGhost(nn.Module):
         Where m·(s−1) ≥ n, the last ghosts are all dropped, as the slice would drop them.
         """
         m, left = self._m, self.out_channels - self._m
-        sums = []
-        for start, ghost in zip(range(0, left, m), ghosts, strict=False):
+        sums: list[Tensor] = []
+        for index, ghost in enumerate(ghosts):
+            start = index * m
             width = min(m, left - start)
-            kept = ghost if width == m else ghost.narrow(self._channels, 0, width)
-            sums.append(kept + (pointwise if width == left else pointwise.narrow(self._channels, start, width)))
+            if width > 0:
+                kept = ghost if width == m else ghost.narrow(self._channels, 0, width)
+                added = pointwise if width == left else pointwise.narrow(self._channels, start, width)
+                sums.append(kept + added)
         return sums
 
     def _merge(self, maps: list[Tensor]) -> Tensor:
@@ -285,15 +303,6 @@ class CGhost(nn.Module):
             raise AttributeError("bias")  # nn.Module says it in full
 
     @property
-    def _m(self) -> int:
-        return intrinsic_maps(self.out_channels, self.s, self.groups)
-
-    @property
-    def _channels(self) -> int:
-        """The dimension of the channels, counted from the right, for an image may come without a batch."""
-        return -1 - self._dimensions
-
-    @property
     def _own_primary(self) -> Conv | None:
         """The primary convolution, if it has a forward of its own."""
         conv = _conv_of(self.primary)
@@ -325,14 +334,20 @@ class CGhostLinear(CGhost):
         return ghost
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(linear_maps(x))
-        # What nn.Linear gives is contiguous, and may be viewed; so is this, for convolutions keep channels last.
-        return y.flatten(1) if x.dim() == 2 else y.permute(0, 2, 3, 1).contiguous()
+        return _of_linear(self._maps(linear_maps(x)), x)
 
 
 def linear_maps(x: Tensor) -> Tensor:
     """What a linear layer reads or gives, as maps: (N, c) → (N, c, 1, 1), (N, H, W, c) → (N, c, H, W).  A view."""
     return x[:, :, None, None] if x.dim() == 2 else x.permute(0, 3, 1, 2)
+
+
+def _of_linear(maps: Tensor, x: Tensor) -> Tensor:
+    """Maps as what a linear layer gives for x: (N, n, 1, 1) → (N, n), (N, n, H, W) → (N, H, W, n).
+
+    What nn.Linear gives is contiguous, and may be viewed; so is this, for convolutions keep channels last.
+    """
+    return maps.flatten(1) if x.dim() == 2 else maps.permute(0, 2, 3, 1).contiguous()
 
 
 def check(n: int, s: int, d: int, groups: int = 1, pointwise: int = 0, linear: bool = True) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,9 +51,10 @@ class GGhostStage(nn.Module):
     changes what the operations after it read.  Raises ``PlanError`` for options that do not go together.
     """
 
-    kept_index: Tensor | None
-    ghost_index: Tensor | None
-    order: Tensor | None
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of a class, and none with a bar in it
+        kept_index: Tensor | None
+        ghost_index: Tensor | None
+        order: Tensor | None
 
     def __init__(
         self,
@@ -106,38 +107,47 @@ class GGhostStage(nn.Module):
         self._remember("order", _inverse(made + ghosts) if reordered else None, place)
 
     def forward(self, y1: Tensor) -> Tensor:
-        x = y1 if self.entry == "projection" else self._part(y1, self.kept_index, slice(None, self.kept))
+        x = y1 if self.entry == "projection" else _part(y1, self.kept_index, 0, self.kept)
         outputs: list[Tensor] = []
         for block in self.thin:
             x = block(x)
             outputs.append(x)
         if self.cheap is not None:
-            x = torch.cat([x, self._ghosts(self.cheap, y1, outputs)], 1)
+            left = y1 if self.cheap_input == "full" else _part(y1, self.ghost_index, self.kept, self.width - self.kept)
+            x = torch.cat([x, self._mixed(self.cheap(left), y1, outputs)], 1)
         if self.order is not None:
             x = selected(x, self.order)
-        return x if self.end is None else self.end(x)
+        if self.end is not None:
+            x = self.end(x)
+        return x
 
     def extra_repr(self) -> str:
         return (
             f"{self.width}, kept={self.kept}, entry={self.entry}, cheap_input={self.cheap_input}, mix_y1={self.mix_y1}"
         )
 
-    def _ghosts(self, cheap: nn.Module, y1: Tensor, outputs: list[Tensor]) -> Tensor:
-        """(N, c, H, W) and the thin outputs → (N, λc, H, W)"""
-        full = self.cheap_input == "full"
-        ghosts: Tensor = cheap(y1 if full else self._part(y1, self.ghost_index, slice(self.kept, None)))
+    def _mixed(self, ghosts: Tensor, y1: Tensor, outputs: list[Tensor]) -> Tensor:
+        """(N, λc, H, W), (N, c, H, W) and the thin outputs → (N, λc, H, W)"""
         if self.mix is not None:
-            ghosts = ghosts + self.mix(*([y1, *outputs] if self.mix_y1 else outputs))
+            if self.mix_y1:
+                outputs.insert(0, y1)
+            ghosts = ghosts + self.mix(outputs)
         if self._copies:  # or an activation in place would write into Y1
             ghosts = ghosts.clone()
-        return ghosts if self.act is None else self.act(ghosts)
-
-    def _part(self, y1: Tensor, indices: Tensor | None, first: slice) -> Tensor:
-        return y1[:, first] if indices is None else selected(y1, indices)
+        if self.act is not None:
+            ghosts = self.act(ghosts)
+        return ghosts
 
     def _remember(self, name: str, indices: list[int] | None, place: dict[str, Any]) -> None:
         tensor = None if indices is None else torch.tensor(indices, device=place["device"])
         self.register_buffer(name, tensor)
+
+
+def _part(y1: Tensor, indices: Tensor | None, start: int, size: int) -> Tensor:
+    """The channels of some indices, or else so many from ``start`` on."""
+    if indices is None:
+        return y1.narrow(1, start, size)
+    return selected(y1, indices)
 
 
 # -- channels ------------------------------------------------------------------------------------------------------

@@ -27,8 +27,17 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        statistics = (self.running_mean, self.running_var, self.num_batches_tracked)
-        return _pooled_norm(input, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return _pooled_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
 
 
 @fx.wrap  # to symbolic tracing one call, for it asks how large its input is
@@ -45,18 +54,19 @@ def _pooled_norm(
 ) -> Tensor:
     """``F.batch_norm`` with ``nn.BatchNorm2d``'s bookkeeping, if there is more than one value per channel."""
     learns = mean is None or (training and x.numel() > x.shape[1])
+    rate = 0.0 if momentum is None else momentum
     if learns and batches is not None:
         batches.add_(1)
-        momentum = 1.0 / float(batches) if momentum is None else momentum
-    return F.batch_norm(x, mean, var, weight, bias, learns, momentum or 0.0, eps)
+        rate = 1.0 / float(batches) if momentum is None else momentum
+    return F.batch_norm(x, mean, var, weight, bias, learns, rate, eps)
 
 
 class Mix(nn.Module):
-    """τ of Eq. 12 over several maps: pooled, concatenated, and mapped by one or two fully connected layers.
+    """τ of Eq. 12 over a list of maps: pooled, concatenated, and mapped by one or two fully connected layers.
 
-    (N, c_1, H, W), (N, c_2, H, W), … → (N, out_channels, 1, 1), where the c_i add up to ``in_channels``.  One layer is
-    ``nn.Linear`` with a bias; two are convolutions, 1x1 → BN → ReLU → 1x1 → BN, without biases, ``out_channels`` wide
-    in between.  Raises ``PlanError`` for another number of layers and for widths below one.
+    [(N, c_1, H, W), (N, c_2, H, W), …] → (N, out_channels, 1, 1), where the c_i add up to ``in_channels``.  One layer
+    is ``nn.Linear`` with a bias; two are convolutions, 1x1 → BN → ReLU → 1x1 → BN, without biases,
+    ``out_channels`` wide in between.  Raises ``PlanError`` for another number of layers and for widths below one.
     """
 
     def __init__(
@@ -86,7 +96,7 @@ class Mix(nn.Module):
                 PooledBatchNorm2d(out_channels, **place),
             )
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, maps: list[Tensor]) -> Tensor:
         pooled = torch.cat([F.adaptive_avg_pool2d(y, 1) for y in maps], 1)
         mixed: Tensor = self.fc(pooled.flatten(1))[:, :, None, None] if self.layers == 1 else self.fc(pooled)
         return mixed

@@ -7,8 +7,6 @@ one calls ``torch.fx.wrap`` on its name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ def selected(x: Tensor, indices: Tensor, dim: int = 1) -> Tensor:
     return last.flatten(0, -2).index_select(1, indices).unflatten(0, last.shape[:-1]).movedim(-1, dim)
 
 
-def interleaved(maps: Sequence[Tensor], groups: int, dim: int, width: int | None = None) -> Tensor:
+def interleaved(maps: list[Tensor], groups: int, dim: int, width: int | None = None) -> Tensor:
     """Tensors whose channels, along ``dim``, come in groups, concatenated group by group: s times (N, g·m, H, W) →
     (N, g·s·m, H, W), or (N, g·width, H, W) where each group is sliced.
     """
@@ -30,7 +28,7 @@ def interleaved(maps: Sequence[Tensor], groups: int, dim: int, width: int | None
     return _interleaved(maps, groups, dim, width)
 
 
-def _interleaved(maps: Sequence[Tensor], groups: int, dim: int, width: int | None) -> Tensor:
+def _interleaved(maps: list[Tensor], groups: int, dim: int, width: int | None) -> Tensor:
     """``dim`` counts from the right."""
     merged = torch.cat([y.unflatten(dim, (groups, -1)) for y in maps], dim)
     return (merged if width is None else merged.narrow(dim, 0, width)).flatten(dim - 1, dim)

@@ -24,10 +24,10 @@ from ghostify.channels import Channels, Coupling, Unreadable, follow, renumbered
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
 from ghostify.recipe import GhostSettings, Stream
-from ghostify.rules.base import WidthSwap, thinner
-from ghostify.running import THINNED, agree, coarsest
+from ghostify.rules.base import Skip, WidthSwap, thinner
+from ghostify.running import THINNED, Failed, agree, attempt, coarsest, quiet
 from ghostify.scanning import Scan, network_nodes
-from ghostify.tracing import Traced, is_leaf
+from ghostify.tracing import Traced, is_leaf, other_runs, without_numbers
 
 WHOLE = "*"
 """Target of a swap that concerns the whole network."""
@@ -35,6 +35,7 @@ _FIXED: dict[Stream, str] = {
     "scaled": "all its channels are outputs",
     "kept": "none of its channels is inside a block, for all are outputs or added to others",
 }
+_IDLE = "did not run on the example or in training, so it stays as it is, and so do the channels it may read"
 _REFUSED: dict[Stream, str] = {"scaled": "cannot be scaled as a whole", "kept": "cannot be thinned inside its blocks"}
 
 
@@ -61,9 +62,20 @@ def propose(scan: Scan, settings: GhostSettings) -> WidthSwap:
     if swap.after == swap.before:
         fixed = not any(vector.parts for vector in scan.coupling.producers) if scan.coupling else True
         rounds = f"at {settings.width:g} they round to what they are (round_to is {settings.round_to})"
-        why = _FIXED[swap.stream] if fixed else rounds
+        why = _why_fixed(scan, swap) if fixed else rounds
         raise PlanError(f"{scan.network} has no width that may change: {why}.")
     return swap
+
+
+def _why_fixed(scan: Scan, swap: WidthSwap) -> str:
+    if not scan.idle:
+        return _FIXED[swap.stream]
+    return f"{', '.join(scan.idle)} did not run on the example or in training, and what may be read there stays"
+
+
+def skips(scan: Scan) -> list[Skip]:
+    """The modules that did not run, and so stay as they are with what they may read."""
+    return [Skip(target=name, reason=_IDLE) for name in scan.idle]
 
 
 def stream(settings: GhostSettings) -> Stream:
@@ -146,16 +158,12 @@ def _counts(coupling: Coupling, swap: WidthSwap) -> list[int]:
 
 def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.ndarray, refused: str) -> None:
     """Refuse a narrower network that fails, or does something else than the network with channels silenced."""
+    for run in other_runs(traced):
+        _require_run(run, copy.deepcopy(traced.module, dict(memo)), refused)
     inputs = [leaf for leaf in tree_leaves((traced.args, traced.kwargs)) if isinstance(leaf, Tensor)]
     if any(leaf.is_meta for leaf in inputs) or any(parameter.is_meta for parameter in traced.module.parameters()):
         return
-    narrower = copy.deepcopy(traced.module, dict(memo)).eval()
-    try:
-        with torch.no_grad():
-            given = narrower(*copy.deepcopy(traced.args), **copy.deepcopy(traced.kwargs))
-    except Exception as problem:
-        reason = " ".join(str(problem).split())[:200]
-        raise RewriteError(f"{refused}: its code does not run narrower ({reason}).") from None
+    given = _run(traced, copy.deepcopy(traced.module, dict(memo)), refused)
     values = silenced(channels, kept, *inputs)
     wanted = [values[node] for node in network_nodes(traced)[2]]
     found = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
@@ -169,6 +177,28 @@ def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.nd
             f"{refused}: narrower, it does not do what it does with the other channels silenced "
             "(a shuffle or the like needs keep: first, or other widths)."
         )
+
+
+def _require_run(run: Traced, narrower: nn.Module, refused: str) -> None:
+    """Refuse a narrower network that does not run where the network does: in training, or at another size."""
+    inputs = [leaf for leaf in tree_leaves((run.args, run.kwargs)) if isinstance(leaf, Tensor)]
+    if any(leaf.is_meta for leaf in inputs):
+        narrower = without_numbers(narrower)
+    where = " in training" if run.training else f" on {' and '.join('x'.join(map(str, leaf.shape)) for leaf in inputs)}"
+    given = _run(run, narrower, refused, where)
+    shapes = [tuple(leaf.shape) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    if sorted(shapes) != sorted(run.output_shapes):
+        raise RewriteError(f"{refused}: narrower, its outputs have other shapes{where}.")
+
+
+def _run(run: Traced, narrower: nn.Module, refused: str, where: str = "") -> Any:
+    """What a narrower network, which nobody else has, gives in a run."""
+    with quiet(narrower):
+        narrower.train(run.training)
+        try:
+            return attempt(narrower, *copy.deepcopy((run.args, run.kwargs)))
+        except Failed as problem:
+            raise RewriteError(f"{refused}: its code does not run narrower{where} ({problem}).") from None
 
 
 def _agree(wanted: list[Tensor], found: list[Tensor], values: Iterable[Any]) -> bool:

@@ -15,6 +15,7 @@ from ghostify.running.agreement import (
     coarsest,
     fingerprint,
 )
+from ghostify.running.attempt import Failed, attempt, one_line
 from ghostify.running.modes import evaluating, frozen_parts, modes_kept, quiet, seed, training
 from ghostify.running.node import run_node
 from ghostify.running.operations import (
@@ -44,9 +45,11 @@ __all__ = [
     "REORDERED",
     "REPEATED",
     "THINNED",
+    "Failed",
     "Layers",
     "Tolerance",
     "agree",
+    "attempt",
     "coarsest",
     "current_regions",
     "evaluating",
@@ -59,6 +62,7 @@ __all__ = [
     "is_transposed",
     "is_weighted",
     "modes_kept",
+    "one_line",
     "op_name",
     "overwrites",
     "overwritten",

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from ghostify.channels import Coupling, Unreadable, follow
+from ghostify.channels import Coupling, Unreadable, follow, idle_modules
 from ghostify.costs import Cost, Op, count
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.ghosts import GGhostStage
@@ -33,6 +33,11 @@ class Description:
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(names[0])
         return owners
+
+    @cached_property
+    def idle(self) -> list[str]:
+        """The modules that did not run."""
+        return idle_modules(self.flow.traced)
 
     @cached_property
     def g_ghosts(self) -> list[str]:
@@ -113,6 +118,8 @@ class Description:
                 return f"has a block, {name}, that the network uses in several places"
             if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
                 return f"has a block, {name}, that carries hooks, which a new module would drop"
+            if idle := next((one for one in self.idle if within(one, name)), None):
+                return f"has a block, {name}, in which {idle} did not run on the example, so what it reads is unknown"
             for parameter in module.parameters():
                 apart = (owner for owner in self.owners[id(parameter)] if not within(owner, name))
                 if other := next(apart, None):

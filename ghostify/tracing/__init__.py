@@ -10,6 +10,7 @@ of the memory; a module that writes to its parameters while running is copied wh
 """
 
 from ghostify.tracing.naming import is_leaf, qualified_names
+from ghostify.tracing.others import other_runs, without_numbers
 from ghostify.tracing.parts import one_example, recordable
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
@@ -21,8 +22,10 @@ __all__ = [
     "cloned",
     "is_leaf",
     "one_example",
+    "other_runs",
     "qualified_names",
     "recordable",
     "tensors_of_call",
     "trace",
+    "without_numbers",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ghostify.errors import TraceError
-from ghostify.tracing.wording import one_line
+from ghostify.running import one_line
 
 _CONTAINERS = (dict, OrderedDict, set, list)
 

@@ -134,8 +134,9 @@ class Recorder(TorchFunctionMode):
             return call(module, *args, **kwargs)
         self.stack.append(names[0])
         try:
-            how = self._call_leaf if is_leaf(module) and self._owns_weights(module) else _call
-            result = how(call, module, args, kwargs)
+            leaf = is_leaf(module) and self._owns_weights(module)
+            result = (self._call_leaf if leaf else _call)(call, module, args, kwargs)
+            self._note_seen((args, kwargs, result), leaf)
             if kwargs or len(args) != 1 or not (isinstance(args[0], Tensor) and isinstance(result, Tensor)):
                 self.involved.add(names[0])
             return result
@@ -144,6 +145,15 @@ class Recorder(TorchFunctionMode):
             raise
         finally:
             self.stack.pop()
+
+    def _note_seen(self, values: Any, by_leaf: bool) -> None:
+        """What a module is given and returns, its caller's code sees and (unless it is a leaf) its own, too, whether or
+        not they go on with it.
+        """
+        caller, module = (["", *self.stack])[-2:]
+        for tensor in tensors_in(values):
+            if (node := self._nodes.get(tensor)) is not None:
+                node.meta.setdefault("seen", set()).update({caller} if by_leaf else {caller, module})
 
     def _stranger(self, module: nn.Module) -> None:
         """A module that runs but is none of the copy's."""

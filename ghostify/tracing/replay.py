@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostify.errors import TraceError
-from ghostify.running import agree, fingerprint, run_node, seed
+from ghostify.running import agree, fingerprint, one_line, run_node, seed
 from ghostify.tracing.recorder import Recorder, record
 from ghostify.tracing.values import cloned, form_of, tensors_in
-from ghostify.tracing.wording import module_text, one_line
+from ghostify.tracing.wording import module_text
 
 
 def require_reproduced(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

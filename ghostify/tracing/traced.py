@@ -18,9 +18,10 @@ class Traced:
     """A private copy of a module with the graph of one run of it.
 
     ``graph`` has a ``call_module`` node per call of a ``torch.nn`` leaf and a ``call_function`` or ``call_method``
-    node for everything else.  Each node's ``meta`` holds ``shapes`` (of its tensors, flattened) and ``module`` (the
-    qualified name of the innermost module it ran in), and ``regions`` where autocast or gradients were switched by the
-    network itself; ``run_node`` runs a node within them.
+    node for everything else.  Each node's ``meta`` holds ``shapes`` (of its tensors, flattened), ``module`` (the
+    qualified name of the innermost module it ran in), ``seen`` (the modules whose code was given it, or had it
+    returned), and ``regions`` where autocast or gradients were switched by the network itself; ``run_node`` runs a node
+    within them.
     """
 
     module: nn.Module
@@ -35,6 +36,11 @@ class Traced:
     """What the recording cannot vouch for, a sentence each."""
     involved: set[str] = field(default_factory=set)
     """Modules that were called with anything but one tensor, or gave anything else."""
+
+    training: bool = False
+    """Whether it ran in train mode."""
+    others: list[Traced] | None = None
+    """Other runs of the same network, once ``other_runs`` was asked for them."""
 
     @property
     def example(self) -> Any:

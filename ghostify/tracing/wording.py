@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.overrides import resolve_name
 
 from ghostify.errors import TraceError
-from ghostify.running import function_name
+from ghostify.running import function_name, one_line
 from ghostify.tracing.values import tensors_in
 
 
@@ -36,14 +36,6 @@ def module_text(node: fx.Node | None) -> str:
         return "its first operation"
     what = str(node.target) if isinstance(node.target, str) else resolve_name(node.target) or function_name(node.target)
     return f"module {node.meta.get('module') or '(root)'!r} at {what}"
-
-
-def one_line(problem: BaseException) -> str:
-    """What an exception says, in one line that is not too long."""
-    text = " ".join(str(problem).split())
-    if isinstance(problem, KeyError) or not text:  # the text of a KeyError is the key alone
-        text = f"{type(problem).__name__} {text}".strip()
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _shapes_text(example: Any) -> str:

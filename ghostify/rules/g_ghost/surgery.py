@@ -15,7 +15,7 @@ from ghostify.errors import RewriteError
 from ghostify.ghosts import GGhostStage
 from ghostify.rules.base import GGhostSwap
 from ghostify.rules.g_ghost.form import Form
-from ghostify.running import THINNED, agree, coarsest, op_name
+from ghostify.running import THINNED, Failed, agree, attempt, coarsest, op_name, quiet, seed
 from ghostify.stages import Stage, stage_nodes
 from ghostify.tracing import Traced
 
@@ -145,18 +145,30 @@ class Surgery:
         entry = self.channels.entry if block == 0 else self.blocks[block - 1][-1]
         around = ((entry, block), (self.blocks[block][-1], block + 1))
         source, expected = (self._value(node, end, values) for node, end in around)
-        tried = copy.deepcopy(thin).eval()  # what a block remembers of a run is not to be in the result
         try:
-            with torch.no_grad():
-                given = tried.forward(source.clone())  # a GraphModule's call would print its trouble
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as problem:
-            return f"fails ({' '.join(str(problem).split())[:150]})"
+            given = _run(thin, source)
+        except Failed as problem:
+            return f"fails ({problem})"
         precision = coarsest(values.values() if values else (), expected.dtype)
         if not (expected.is_meta or expected.isfinite().any()):
             return "gives no finite number for noise, so nothing checks it thinned"
         if agree(expected, given, THINNED, precision):
-            return None
+            return self._trouble_in_training(thin, block, source)
         return "does not do what it does with the other channels silenced"
+
+    def _trouble_in_training(self, thin: nn.Module, block: int, source: Tensor) -> str | None:
+        """What goes wrong with a thin block in train mode, where the block itself runs."""
+        whole = torch.empty(self.stage.blocks[block + 1].in_shape, device=source.device, dtype=source.dtype)
+        original = self._joined([copy.deepcopy(module) for module in self._modules(block)])
+        try:
+            _run(original, whole.normal_(), training=True)
+        except Failed:
+            return None  # such as a batch norm that cannot learn from a single value
+        try:
+            _run(thin, source, training=True)
+        except Failed as problem:
+            return f"fails in training ({problem})"
+        return None
 
     def _value(self, node: fx.Node, end: int, values: dict[fx.Node, Any] | None) -> Tensor:
         """What stands between two blocks, at the kept channels."""
@@ -195,6 +207,15 @@ class Surgery:
                 final = stage.mix.fc if isinstance(stage.mix.fc, nn.Linear) else list(stage.mix.fc.children())[-1]
                 for parameter in final.parameters():
                     parameter.zero_()
+
+
+def _run(block: nn.Module, x: Tensor, training: bool = False) -> Tensor:
+    """What a block gives; a copy runs, for what a block remembers of a run is not to be in the result."""
+    tried = copy.deepcopy(block)
+    with quiet(tried):
+        seed()
+        given: Tensor = attempt(tried.train(training), (x.clone(),))
+    return given
 
 
 def _projection(width: int, places: np.ndarray, read: int, like: Tensor) -> nn.Sequential:

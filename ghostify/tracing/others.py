@@ -1,0 +1,89 @@
+"""Other runs of a recorded network: what its example did not show of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ghostify.errors import TraceError
+from ghostify.tracing.trace import recorded_run
+from ghostify.tracing.traced import Traced
+
+
+def other_runs(traced: Traced) -> list[Traced]:
+    """The network recorded in training, and on maps of twice and of half the size, where it runs so and does anything
+    else than on its example.
+
+    They are not verified: they tell which other ways the code may go, and nobody runs them.  So they are recorded on
+    the meta device, which computes nothing, or else, where the code needs numbers, on those of the example.
+    """
+    if traced.others is None:
+        known = {_course(traced)}
+        traced.others = []
+        for run in _recorded(traced):
+            if _course(run) not in known:
+                known.add(_course(run))
+                traced.others.append(run)
+    return traced.others
+
+
+def _recorded(traced: Traced) -> Iterator[Traced]:
+    in_training = _attempted(traced, _as_it_is, training=True) or _attempted(traced, _two_samples, training=True)
+    others = (in_training, _attempted(traced, _larger), _attempted(traced, _smaller))
+    yield from (run for run in others if run is not None)
+
+
+def _attempted(traced: Traced, change: Callable[[Tensor], Tensor], training: bool = False) -> Traced | None:
+    """The network on a changed example, where it runs on it."""
+    args, kwargs = tree_map_only(Tensor, change, (traced.args, traced.kwargs))
+    for model, example in (
+        (without_numbers(traced.module), _on_meta(kwargs or args)),
+        (traced.module, kwargs or args),
+    ):
+        with suppress(TraceError):
+            return recorded_run(model, example, verify=False, training=training)
+    return None
+
+
+def without_numbers(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, with parameters and buffers of the same names and shapes."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
+def _on_meta(example: Any) -> Any:
+    return tree_map_only(Tensor, lambda x: x.to("meta"), example)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _two_samples(x: Tensor) -> Tensor:
+    """A batch norm cannot learn from a single value."""
+    return torch.cat([x, x]) if x.dim() and len(x) == 1 else x
+
+
+def _larger(x: Tensor) -> Tensor:
+    """(N, c, H, W) → (N, c, 2 H, 2 W), and the like of other dimensions."""
+    return x.repeat(1, 1, *[2] * (x.dim() - 2)) if x.dim() > 2 else x
+
+
+def _smaller(x: Tensor) -> Tensor:
+    """(N, c, H, W) → (N, c, H/2, W/2), and the like of other dimensions."""
+    return x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.dim() - 2))].contiguous() if x.dim() > 2 else x
+
+
+def _course(traced: Traced) -> tuple[Any, ...]:
+    """What ran on what, whatever the sizes and the mode."""
+    index = {node: place for place, node in enumerate(traced.graph.nodes)}
+    return tuple((node.op, node.target, *map(index.__getitem__, node.all_input_nodes)) for node in traced.graph.nodes)
