@@ -27,10 +27,11 @@ from ghostify.analysis import (
 from ghostify.batches import Batch, call, count, example_of, inputs_in, take
 from ghostify.errors import DataError, ModelError, RecipeError, RewriteError
 from ghostify.finetuning import Progress, check_checkpoint, finetune, remove_checkpoint
+from ghostify.finetuning.losses import OwnLoss
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.inputs import Inputs, described, parse_inputs
-from ghostify.measuring import Accuracy, Comparison, evaluate
+from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
 from ghostify.measuring.accuracy import class_scores
 from ghostify.measuring.borrowing import place_for
 from ghostify.planning import Plan
@@ -42,6 +43,10 @@ from ghostify.saving import CHECKPOINTS, is_run, load, load_original, read_run, 
 from ghostify.sources import Data, build_model, load_data, load_sample, model_inputs, sample_inputs
 from ghostify.tracing import Traced, call_arguments
 
+_UNCOMPARED = "there is no --metric to compare epochs by"
+_FEW = 4
+"""Samples on which a metric is tried before the long work."""
+_MEASURE_IT = "What it is good for can be measured by a function of yours: --metric package.module:function."
 NAMED = 3
 """Damaged files that are named; the others are counted."""
 
@@ -88,7 +93,7 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     """
     job = _Job.of(recipe, folder, watcher)
     recorded, plan = job.planned(given)  # a plan that cannot be carried out is told before any training
-    job.require_trainable()
+    job.require_measurable()
     if job.recipe.pretrain and job.recipe.pretrain.epochs:
         watcher.say(f"Training the original network for {job.recipe.pretrain.epochs} epochs")
         job.train(job.subject.model, job.recipe.pretrain, "pretrain", teacher=None)
@@ -125,7 +130,7 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     teacher = _teacher(job.subject, recipe.model, settings)
     ghosted = job.as_it_is()
     job.settle_rate(fitted=ghosted.fit is not None)
-    job.require_trainable()
+    job.require_measurable()
     accuracy = job.accuracies(**{"converted" if ghosted.plan.swaps else "original": ghosted.module})
     job.finetune(ghosted, teacher)
     accuracy |= job.accuracies(finetuned=ghosted.module)
@@ -134,19 +139,23 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     return outcome
 
 
-def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy, list[str]]:
-    """Accuracy of a network on the test images, both as the recipe names them, and what to know of it.
+def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy | Score, list[str]]:
+    """Accuracy of a network on the test images (or the score of a metric), all as the recipe names them, and what to
+    know of it.
 
-    Raises ``DataError`` without images.
+    Raises ``DataError`` without images, ``ModelError`` for what is no classifier where no metric is named.
     """
+    metric = _metric(recipe.data)
     subject = prepare(recipe.model, recipe.data, recipe.seed)
     if subject.data is None or recipe.data is None:
         raise DataError("Evaluating needs images; give them, as in --data folder:PATH.")
-    notes = [note for note in (*subject.notes, subject.on_classes) if note]
+    if metric is None and subject.unscored:
+        raise ModelError(f"{subject.unscored} {_MEASURE_IT}")
+    notes = [note for note in (*subject.notes, "" if metric else subject.on_classes) if note]
     for note in notes:
         watcher.say(note)
     place = pick_device(recipe.device)
-    return _accuracy(subject.model, subject.data, recipe.data, place, watcher, "Testing"), notes
+    return _measured(subject.model, subject.data, recipe.data, metric, place, watcher, "Testing"), notes
 
 
 @dataclass
@@ -213,12 +222,34 @@ def pick_device(name: str) -> torch.device:
     return place_for(nn.Identity(), name)
 
 
-def _accuracy(
-    module: nn.Module, data: Data, feeding: DataSettings, place: torch.device, watcher: Watcher, title: str
-) -> Accuracy:
+def _measured(
+    module: nn.Module,
+    data: Data,
+    feeding: DataSettings,
+    metric: Metric | None,
+    place: torch.device,
+    watcher: Watcher,
+    title: str,
+) -> Accuracy | Score:
     loader = data.test_loader(feeding.batch_size, feeding.workers)
     with watcher.counting(title, len(data.test)) as progress:
+        if metric is not None:
+            return metric.score(module, loader, device=place, progress=progress)
         return evaluate(module, loader, device=place, progress=progress)
+
+
+def _loss(recipe: Recipe) -> OwnLoss | None:
+    """The user's loss, for what is to be trained.  Raises ``RecipeError``."""
+    if recipe.data is None or not recipe.data.loss:
+        return None
+    loss = OwnLoss.named(recipe.data.loss)
+    if recipe.finetune:
+        loss.require_outputs(recipe.finetune.distill)
+    return loss
+
+
+def _metric(feeding: DataSettings | None) -> Metric | None:
+    return Metric.named(feeding.metric) if feeding and feeding.metric else None
 
 
 # -- the subject -----------------------------------------------------------------------------------------------
@@ -243,6 +274,19 @@ class Subject:
         """How many class scores the network gives.  Raises ``ModelError`` for one that is no classifier."""
         with evaluating(self.model), torch.no_grad():
             return class_scores(call(self.model, self.example)).shape[1]
+
+    @cached_property
+    def unscored(self) -> str:
+        """Why there is no accuracy to be told of the network (a detector, say) on its data; empty for a classifier."""
+        try:
+            outputs = self.outputs
+        except ModelError as problem:
+            return str(problem)
+        if outputs == 1:
+            return "The network gives one number for each sample, not class scores of shape (N, classes)."
+        if self.data is not None and not self.data.has_classes:
+            return f"The labels of {self.data.name!r} are not class numbers."
+        return ""
 
     @property
     def on_classes(self) -> str:
@@ -335,6 +379,10 @@ class _Job:
     watcher: Watcher
     subject: Subject
     place: torch.device
+    metric: Metric | None = None
+    """What is measured in place of accuracy."""
+    loss: OwnLoss | None = None
+    """What training lowers in place of the cross entropy."""
     verdicts: list[str] = field(default_factory=list)
     """Which epoch of each training was kept, in sentences."""
 
@@ -343,6 +391,7 @@ class _Job:
         for name in CHECKPOINTS:
             check_checkpoint(folder / name)
         place = pick_device(recipe.device)
+        metric, loss = _metric(recipe.data), _loss(recipe)
         if recipe.pretrain:
             recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.resolved(fitted=False)})
         subject = prepare(recipe.model, recipe.data, recipe.seed)
@@ -352,7 +401,7 @@ class _Job:
         watcher.say(f"Network {recipe.model.source}; images: {images}")
         for note in subject.notes:
             watcher.say(note)
-        return cls(recipe, folder, watcher, subject, place)
+        return cls(recipe, folder, watcher, subject, place, metric, loss)
 
     def planned(self, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
         return _planned(self.subject, self.recipe, given)
@@ -394,24 +443,20 @@ class _Job:
     def agreement(self, module: nn.Module) -> float | None:
         """Share of test images that the network puts where the original does; None without images, or classes."""
         data, feeding = self.subject.data, self.recipe.data
-        if data is None or feeding is None or self.unscored:
+        if data is None or feeding is None or self.metric or self.subject.unscored:
             return None
         loader = data.test_loader(feeding.batch_size, feeding.workers)
         return measuring.agreement(module, self.subject.model, loader, device=self.place)
 
-    @cached_property
-    def unscored(self) -> str:
-        """Why the network is no classifier, of which accuracy could be told (a detector); empty for one."""
-        try:
-            self.subject.outputs  # noqa: B018
-        except ModelError as problem:
-            return str(problem)
-        return ""
-
-    def require_trainable(self) -> None:
-        """Refuse to train what gives no class scores, before any work is done."""
-        if _trains(self.recipe) and self.unscored:
-            raise ModelError(f"{self.unscored} Only classifiers are trained here; train others by code of their own.")
+    def require_measurable(self) -> None:
+        """Try the metric on a few images before any long work is done, and refuse to train what nobody can judge."""
+        if _trains(self.recipe) and self.subject.unscored and self.loss is None:
+            raise ModelError(
+                f"{self.subject.unscored} Only classifiers are trained here without a loss of your own; give one: "
+                "--loss package.module:function."
+            )
+        if self.metric is not None and self.subject.data is not None:
+            self.metric.rehearse(self.subject.model, self.subject.data.test_loader(_FEW))
 
     def as_it_is(self) -> Ghosted:
         """The subject with the swaps it came with and no others."""
@@ -448,10 +493,13 @@ class _Job:
             workers=feeding.workers,
             checkpoint=self.folder / checkpoint,
             progress=self.watcher.training(),
+            measure=self.metric,
+            loss=self.loss,
         )
         module.to("cpu")
         name = {"pretrain": "Training the original", "finetune": "Fine-tuning"}[checkpoint]
-        if verdict := history.verdict(name, settings, data.chosen_by, data.held_from):
+        uncompared = _UNCOMPARED if data.held is not None else data.held_from
+        if verdict := history.verdict(name, settings, data.chosen_by, uncompared):
             self.watcher.say(verdict)
             self.verdicts.append(verdict)
 
@@ -460,20 +508,22 @@ class _Job:
         for name in CHECKPOINTS:
             remove_checkpoint(self.folder / name)
 
-    def accuracies(self, **modules: nn.Module) -> dict[str, Accuracy]:
-        """Accuracy of each module by its stage; nothing without images, or classes."""
+    def accuracies(self, **modules: nn.Module) -> dict[str, Accuracy | Score]:
+        """Accuracy of each module by its stage, or the metric's score; nothing without images, or classes."""
         data, feeding = self.subject.data, self.recipe.data
-        if data is None or feeding is None or self.unscored:
+        if data is None or feeding is None or (self.subject.unscored and self.metric is None):
             return {}
         return {
-            stage: _accuracy(module, data, feeding, self.place, self.watcher, f"Testing the {stage} network")
+            stage: _measured(
+                module, data, feeding, self.metric, self.place, self.watcher, f"Testing the {stage} network"
+            )
             for stage, module in modules.items()
         }
 
     def save(
         self,
         ghosted: Ghosted,
-        accuracy: Mapping[str, Accuracy],
+        accuracy: Mapping[str, Accuracy | Score],
         state: str,
         latency: Comparison | None = None,
         original: nn.Module | None = None,
@@ -501,8 +551,10 @@ class _Job:
         if self.subject.data.synthetic:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
         notes += self.verdicts
-        if self.unscored:
-            notes.append(f"Accuracy was not measured: {self.unscored}")
+        if self.metric is not None:
+            return notes
+        if self.subject.unscored:
+            notes.append(f"Accuracy was not measured: {self.subject.unscored} {_MEASURE_IT}")
         elif self.subject.on_classes:
             notes.append(self.subject.on_classes)
         return notes

@@ -219,6 +219,20 @@ class DataSettings(Settings):
     source: Annotated[
         str, Field(description="the images: digits, folder:PATH, cifar10:PATH, fake, or package.module:function")
     ]
+    metric: Annotated[
+        str | None,
+        Field(
+            description="package.module:function of (outputs, labels) that gives a number, larger is better, or an "
+            "object with update and compute; by default accuracy"
+        ),
+    ] = None
+    loss: Annotated[
+        str | None,
+        Field(
+            description="package.module:function of (outputs, labels), or of (model, inputs, labels), that gives what "
+            "training lowers; by default cross entropy"
+        ),
+    ] = None
     batch_size: Annotated[int, Field(ge=1, description="images per batch")] = 128
     workers: Annotated[int, Field(ge=0, description="loader processes")] = 0
     augment: Annotated[bool, Field(description="random crops (and flips where a mirror image is still the class)")] = (

@@ -88,7 +88,7 @@ SIGNATURES = {
     "compare": [
         "ghosted: Ghosted",
         "latency: Comparison | None = None",
-        "accuracy: Mapping[str, Accuracy] | None = None",
+        "accuracy: Mapping[str, Accuracy | Score] | None = None",
         "notes: Sequence[str] = ()",
         "agreement: float | None = None",
         "-> Report",
@@ -116,6 +116,7 @@ SIGNATURES = {
         "checkpoint: Path | None = None",
         "progress: Progress | None = None",
         "measure: Measure | None = None",
+        "loss: Callable[..., Any] | None = None",
         "-> History",
     ],
     "load": [

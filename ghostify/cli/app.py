@@ -178,6 +178,8 @@ def compress(
     weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     data: options.DataSource = None,
+    metric: options.Metric = None,
+    loss: options.Loss = None,
     batch_size: options.BatchSize = None,
     plan: options.PlanFile = None,
     method: options.MethodName = None,
@@ -235,6 +237,8 @@ def finetune(
     weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     data: options.DataSource = None,
+    metric: options.Metric = None,
+    loss: options.Loss = None,
     batch_size: options.BatchSize = None,
     epochs: options.Epochs = None,
     lr: options.LearningRate = None,
@@ -274,6 +278,7 @@ def evaluate(
     weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
     data: options.DataSource = None,
+    metric: options.Metric = None,
     batch_size: options.BatchSize = None,
     recipe: options.RecipeFile = None,
     set: options.Set = None,
@@ -281,7 +286,7 @@ def evaluate(
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure a network's accuracy on test images.
+    """Measure a network's accuracy on test images, or what a --metric of your own tells.
 
     \b
     Example:
@@ -294,7 +299,7 @@ def evaluate(
     if as_json:
         show.json({**accuracy.model_dump(), **({"notes": notes} if notes else {})})
     else:
-        show.line(f"accuracy {accuracy}")
+        show.line(f"{accuracy.name} {accuracy}")
 
 
 @app.command()

@@ -78,6 +78,8 @@ Input = Annotated[
     list[str] | None, _setting("input", "model.input", SUBJECT, metavar="[NAME=]SHAPE[:DTYPE]", repeatable=True)
 ]
 DataSource = Annotated[str | None, _setting("data", "data.source", SUBJECT, metavar="SOURCE")]
+Metric = Annotated[str | None, _setting("metric", "data.metric", SUBJECT, metavar="FUNCTION")]
+Loss = Annotated[str | None, _setting("loss", "data.loss", SUBJECT, metavar="FUNCTION")]
 BatchSize = Annotated[int | None, _setting("batch_size", "data.batch_size", SUBJECT)]
 
 MethodName = Annotated[str | None, _setting("method", "ghost.method", CHANGES, metavar="METHOD")]

@@ -9,14 +9,17 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from ghostify.batches import Batch, call, move
 from ghostify.errors import DataError, ModelError
-from ghostify.finetuning.losses import RULED_OUT, training_loss
-from ghostify.measuring.accuracy import checked_labels, class_scores, count_correct, require_same_classes
+from ghostify.finetuning.losses import RULED_OUT, OwnLoss, outputs_missed, training_loss
+from ghostify.measuring.accuracy import checked_labels, class_scores, count_correct, require_same_classes, samples_in
 from ghostify.recipe import TrainSettings
 from ghostify.running import evaluating, training
 
@@ -32,12 +35,20 @@ class Engine:
     place: torch.device
     finite: frozenset[str]
     """The tensors of the network that hold finite numbers only, and so must stay."""
+    own: OwnLoss | None = None
+    """A loss of the user's in place of the cross entropy."""
 
     @staticmethod
-    def of(model: nn.Module, teacher: nn.Module | None, settings: TrainSettings, place: torch.device) -> Engine:
+    def of(
+        model: nn.Module,
+        teacher: nn.Module | None,
+        settings: TrainSettings,
+        place: torch.device,
+        own: OwnLoss | None = None,
+    ) -> Engine:
         """An engine with a fresh optimiser, for networks that are at ``place``."""
         finite = frozenset(name for name, tensor in _numbers(model) if bool(tensor.isfinite().all()))
-        return Engine(model, teacher, make_optimizer(model, settings), settings, place, finite)
+        return Engine(model, teacher, make_optimizer(model, settings), settings, place, finite, own)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -46,9 +57,11 @@ class Engine:
         with training(self.model), evaluating(*teachers):
             yield
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """A batch's mean loss, with its graph, and how many of its images were right."""
-        images = images.to(self.place, non_blocking=True)
+    def loss(self, images: Batch, labels: Any) -> tuple[Tensor, int]:
+        """A batch's mean loss, with its graph, and how many of its images were right (0 by a loss of the user's)."""
+        images = move(images, self.place, non_blocking=True)
+        if self.own is not None:
+            return self._own_loss(self.own, images, move(labels, self.place, non_blocking=True)), 0
         with self._precision():
             outputs = class_scores(self._run(images))
         labels = checked_labels(labels, outputs).to(self.place, non_blocking=True)
@@ -56,6 +69,21 @@ class Engine:
         if taught is not None:
             require_same_classes(outputs, taught)
         return training_loss(outputs, labels, taught, self.settings), count_correct(outputs, labels)
+
+    def _own_loss(self, own: OwnLoss, inputs: Batch, labels: Any) -> Tensor:
+        if own.whole:
+            with self._precision():
+                return own.require_gradient(own(self.model, inputs, labels))
+        with self._precision():
+            outputs = self._run(inputs)
+        # A loss may not know half precision, and need not: the outputs are few.
+        loss = own.require_gradient(own(move(outputs, self.place, torch.float32), labels))
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), self._precision():
+            taught = call(self.teacher, inputs)
+        a = self.settings.distill
+        return (1 - a) * loss + a * outputs_missed(outputs, taught)
 
     def update(self, loss: Tensor, lr: float) -> None:
         """One step down the gradient of ``loss``."""
@@ -73,11 +101,14 @@ class Engine:
         return next((name for name in names if name in self.finite), "")
 
     @torch.no_grad()
-    def blame(self, images: Tensor, labels: Tensor) -> str:
+    def blame(self, images: Batch, labels: Any) -> str:
         """What made the loss of a batch infinite or NaN, as a clause; nothing where it was the training itself."""
-        images = images.to(self.place)
-        if images.is_floating_point() and not bool(images.isfinite().all()):
+        images = move(images, self.place)
+        floats = (leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+        if not all(bool(leaf.isfinite().all()) for leaf in floats):
             return "its images hold NaN or infinite numbers"
+        if self.own is not None:
+            return ""
         taught = self._taught(images)
         if taught is not None and not bool((taught.isfinite() | (taught == RULED_OUT)).all()):
             return "the teacher gives NaN or infinite scores for its images"
@@ -85,22 +116,22 @@ class Engine:
         own = outputs.gather(1, labels.to(self.place).long()[:, None])
         return "the network rules out (with a score of -inf) a class that it holds" if RULED_OUT in own else ""
 
-    def _run(self, images: Tensor) -> object:
+    def _run(self, images: Batch) -> Any:
         try:
-            return self.model(images)
+            return call(self.model, images)
         except ValueError as problem:
             if "Expected more than 1 value per channel" not in str(problem):
                 raise
             raise DataError(
-                f"Batch norms cannot be trained on a batch of {len(images)}, which has no variance; give batch_size 2 "
-                "or more, and more than one training image."
+                f"Batch norms cannot be trained on a batch of {samples_in(images, ())}, which has no variance; give "
+                "batch_size 2 or more, and more than one training image."
             ) from None
 
-    def _taught(self, images: Tensor) -> Tensor | None:
+    def _taught(self, images: Batch) -> Tensor | None:
         if self.teacher is None:
             return None
         with torch.no_grad(), self._precision():
-            return class_scores(self.teacher(images))
+            return class_scores(call(self.teacher, images))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.place.type, torch.bfloat16, enabled=self.settings.amp)

@@ -15,8 +15,9 @@ class Epoch(BaseModel):
     """One finished epoch, counted from 1.
 
     ``lr`` is the learning rate of its last step, ``loss`` the mean training loss per image, ``train_top1`` the share
-    (0 to 1) of augmented training images that were right while it trained, ``held`` what the ``measure`` then gave for
-    the images held out (None where none are; top-1 is a share, too), and ``seconds`` the time of both.
+    (0 to 1) of augmented training images that were right while it trained (None by a loss of the user's), ``held`` what
+    the ``measure`` then gave for the images held out (None where none are; top-1 is a share, too), and ``seconds`` the
+    time of both.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -24,7 +25,7 @@ class Epoch(BaseModel):
     epoch: int
     lr: float
     loss: float
-    train_top1: float
+    train_top1: float | None
     held: float | None = None
     seconds: float
     measure: str = TOP1
@@ -113,5 +114,5 @@ def _shown(value: float, measure: str) -> str:
 
 def _row(epoch: Epoch) -> list[str]:
     held = "" if epoch.held is None else _shown(epoch.held, epoch.measure)
-    shares = [f"{100 * epoch.train_top1:.2f}%", held]
+    shares = ["" if epoch.train_top1 is None else f"{100 * epoch.train_top1:.2f}%", held]
     return [str(epoch.epoch), f"{epoch.lr:.2g}", f"{epoch.loss:.4f}", *shares, f"{epoch.seconds:.1f}"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ghostify.arguments import network, or_none, takes
@@ -27,8 +27,9 @@ from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, R
 from ghostify.finetuning.checkpoint import RunState, has_checkpoint, load_checkpoint, restore, save_checkpoint
 from ghostify.finetuning.engine import Engine, random_states_kept, seed_epoch
 from ghostify.finetuning.history import TOP1, Epoch, History
+from ghostify.finetuning.losses import MinusLoss, OwnLoss
 from ghostify.measuring import evaluate
-from ghostify.measuring.accuracy import images_and_labels
+from ghostify.measuring.accuracy import images_and_labels, samples_in
 from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.recipe import TrainSettings, make_settings
 from ghostify.rewriting import Ghosted
@@ -89,12 +90,17 @@ def finetune(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     measure: Measure | None = None,
+    loss: Callable[..., Any] | None = None,
 ) -> History:
     """Train ``model`` in place, and leave it with the weights of the best epoch (``History.kept``).
 
     Best is what the ``measure`` (top-1) says of the images held out: after each epoch, and before the first, so that a
     run that does no good leaves the network as it was.  Where ``data.held_loader`` gives None the last epoch stays.
     Of a ``Ghosted`` network its module is trained, by default at a rate for one that was fitted, if it was.
+
+    ``loss`` (outputs, labels) → scalar stands in place of the cross entropy, so that networks of any outputs can be
+    trained; one of three arguments, (model, inputs, labels), runs the network itself, which may tell its own losses.
+    Epochs are then compared by ``measure`` (a ``measuring.Metric``, say), else by the loss where it has two arguments.
 
     ``device`` None means where the model is; otherwise the model is moved there (a teacher elsewhere is copied).
     ``teacher`` gives the soft labels, and is used only when ``settings.distill`` > 0.  With a ``checkpoint`` folder,
@@ -112,9 +118,10 @@ def finetune(
     _require_protocol(data)
     settings = make_settings(TrainSettings, settings, {}).resolved(fitted)
     place = place_for(module, device)
-    engine = Engine.of(module.to(place), _teacher_at(place, teacher, settings), settings, place)
+    own = loss if isinstance(loss, OwnLoss) or loss is None else OwnLoss.of(loss)
+    engine = Engine.of(module.to(place), _teacher_at(place, teacher, settings, own), settings, place, own)
     state = RunState(settings=settings, seed=seed, batch_size=batch_size)
-    run = _Training(engine, data, state, measure or top1, workers, checkpoint, progress or _Silent())
+    run = _Training(engine, data, state, measure or _usual(own), workers, checkpoint, progress or _Silent())
     with engine.training(), random_states_kept(place):
         try:
             return run.carried_out()
@@ -141,7 +148,7 @@ class _Training:
     engine: Engine
     data: TrainingData
     state: RunState
-    measure: Measure
+    measure: Measure | None
     workers: int
     checkpoint: Path | None
     watcher: Progress
@@ -203,7 +210,8 @@ class _Training:
             if not math.isfinite(value):
                 raise self._diverged(index, f"step {number + 1} of {batches}: the loss is {value}", images, labels)
             self.engine.update(loss, lr)
-            correct, total, losses = correct + right, total + len(labels), losses + value * len(labels)
+            size = samples_in(images, labels)
+            correct, total, losses = correct + right, total + size, losses + value * size
             self.watcher.step(value)
         if name := self.engine.damaged():
             raise self._diverged(index, f"at its last step: {name!r} holds NaN or infinite numbers")
@@ -211,7 +219,7 @@ class _Training:
             epoch=index + 1,
             lr=lr,
             loss=losses / total,
-            train_top1=correct / total,
+            train_top1=correct / total if self.engine.own is None else None,
             held=self._measured_after(index),
             seconds=time.perf_counter() - began,
             measure=_name(self.measure),
@@ -220,7 +228,7 @@ class _Training:
     def _measured(self) -> float | None:
         """What the measure says of the images held out; None where there are none."""
         loader = self.data.held_loader(self.state.batch_size, self.workers)
-        if loader is None:
+        if loader is None or self.measure is None:
             return None
         with evaluating(self.engine.model), torch.no_grad():
             value = float(self.measure(self.engine.model, loader))
@@ -243,7 +251,7 @@ class _Training:
         """Keep a copy of the weights as they are."""
         self.best = copy.deepcopy(self.engine.model.state_dict())
 
-    def _diverged(self, index: int, what: str, *batch: Tensor) -> GhostifyError:
+    def _diverged(self, index: int, what: str, *batch: Any) -> GhostifyError:
         """Why training cannot go on in an epoch: where, why, what to do, and what is left of it."""
         settings = self.state.settings
         cause = self.engine.blame(*batch) if batch else ""
@@ -266,8 +274,17 @@ def _require_protocol(data: Any) -> None:
             )
 
 
-def _name(measure: Measure) -> str:
-    return TOP1 if measure is top1 else getattr(measure, "__name__", type(measure).__name__)
+def _usual(own: OwnLoss | None) -> Measure | None:
+    """What epochs are compared by where nobody says; nothing by a loss that runs the network itself, in train mode."""
+    if own is None:
+        return top1
+    return None if own.whole else MinusLoss(own)
+
+
+def _name(measure: Measure | None) -> str:
+    if measure is top1 or measure is None:
+        return TOP1
+    return getattr(measure, "label", "") or getattr(measure, "__name__", type(measure).__name__)
 
 
 def _batches_in(loader: DataLoader[Any]) -> int:
@@ -280,11 +297,15 @@ def _batches_in(loader: DataLoader[Any]) -> int:
     return batches
 
 
-def _teacher_at(place: torch.device, teacher: nn.Module | None, settings: TrainSettings) -> nn.Module | None:
+def _teacher_at(
+    place: torch.device, teacher: nn.Module | None, settings: TrainSettings, own: OwnLoss | None
+) -> nn.Module | None:
     if not settings.distill:
         return None
     if teacher is None:
         raise RecipeError(f"distill = {settings.distill:g} needs the original network as teacher; set distill = 0.")
+    if own is not None:
+        own.require_outputs(settings.distill)
     return on_device(teacher, place)
 
 

@@ -8,13 +8,28 @@ gradient's size as T varies).
 A score of -inf rules a class out, as a masked logit does.  A class the teacher rules out has p = 0 and adds nothing to
 KL = sum p (log p - log q), for 0 log 0 = 0.  A class the student rules out cannot be taught to it, so p is taken over
 those it can give.
+
+A user's own loss stands in place of the cross entropy, with outputs of any kind; the original then teaches by them as
+they are:
+
+    (1 - a) * L + a * mean over output tensors of  mean (z - t)^2 / var t
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import log_softmax, nll_loss
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax, nll_loss
+from torch.utils._pytree import tree_leaves
+
+from ghostify.batches import Batch, call, move
+from ghostify.errors import RecipeError
+from ghostify.measuring.accuracy import images_and_labels, samples_in
+from ghostify.measuring.metrics import named_object, required_arguments, told_in_one_line
 from ghostify.recipe import TrainSettings
 
 RULED_OUT = float("-inf")
@@ -51,3 +66,97 @@ def _divergence(taught: Tensor, outputs: Tensor) -> Tensor:
     # -inf - -inf is NaN, and so is 0 * -inf: what is ruled out is left out before anything is made of it
     terms = log_p.exp() * (log_p - log_q)
     return terms.masked_fill(log_p == RULED_OUT, 0.0).sum(1).mean()
+
+
+# -- a user's own ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """A loss of the user's: a function (outputs, labels) → scalar; or, of a network that tells its own losses in train
+    mode, as detectors do, (model, inputs, labels) → scalar, or a dict of some, which are added up.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    whole: bool
+    """Whether it runs the network itself."""
+
+    @classmethod
+    def named(cls, source: str) -> OwnLoss:
+        """The loss behind ``package.module:function``.  Raises ``RecipeError`` where there is none."""
+        return cls.of(named_object(source, "loss"), source)
+
+    @classmethod
+    def of(cls, function: Any, name: str = "") -> OwnLoss:
+        """The loss that a function, a module or a class of modules (such as ``torch.nn:L1Loss``) is."""
+        name = name or getattr(function, "__name__", type(function).__name__)
+        with told_in_one_line(f"Loss {name!r}"):
+            made = function() if isinstance(function, type) else function
+        if not callable(made):
+            raise RecipeError(f"Loss {name!r} is a {type(made).__name__}, not a function.")
+        return cls(name, made, whole=required_arguments(made) == 3)
+
+    def __call__(self, *given: Any) -> Tensor:
+        """The loss of a batch, with its graph.  Raises ``RecipeError`` where it fails or gives no scalar."""
+        with told_in_one_line(f"Loss {self.name!r}"):
+            value = self.function(*given)
+        if isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
+            value = torch.stack([part.sum() for part in value.values()]).sum()
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            what = "None" if value is None else f"a {type(value).__name__}{shape}"
+            raise RecipeError(f"Loss {self.name!r} gives {what}; it must give a tensor of one number.")
+        return value.reshape(())
+
+    def require_outputs(self, distill: float) -> None:
+        """Refuse distilling with a loss that runs the network itself.  Raises ``RecipeError``."""
+        if distill and self.whole:
+            raise RecipeError(
+                f"distill = {distill:g} compares the outputs of both networks, and loss {self.name!r} runs the network "
+                "itself, which gives none while it trains; set distill = 0."
+            )
+
+    def require_gradient(self, value: Tensor) -> Tensor:
+        """``value``, or ``RecipeError`` where nothing can be learned from it."""
+        if not value.requires_grad:
+            raise RecipeError(
+                f"Loss {self.name!r} gives a number without a gradient; compute it from the outputs by torch functions."
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class MinusLoss:
+    """How little a loss is over a loader's batches, by which epochs are compared where no metric is given."""
+
+    loss: OwnLoss
+    label: str = "minus the loss"
+
+    def __call__(self, model: nn.Module, loader: Iterable[Any]) -> float:
+        total, value = 0, 0.0
+        place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        for batch in loader:
+            inputs, labels = images_and_labels(batch)
+            size = samples_in(inputs, labels)
+            value += size * float(self.loss(call(model, move(inputs, place)), move(labels, place)))
+            total += size
+        return -value / max(1, total)
+
+
+def outputs_missed(outputs: Batch, taught: Batch) -> Tensor:
+    """Mean squared difference of output tensors in shares of the variance of those of the teacher."""
+    ours, theirs = _numbers(outputs), _numbers(taught)
+    if not ours or [one.shape for one in ours] != [other.shape for other in theirs]:
+        raise RecipeError("distill compares the outputs of both networks, which have other shapes; set distill to 0.")
+    return torch.stack([_missed(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()
+
+
+def _missed(found: Tensor, wanted: Tensor) -> Tensor:
+    found, wanted = found.float(), wanted.float()
+    variance = wanted.var(correction=0)
+    return (found - wanted).square().mean() / variance.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _numbers(outputs: Batch) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -2,11 +2,14 @@
 
 from ghostify.measuring.accuracy import Accuracy, agreement, evaluate
 from ghostify.measuring.latency import Comparison, Latency, Timings, compare, latency, measure, speedup
+from ghostify.measuring.metrics import Metric, Score
 
 __all__ = [
     "Accuracy",
     "Comparison",
     "Latency",
+    "Metric",
+    "Score",
     "Timings",
     "agreement",
     "compare",

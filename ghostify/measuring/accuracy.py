@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ghostify.arguments import batches, network, takes
+from ghostify.batches import Batch, call, count, move
 from ghostify.errors import DataError, GhostifyError, ModelError
 from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.running import evaluating
@@ -26,6 +27,16 @@ class Accuracy(BaseModel):
     total: int
     loss: float
 
+    @property
+    def name(self) -> str:
+        """As a table has it."""
+        return "accuracy"
+
+    @property
+    def shown(self) -> str:
+        """The value as a table has it."""
+        return f"{100 * self.top1:.2f}%"
+
     def __str__(self) -> str:
         return f"{100 * self.top1:.2f}% ({self.correct} of {self.total}), loss {self.loss:.4f}"
 
@@ -38,7 +49,8 @@ def evaluate(
     device: Device | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Accuracy:
-    """Accuracy of ``model`` over a loader of ``(images (N, C, H, W), labels (N,))`` batches, in eval mode.
+    """Accuracy of ``model`` over a loader of ``(images (N, C, H, W), labels (N,))`` batches, in eval mode; of a network
+    with several inputs, a tuple or a dict of tensors stands for the images.
 
     ``device`` None means where the model is; elsewhere, a copy of the model is measured.  ``progress`` is called after
     each batch with the number of images seen so far.
@@ -52,7 +64,7 @@ def evaluate(
     with evaluating(borrowed), torch.no_grad():
         for batch in loader:
             images, labels = images_and_labels(batch)
-            outputs = _finite_scores(borrowed, images.to(place))
+            outputs = _finite_scores(borrowed, move(images, place))
             labels = checked_labels(labels, outputs).to(place)
             correct += count_correct(outputs, labels)
             loss += float(cross_entropy(outputs, labels, reduction="sum"))
@@ -75,11 +87,11 @@ def agreement(model: nn.Module, reference: nn.Module, loader: Iterable[Any], *, 
     equal, total = 0, 0
     with evaluating(ours, theirs), torch.no_grad():
         for batch in loader:
-            images = _images(batch).to(place)
+            images = move(_images(batch), place)
             mine, other = _finite_scores(ours, images), _finite_scores(theirs, images)
             require_same_classes(mine, other)
             equal += count_correct(mine, other.argmax(1))
-            total += len(images)
+            total += len(mine)
     _require_images(total)
     return equal / total
 
@@ -98,23 +110,30 @@ def class_scores(output: Any) -> Tensor:
     return found.float()
 
 
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """A loader's batch as its two tensors.  Raises ``DataError`` when it is anything else."""
-    match batch:
-        case [Tensor() as images, Tensor() as labels]:
-            return images, labels
+def images_and_labels(batch: Any) -> tuple[Batch, Any]:
+    """A loader's batch as its two parts.  Raises ``DataError`` when it is anything else."""
+    if isinstance(batch, tuple | list) and len(batch) == 2 and all(map(_holds_tensors, batch)):
+        return batch[0], batch[1]
     raise DataError(f"The data gives batches of type {type(batch).__name__}, not pairs of images and labels (tensors).")
 
 
-def checked_labels(labels: Tensor, outputs: Tensor) -> Tensor:
+def samples_in(images: Batch, labels: Any) -> int:
+    """How many samples a batch holds: of a list, its length."""
+    if isinstance(images, list):
+        return len(images)
+    return count(images) or (len(labels) if isinstance(labels, Sized) else 1)
+
+
+def checked_labels(labels: Any, outputs: Tensor) -> Tensor:
     """``labels (N,)`` as int64, once each is known to be a class of ``outputs (N, classes)``.
 
     To be called before labels are moved: on a GPU a label out of range takes the whole process down.
     Raises ``DataError`` naming the first label that is not.
     """
-    if labels.is_floating_point() or labels.shape != outputs.shape[:1]:
+    kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != outputs.shape[:1]:
         raise DataError(
-            f"Labels must be one whole number per image, not {labels.dtype} of shape {tuple(labels.shape)}."
+            f"Labels must be one whole number per image, not {kind}; measure what they are by a --metric of your own."
         )
     classes = outputs.shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]
@@ -144,16 +163,21 @@ def _main_output(output: Any) -> Any:
     return output
 
 
-def _finite_scores(model: nn.Module, images: Tensor) -> Tensor:
-    scores = class_scores(model(images))
+def _finite_scores(model: nn.Module, images: Batch) -> Tensor:
+    scores = class_scores(call(model, images))
     if not scores.isfinite().all():
         raise GhostifyError("The network gives NaN or infinite scores: its weights or its inputs are damaged.")
     return scores
 
 
-def _images(batch: Any) -> Tensor:
+def _holds_tensors(part: Any) -> bool:
+    """Whether part of a batch may be inputs, or labels: tensors, or tuples, lists or dicts (of boxes, say)."""
+    return isinstance(part, Tensor | tuple | list | dict)
+
+
+def _images(batch: Any) -> Batch:
     images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(images, Tensor):
+    if not _holds_tensors(images):
         raise DataError(f"The data gives batches of type {type(batch).__name__}, which do not begin with images.")
     return images
 

@@ -12,7 +12,7 @@ from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_r
 from ghostify.errors import DataError, GhostifyError
 from ghostify.fitting import Fit
 from ghostify.ghosts import intrinsic_maps, pointwise_size
-from ghostify.measuring import Accuracy, Comparison
+from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.recipe import Stream
 from ghostify.rewriting import Ghosted, counted, rewritten
 from ghostify.rules import CGhostSwap, GGhostSwap, WidthSwap, g_ghost, width
@@ -102,6 +102,8 @@ class Report(BaseModel):
     latency: Comparison | None = None
     accuracy: dict[str, Accuracy] = {}
     """By stage: original, converted, finetuned."""
+    scores: dict[str, Score] = {}
+    """The same by a metric of the user's, in place of accuracy."""
     fit: Fit | None = None
     """How the weights were fitted, where they were."""
     agreement: float | None = None
@@ -117,9 +119,9 @@ class Report(BaseModel):
         ]
         if self.latency:
             rows.append(_latency_row(self.latency, self.theory))
+        measured: list[tuple[str, Accuracy | Score]] = [*self.accuracy.items(), *self.scores.items()]
         rows += [
-            [f"accuracy {STAGES[stage]}", *_in_column(stage, f"{100 * accuracy.top1:.2f}%"), "", "", ""]
-            for stage, accuracy in self.accuracy.items()
+            [f"{found.name} {STAGES[stage]}", *_in_column(stage, found.shown), "", "", ""] for stage, found in measured
         ]
         if self.agreement is not None:
             rows.append(["agreement right after conversion", "", f"{100 * self.agreement:.2f}%", "", "", ""])
@@ -198,12 +200,15 @@ class Report(BaseModel):
 def compare(
     ghosted: Ghosted,
     latency: Comparison | None = None,
-    accuracy: Mapping[str, Accuracy] | None = None,
+    accuracy: Mapping[str, Accuracy | Score] | None = None,
     notes: Sequence[str] = (),
     agreement: float | None = None,
 ) -> Report:
-    """The report on a rewrite: its counts beside theory, with whatever was measured (``accuracy`` by stage)."""
+    """The report on a rewrite: its counts beside theory, with whatever was measured (``accuracy``, or the score of a
+    metric, by stage).
+    """
     before, after = ghosted.before, ghosted.after
+    measured = {stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy}
     layers = tuple(_layer(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, CGhostSwap))
     stages = tuple(_stage(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, GGhostSwap))
     whole = next((swap for swap in ghosted.plan.swaps if isinstance(swap, WidthSwap)), None)
@@ -218,7 +223,8 @@ def compare(
         after=after.cost,
         theory=_whole_theory(before, layers, stages, whole),
         latency=latency,
-        accuracy={stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy},
+        accuracy={stage: value for stage, value in measured.items() if isinstance(value, Accuracy)},
+        scores={stage: value for stage, value in measured.items() if isinstance(value, Score)},
         fit=ghosted.fit,
         agreement=agreement,
         notes=(*_observations(ghosted, latency), *_on_the_fit(ghosted.fit), *ghosted.notes, *notes),

@@ -69,6 +69,11 @@ class Data:
         return self.test.inputs
 
     @property
+    def has_classes(self) -> bool:
+        """Whether the labels are class numbers."""
+        return self.test.has_classes
+
+    @property
     def chosen_by(self) -> str:
         """What an epoch is chosen by, as in ``143 images held out of train``; empty where there is nothing."""
         return f"{len(self.held):,} images {self.held_from}" if self.held is not None else ""

@@ -18,6 +18,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,13 @@ class UserSamples(Images):
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """Of the first input."""
         return self.given[0].shape
+
+    @cached_property
+    def has_classes(self) -> bool:
+        """As the first label tells."""
+        labels = self.batch([0])[1]
+        whole = isinstance(labels, Tensor) and not labels.is_floating_point() and not labels.is_complex()
+        return whole and labels.shape == (1,)
 
     @property
     def structured(self) -> bool:

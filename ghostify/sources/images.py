@@ -90,6 +90,11 @@ class Images(Dataset[tuple[Tensor, int]], ABC):
         return (InputSpec(self.shape),)
 
     @property
+    def has_classes(self) -> bool:
+        """Whether its labels are class numbers."""
+        return True
+
+    @property
     def structured(self) -> bool:
         """Whether a batch may be anything else than a tensor of images and one of labels."""
         return False

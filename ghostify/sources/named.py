@@ -14,7 +14,16 @@ from ghostify.errors import GhostifyError, did_you_mean
 
 
 def find_function(source: str, kinds: Iterable[str], error: type[GhostifyError]) -> Callable[..., Any]:
-    """The function behind ``package.module:function``, found among installed packages and in the current folder.
+    """The function behind ``package.module:function``; ``kinds`` and ``error`` as for ``find_object``."""
+    function = find_object(source, kinds, error)
+    if not callable(function):
+        name = source.partition(":")[2]
+        raise error(f"{source!r}: {name!r} is a {type(function).__name__}, not a function that can be called.")
+    return function
+
+
+def find_object(source: str, kinds: Iterable[str], error: type[GhostifyError]) -> Any:
+    """What stands behind ``package.module:function``, found among installed packages and in the current folder.
 
     ``kinds`` are the prefixes a mistyped ``source`` may have meant.  Raises ``error`` when there is no such function.
     """
@@ -24,8 +33,6 @@ def find_function(source: str, kinds: Iterable[str], error: type[GhostifyError])
     if function is None:
         known = (other for other in vars(module) if callable(getattr(module, other)))
         raise error(f"{source!r}: module {place!r} has no function {name!r}.{did_you_mean(name, known)}")
-    if not callable(function):
-        raise error(f"{source!r}: {name!r} is a {type(function).__name__}, not a function that can be called.")
     return function
 
 
