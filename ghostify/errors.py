@@ -13,6 +13,9 @@ from collections.abc import Iterable
 class GhostifyError(Exception):
     """Base of all errors this package raises on purpose: a single line made for a person."""
 
+    key: str = ""
+    """The setting at fault, as in ``ghost.s``, where one is."""
+
 
 class RecipeError(GhostifyError):
     """A recipe or a setting is unknown, malformed or out of range."""
@@ -52,6 +55,7 @@ class RunError(GhostifyError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest of ``known`` names other than it, or an empty string when none is near."""
-    others = (one for one in known if one != name)
-    near = difflib.get_close_matches(name, list(others), n=1, cutoff=0.6)
+    others = [one for one in known if one != name]
+    near = [one for one in others if one.lower() == name.lower()]
+    near = near or difflib.get_close_matches(name, others, n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

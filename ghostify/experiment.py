@@ -40,7 +40,7 @@ from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
 from ghostify.running import evaluating
 from ghostify.saving import CHECKPOINTS, is_run, load, load_original, read_run, save
-from ghostify.sources import Data, build_model, load_data, load_sample, model_inputs, sample_inputs
+from ghostify.sources import Data, build_model, load_data, load_sample, model_inputs, require_form, sample_inputs
 from ghostify.tracing import Traced, call_arguments
 
 _UNCOMPARED = "there is no --metric to compare epochs by"
@@ -300,6 +300,12 @@ class Subject:
         )
 
 
+def require_source(model: ModelSettings) -> None:
+    """Refuse, before a run folder is made, what names no network.  Raises ``ModelError``."""
+    if not is_run(model.source):
+        require_form(model.source)
+
+
 def prepare(
     model: ModelSettings, data: DataSettings | None = None, seed: int = 0, sample: DataSettings | None = None
 ) -> Subject:
@@ -309,7 +315,7 @@ def prepare(
     the network takes.
     """
     torch.manual_seed(seed)
-    if is_run(model.source) or (":" not in model.source and "/" in model.source):
+    if is_run(model.source):
         run = load(model.source)
         inputs, settings = _inputs_of(run, model), read_run(model.source).model or model
         return Subject(run.module, _example(inputs, seed), load_data(data, inputs) if data else None, settings, run)

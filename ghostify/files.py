@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -91,3 +92,14 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def near_path(path: Path) -> str:
+    """`` Did you mean 'x'?`` for the file or folder beside a missing ``path`` whose name, endings aside, is nearest."""
+    try:
+        beside = [other for other in path.parent.iterdir() if other.name != path.name]
+    except OSError:
+        return ""
+    near = get_close_matches(path.stem, [other.stem for other in beside], n=1)
+    found = next((other for other in beside if near and other.stem == near[0]), None)
+    return f" Did you mean {str(found)!r}?" if found else ""

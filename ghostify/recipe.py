@@ -5,18 +5,19 @@ An unknown key is an error, never ignored.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
-from ghostify.errors import GhostifyError, RecipeError, did_you_mean
+from ghostify.errors import RecipeError, did_you_mean
+from ghostify.files import near_path
 from ghostify.inputs import GRAMMAR, settled_inputs
-
-_Model = TypeVar("_Model", bound=BaseModel)
+from ghostify.settings import Settings, models_in
+from ghostify.settings import make_settings as make_settings
+from ghostify.settings import read_yaml as read_yaml
+from ghostify.settings import validated as validated
 
 Role = Literal["body", "stem", "depthwise", "pooled", "classifier", "channels-last"]
 Parts = Literal["linear", "norm-act"]
@@ -41,7 +42,8 @@ def _known_pointwise(value: Any) -> Any:
     """One message for a union, which would tell what is wrong with each of its parts."""
     if value in ("none", "auto", "full") or (str(value).isdecimal() and int(value) >= 1):
         return value
-    raise ValueError("it must be none, auto, full or a rank of 1 or more")
+    hint = did_you_mean(str(value), ("none", "auto", "full"))
+    raise ValueError(f"it must be none, auto, full or a rank of 1 or more{hint and '.'}{hint}")
 
 
 Pointwise = Annotated[
@@ -61,23 +63,6 @@ def _settled_inputs(value: Any) -> Any:
         return settled_inputs(value)
     except ValueError as problem:
         raise ValueError(f"{problem}; write {GRAMMAR}") from None
-
-
-class Settings(BaseModel):
-    """A group of settings: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    word: ClassVar[str] = ""
-    """The setting that is meant where one word is given in place of all of them."""
-
-    def __new__(cls, **values: Any) -> Self:
-        """Say in one line what is wrong in ``FitSettings(how="dta")``; pydantic itself calls without values."""
-        if values:
-            validated(cls, values, cls.__name__)
-        return super().__new__(cls)
-
-
-_Settings = TypeVar("_Settings", bound=Settings)
 
 
 class StageForm(Settings):
@@ -169,7 +154,7 @@ class GhostSettings(StageForm):
     ] = 0.75
     round_to: Annotated[int, Field(ge=1, description="thinner widths are multiples of this")] = 8
     rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down")] = "nearest"
-    set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}
+    set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}  # noqa: RUF012 - pydantic copies it
 
     @field_validator("include", "exclude", "also", mode="before")
     @classmethod
@@ -192,7 +177,7 @@ class ModelSettings(Settings):
             "folder"
         ),
     ]
-    args: Annotated[dict[str, Any], Field(description="keyword arguments of the constructor")] = {}
+    args: Annotated[dict[str, Any], Field(description="keyword arguments of the constructor")] = {}  # noqa: RUF012 - pydantic copies it
     weights: Annotated[
         str | None, Field(description="a checkpoint file, or DEFAULT for the weights the source itself offers")
     ] = None
@@ -359,105 +344,16 @@ class Recipe(Settings):
     )
 
 
-def read_yaml(path: str | Path, error: type[GhostifyError], what: str) -> Any:
-    """The document in a YAML (or JSON) file, read with a safe loader.  ``error`` is raised when it cannot be."""
-    try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except FileNotFoundError:
-        raise error(f"{what} {str(path)!r} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"{what} {str(path)!r} cannot be read: {problem}.") from None
-    except yaml.YAMLError as problem:
-        where = f" at line {problem.problem_mark.line + 1}" if getattr(problem, "problem_mark", None) else ""  # type: ignore[attr-defined]
-        twice = f": {problem.problem}" if isinstance(problem, _RepeatedKey) else ""
-        raise error(f"{what} {str(path)!r} is not valid YAML{where}{twice}.") from None
-
-
-class _RepeatedKey(yaml.MarkedYAMLError):
-    """A mapping names a key twice."""
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, which would let the last of two equal keys win, refusing that."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (key.tag, key.value) in seen:
-                raise _RepeatedKey(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
-
-
-def validated(model: type[_Model], values: Any, where: str, error: type[GhostifyError] = RecipeError) -> _Model:
-    """``values`` as a ``model``; the first problem found becomes one line of ``error``, naming the key."""
-    if not isinstance(values, Mapping):
-        raise error(f"{where} must hold settings as 'key: value', not {type(values).__name__}.")
-    try:
-        return model.model_validate(values)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        loc = _without_tags(first["loc"])
-        key = ".".join(str(part) for part in loc) or "value"
-        if first["type"] == "union_tag_invalid":
-            tag, known = str(first["ctx"]["tag"]), first["ctx"]["expected_tags"].replace("'", "")
-            hint = did_you_mean(tag, known.split(", "))
-            raise error(f"{where}: {key}.rule = {tag!r}: it must be one of {known}.{hint}") from None
-        if first["type"] == "extra_forbidden":
-            hint = did_you_mean(str(first["loc"][-1]), known_keys(model))
-            raise error(f"{where}: unknown key {key!r}.{hint}") from None
-        if first["type"] == "missing":
-            raise error(f"{where}: key {key!r} is missing.") from None
-        hint = ""
-        if first["type"] == "literal_error":
-            hint = did_you_mean(str(first["input"]), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise error(f"{where}: {key} = {first['input']!r}: {message}.{hint}") from None
-
-
-def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
-    """The place of a value as its author knows it: pydantic puts the kind of a list's item behind its number."""
-    kinds = {"c-ghost", "g-ghost", "width"}
-    return [part for index, part in enumerate(loc) if not (index and isinstance(loc[index - 1], int) and part in kinds)]
-
-
-def make_settings(
-    model: type[_Settings], settings: _Settings | Mapping[str, Any] | str | None, changes: Mapping[str, Any]
-) -> _Settings:
-    """``settings`` (or the defaults) with ``changes`` laid over them, validated.  Raises ``RecipeError``.
-
-    They may be a dict, too, or the one word that such settings have (``"weights"`` of ``FitSettings``).
-    """
-    if isinstance(settings, model) and not changes:
-        return settings
-    if isinstance(settings, str) and model.word:
-        settings = {model.word: settings}
-    if isinstance(settings, model):
-        settings = settings.model_dump(exclude_unset=True)
-    if not (settings is None or isinstance(settings, Mapping)):
-        given = repr(settings) if isinstance(settings, (str, int, float)) else f"a {type(settings).__name__}"
-        raise RecipeError(f"Settings are {model.__name__}(…) or a dict of them, and {given} was given.")
-    return validated(model, {**(settings or {}), **changes}, "Settings")
-
-
 def meaning(key: str) -> tuple[str, Any]:
     """What a setting (``ghost.s``) means, as a sentence, and its default."""
     model: type[BaseModel] = Recipe
     *groups, name = key.split(".")
     for group in groups:
-        model = next(_models_in(model.model_fields[group].annotation))
+        model = next(models_in(model.model_fields[group].annotation))
     setting = model.model_fields[name]
     about = setting.description or name.replace("_", " ")
     default = None if setting.is_required() else setting.default
     return f"{about[0].upper()}{about[1:]}.", default
-
-
-def known_keys(model: type[BaseModel]) -> Iterator[str]:
-    """Every key name used anywhere inside ``model``."""
-    for name, info in model.model_fields.items():
-        yield name
-        for part in _models_in(info.annotation):
-            yield from known_keys(part)
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -490,7 +386,8 @@ def find_recipe(name: str) -> Path:
     if Path(name).suffix in (".yaml", ".yml", ".json") or Path(name).is_file():
         return Path(name)
     if name not in known:
-        raise RecipeError(f"Recipe {name!r} is neither a file nor one of ours.{did_you_mean(name, known)}")
+        near = did_you_mean(name, known) or near_path(Path(name))
+        raise RecipeError(f"Recipe {name!r} is neither a file nor one of ours.{near}")
     return known[name]
 
 
@@ -508,7 +405,7 @@ def _is_setting(model: type[BaseModel], path: list[str]) -> bool:
     info = model.model_fields.get(path[0])
     if info is None or len(path) == 1:
         return info is not None
-    return any(_is_setting(part, path[1:]) for part in _models_in(info.annotation)) or "dict" in str(info.annotation)
+    return any(_is_setting(part, path[1:]) for part in models_in(info.annotation)) or "dict" in str(info.annotation)
 
 
 def _put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -525,13 +422,6 @@ def _put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def _copied(values: Any) -> Any:
     return {key: _copied(value) for key, value in values.items()} if isinstance(values, Mapping) else values
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _models_in(part)
 
 
 def _require_odd(d: int | None) -> int | None:

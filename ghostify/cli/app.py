@@ -221,7 +221,9 @@ def compress(
         _dry_run(settings, plan, as_json)
         return
     from ghostify.experiment import compress as run
+    from ghostify.experiment import require_source
 
+    require_source(settings.model)
     given = _read_plan(plan, resume)
     with run_folder(settings, output, resume, given, "compress") as folder:
         outcome = run(settings, folder, show.Watcher(quiet=as_json), given)
@@ -262,8 +264,9 @@ def finetune(
     settings = resumable(resume) if resume else options.recipe_of(recipe, set, **{"epochs": 1, **asked})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
-    from ghostify.experiment import train
+    from ghostify.experiment import require_source, train
 
+    require_source(settings.model)
     with run_folder(settings, output, resume, None, "finetune") as folder:
         outcome = train(settings, folder, show.Watcher(quiet=as_json))
     _show_outcome(outcome, as_json)
@@ -471,5 +474,7 @@ def _write_new(path: Path, text: str) -> None:
             file.write(text)
     except FileExistsError:
         raise PlanError(f"{str(path)!r} is there already and is not overwritten; choose another name.") from None
+    except FileNotFoundError:
+        raise PlanError(f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}.") from None
     except OSError as problem:
         raise PlanError(f"{str(path)!r} cannot be written: {problem.strerror}.") from None

@@ -194,7 +194,19 @@ def recipe_of(name: str | None, assignments: list[str] | None, **options: Any) -
         raise RecipeError("Which model? Give one, as in torchvision:resnet50, or a --recipe.")
     if not isinstance(values, dict):
         raise RecipeError(f"Recipe {name!r} must hold settings as 'key: value'.")
-    return make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
+    try:
+        return make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
+    except RecipeError as problem:
+        raise _of_option(problem, options) from None
+
+
+def _of_option(problem: RecipeError, options: Mapping[str, Any]) -> RecipeError:
+    """The problem under the name of the option that was typed, where it is that of one."""
+    typed = [name for name in options if name != "model" and f"{problem.key}.".startswith(f"{KEYS[name]}.")]
+    if not typed:
+        return problem
+    what = str(problem).partition(": ")[2]
+    return RecipeError(f"--{typed[0].replace('_', '-')}: {what}")
 
 
 def refuse_together(option: str, value: Any, others: Mapping[str, Any]) -> None:

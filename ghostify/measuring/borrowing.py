@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from itertools import chain
 from typing import Any
 
@@ -37,7 +38,7 @@ def place_for(model: nn.Module, device: Device | None) -> torch.device:
 def _why(device: Any, problem: BaseException) -> str:
     """torch's own words, but for a kind of device that it does not know, where they are a list of all it does."""
     kind = str(device).partition(":")[0]
-    if isinstance(problem, TypeError) or "Expected one of" in str(problem):
+    if isinstance(problem, TypeError) or re.search("Expected one of|Invalid device string", str(problem)):
         near = " Did you mean 'cuda'?" if kind.lower() == "gpu" else did_you_mean(kind, _KINDS)
         return f"there is no such kind; give cpu, cuda, cuda:1 or mps.{near}"
     return str(problem).strip().partition("\n")[0] or type(problem).__name__

@@ -14,7 +14,7 @@ from ghostify.errors import RunError
 from ghostify.files import Made
 from ghostify.planning import Plan
 from ghostify.recipe import Recipe, read_yaml, validated
-from ghostify.saving.runs import as_yaml, is_run, read_run, write_file, writing
+from ghostify.saving.runs import as_yaml, is_run, not_there, read_run, write_file, writing
 
 CHECKPOINTS = ("pretrain", "finetune")
 """Folders in a run folder that hold what an interrupted training goes on from."""
@@ -65,6 +65,8 @@ def note_request(claim: Claim, recipe: Recipe, given: Plan | None = None) -> Non
 def resumable(folder: Path) -> Recipe:
     """What an interrupted run was asked to do.  Raises ``RunError`` when there is nothing to go on with."""
     path = folder / "recipe.yaml"
+    if not folder.is_dir():
+        raise RunError(not_there(folder))
     if not path.is_file():
         raise RunError(f"{str(folder)!r} is no run folder to go on with: it has no recipe.yaml.")
     recipe = validated(Recipe, read_yaml(path, RunError, "Recipe"), f"Recipe {str(path)!r}", RunError)

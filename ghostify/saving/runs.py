@@ -29,8 +29,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from ghostify.arguments import as_path, given, instance, network, or_none, takes
-from ghostify.errors import GhostifyError, RunError, did_you_mean
-from ghostify.files import replacing, sha256, undone_on_failure
+from ghostify.errors import GhostifyError, RunError
+from ghostify.files import near_path, replacing, sha256, undone_on_failure
 from ghostify.fitting import Fit
 from ghostify.planning import read_plan
 from ghostify.recipe import ModelSettings, Recipe
@@ -197,8 +197,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     path = folder / RUN
     if not folder.is_dir():
-        siblings = [str(other) for other in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        raise RunError(f"Run folder {str(folder)!r} does not exist.{did_you_mean(str(folder), siblings)}")
+        raise RunError(not_there(folder))
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no finished run: it has no {RUN}.")
     run = _parsed(Run, path)
@@ -211,6 +210,13 @@ def read_report(folder: str | Path) -> Report:
     """The report of a run folder.  Raises ``RunError``."""
     folder = Path(folder)
     return _parsed(Report, _verified(folder, read_run(folder), "report.json"))
+
+
+def not_there(folder: Path) -> str:
+    """What to say of a run folder that is none."""
+    if folder.exists():
+        return f"{str(folder)!r} is a file, and a run folder is wanted."
+    return f"Run folder {str(folder)!r} does not exist.{near_path(folder)}"
 
 
 def is_run(path: str | Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ghostify.sources.data import Data, load_data
 from ghostify.sources.images import Images, Loader, data_error
-from ghostify.sources.models import build_model, input_shape, model_inputs
+from ghostify.sources.models import build_model, input_shape, model_inputs, require_form
 from ghostify.sources.samples import Sample, load_sample, sample_inputs
 from ghostify.sources.weights import load_weights
 
@@ -20,5 +20,6 @@ __all__ = [
     "load_data",
     "load_sample",
     "load_weights",
+    "require_form",
     "sample_inputs",
 ]

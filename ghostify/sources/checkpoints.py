@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ghostify.errors import WeightsError, did_you_mean
-from ghostify.sources.named import near_path
+from ghostify.files import near_path
 
 PICKLES = (b"P", b"\x80")  # how archives (PK) and bare pickles begin
 _NAMED = 4

@@ -13,6 +13,7 @@ from torch import Generator
 
 from ghostify.batches import Batch
 from ghostify.errors import DataError, did_you_mean
+from ghostify.files import near_path
 from ghostify.inputs import Inputs, described, parse_inputs
 from ghostify.recipe import DataSettings
 from ghostify.sources.decoding import read_image
@@ -32,7 +33,7 @@ from ghostify.sources.images import (
     in_batches,
     shuffled,
 )
-from ghostify.sources.named import near_path, one_line
+from ghostify.sources.named import one_line
 
 KINDS = ("digits", "folder", "cifar10", "fake")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

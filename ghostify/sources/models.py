@@ -11,12 +11,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ghostify import networks
 from ghostify.errors import ModelError, WeightsError, did_you_mean
+from ghostify.files import near_path
 from ghostify.ghosts import ghostnets
 from ghostify.inputs import Inputs, InputSpec, parse_inputs
 from ghostify.recipe import ModelSettings
@@ -39,10 +41,9 @@ def build_model(
     network cannot be found or built, and WeightsError when its weights cannot be had.
     """
     weights = settings.weights if pretrained else None
-    kind, _, name = settings.source.partition(":")
+    require_form(settings.source)
+    kind = settings.source.partition(":")[0]
     build = {"torchvision": _torchvision, "timm": _timm, "ghostify": _ghostify}.get(kind, _function)
-    if not name:
-        raise ModelError(_unknown_form(settings.source))
     model = build(settings.source, settings.args, weights == DEFAULT)
     if weights is not None and weights != DEFAULT:
         strict, allowed = settings.weights_strict, settings.weights_allow
@@ -166,8 +167,37 @@ def _refuse_default(source: str, trained: bool) -> None:
         )
 
 
+def require_form(source: str) -> None:
+    """Refuse what does not say where a network comes from.  Raises ``ModelError``."""
+    if source.partition(":")[2]:
+        return
+    path = Path(source)
+    if path.suffix == ".py":
+        module = ".".join(part for part in path.with_suffix("").parts if part != path.anchor)
+        raise ModelError(
+            f"Model {source!r} is a file of code; name the function in it that builds the network: {module}:NAME."
+        )
+    if source and path.is_file():
+        raise ModelError(
+            f"Model {source!r} is a file, not a network; weights go to --weights, behind the network that they are of: "
+            f"torchvision:NAME --weights {source}."
+        )
+    if source and path.is_dir():
+        raise ModelError(f"Model {source!r} is a folder without a finished run: it has no run.json.")
+    if len(path.parts) > 1:
+        raise ModelError(f"Run folder {source!r} does not exist.{near_path(path)}")
+    raise ModelError(_unknown_form(source))
+
+
 def _unknown_form(source: str) -> str:
     from torchvision import models
+
+    home, _, function = source.rpartition(".")
+    if source.endswith(":") and source != ":":
+        return f"Model {source!r} does not say which network; write its name behind the colon."
+    for module, name in ((source, "NAME"), (home, function)):
+        if module and Path(module.replace(".", "/")).with_suffix(".py").is_file():
+            return f"Model {source!r} names no function; write {module}:{name}."
 
     name = source.rstrip(":")
     known = [f"ghostify:{name}" for name in NETWORKS] + [f"torchvision:{name}" for name in models.list_models()]

@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,14 +40,6 @@ def one_line(problem: BaseException) -> str:
     text = " ".join(str(problem).split("\n\n")[0].split()).rstrip(".")
     clear = isinstance(problem, TypeError | ValueError | RuntimeError | ImportError) and " " in text
     return text if clear else f"{type(problem).__name__}: {text}" if text else type(problem).__name__
-
-
-def near_path(path: Path) -> str:
-    """`` Did you mean 'x'?`` for the file or folder beside a missing ``path`` whose name is nearest."""
-    try:
-        return did_you_mean(path.name, (other.name for other in path.parent.iterdir()))
-    except OSError:
-        return ""
 
 
 def _import(place: str, source: str, kinds: Iterable[str], error: type[GhostifyError]) -> ModuleType:

@@ -1,0 +1,110 @@
+"""What the command says to wrong words: which option, what it must be, which name is near."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from command import Cli, refused
+
+from ghostify.errors import did_you_mean
+from ghostify.files import near_path
+
+TINY = ("mine:tiny", "--input", "3,8,8")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["finetune", "runs/digits", "--data", "digits"], ["'runs/digits' does not exist"]),
+        (["finetune", "runs/othr", "--data", "digits"], ["does not exist", "Did you mean 'runs/other'"]),
+        (["compress", "runs/othr"], ["does not exist", "Did you mean 'runs/other'"]),
+        (["scan", "runs/othr"], ["does not exist", "Did you mean 'runs/other'"]),
+        (["eval", "runs/othr", "--data", "digits"], ["does not exist", "Did you mean 'runs/other'"]),
+        (["report", "runs/othr"], ["does not exist", "Did you mean 'runs/other'"]),
+        (["compress", "--resume", "runs/othr"], ["does not exist", "Did you mean 'runs/other'"]),
+        (["report", "mine.py"], ["'mine.py' is a file"]),
+        (["finetune", "pictures", "--data", "digits"], ["'pictures' is a folder", "no run.json"]),
+        (["scan", "./mine.py"], ["'./mine.py' is a file of code", "mine:NAME"]),
+        (["scan", "mine.py"], ["a file of code", "mine:NAME"]),
+        (["scan", "mine"], ["mine:NAME"]),
+        (["scan", "mine.tiny"], ["mine:tiny"]),
+        (["scan", "mine:"], ["'mine:'", "which network"]),
+        (["scan", "some.pt"], ["is a file, not a network", "--weights some.pt"]),
+        (["scan", "torchvision:"], ["which network"]),
+        (["scan", "torchvision:ResNet50"], ["Did you mean 'resnet50'"]),
+        (["scan", "ghostify:resnet20", "--weights", "smoe.pt"], ["Did you mean 'some.pt'"]),
+        (["scan", "--recipe", "mien.yml"], ["does not exist", "Did you mean 'mine.yaml'"]),
+        (["scan", "--recipe", "pictures"], ["neither a file nor"]),
+        (["scan", "--recipe", "sourceless.yaml"], ["'model.source' is missing", "torchvision:NAME"]),
+        (["scan", "--recipe", "modelless.yaml"], ["'model' is missing"]),
+        (["plan", *TINY, "--method", "c_ghost"], ["--method", "Did you mean 'c-ghost'"]),
+        (["plan", *TINY, "--method", "G-Ghost"], ["--method", "Did you mean 'g-ghost'"]),
+        (["compress", *TINY, "--fit", "dat"], ["--fit", "Did you mean 'data'"]),
+        (["compress", *TINY, "--device", "gpu"], ["'gpu'", "Did you mean 'cuda'"]),
+        (["compress", *TINY, "--device", "0"], ["'0'", "cuda:1"]),
+        (["plan", *TINY, "--pointwise", "ful"], ["--pointwise", "Did you mean 'full'"]),
+        (["plan", *TINY, "--preset", "cfar"], ["--preset", "Did you mean 'cifar'"]),
+        (["plan", *TINY, "--also", "steam"], ["--also", "Did you mean 'stem'"]),
+        (["plan", *TINY, "--also", "Stem"], ["--also", "Did you mean 'stem'"]),
+        (["compress", "mine:tiny", "--data", "fodler:x"], ["Did you mean 'folder'"]),
+        (["compress", *TINY, "--epochs", "-1"], ["--epochs", "-1", "0 or more"]),
+        (["compress", *TINY, "--lr", "0"], ["--lr", "more than 0"]),
+        (["compress", *TINY, "--ratio", "2"], ["--ratio", "less than 1"]),
+        (["compress", *TINY, "--s", "1"], ["--s", "2 or more"]),
+        (["compress", *TINY, "--batch-size", "8"], ["'data.source' is missing", "folder:PATH"]),
+        (["compress", *TINY, "--set", "s=4"], ["unknown key 's'", "Did you mean 'ghost.s'"]),
+        (["compress", *TINY, "--set", "epochs=4"], ["'epochs'", "finetune.epochs"]),
+        (["compress", *TINY, "--set", "ghost.s=x"], ["ghost.s = 'x'", "whole number"]),
+        (["compress", *TINY, "--set", "ghost.min_saving=low"], ["ghost.min_saving", "a number"]),
+        (["compress", *TINY, "--set", "ghost=3"], ["ghost", "key: value"]),
+        (["compress", *TINY, "--set", "fit.joint=maybe"], ["fit.joint", "true or false"]),
+        (["compress", *TINY, "--plan", "mien.yaml"], ["does not exist", "Did you mean 'mine.yaml'"]),
+        (["compress", *TINY, "--plan", "pictures"], ["'pictures' is a folder"]),
+        (["plan", *TINY, "-o", "no/such/plan.yaml"], ["there is no folder 'no/such'"]),
+    ],
+    ids=lambda value: " ".join(value)[:60],
+)
+def test_wrong_words_are_named_with_what_is_right(cli: Cli, args: list[str], words: list[str]) -> None:
+    for folder in ("runs/other", "pictures"):
+        Path(folder).mkdir(parents=True)
+    torch.save({}, "some.pt")
+    Path("mine.yaml").write_text("model: {source: 'mine:tiny'}\n")
+    Path("sourceless.yaml").write_text("model: {}\n")
+    Path("modelless.yaml").write_text("seed: 1\n")
+    before = sorted(Path().rglob("*"))
+    refused(cli(*args), *words)
+    assert [path for path in sorted(Path().rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["compres", "mine:tiny"], ["'compres'", "Did you mean 'compress'?", "ghostify --help"]),
+        (["recipes", "shw"], ["Did you mean 'show'?", "ghostify recipes --help"]),
+        (["compress", "mine:tiny", "--epoch", "3"], ["--epoch", "--epochs", "ghostify compress --help"]),
+        (["compress", "mine:tiny", "--seed", "x"], ["--seed", "integer", "ghostify compress --help"]),
+        (["compress", "mine:tiny", "--resume"], ["--resume", "argument"]),
+        (["scan", "one", "two"], ["two", "ghostify scan --help"]),
+        (["report"], ["run", "ghostify report --help"]),
+    ],
+    ids=lambda value: " ".join(value)[:60],
+)
+def test_a_command_that_cannot_be_parsed_is_one_line_too(cli: Cli, args: list[str], words: list[str]) -> None:
+    refused(cli(*args), *words, code=2)
+
+
+def test_a_name_is_never_suggested_for_itself() -> None:
+    assert did_you_mean("stem", ["stem"]) == ""
+    assert did_you_mean("Stem", ["stem", "steam"]) == " Did you mean 'stem'?"
+    assert did_you_mean("stem", ["stem", "stems"]) == " Did you mean 'stems'?"
+
+
+def test_only_what_lies_beside_a_path_is_suggested_for_it(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").touch()
+    (tmp_path / "z.yaml").touch()
+    assert near_path(tmp_path / "wieghts.pth") == f" Did you mean '{tmp_path / 'weights.pt'}'?"
+    assert near_path(tmp_path / "weights.pth") == f" Did you mean '{tmp_path / 'weights.pt'}'?"
+    assert near_path(tmp_path / "pln.yaml") == ""
+    assert near_path(tmp_path / "nowhere" / "weights.pt") == ""
