@@ -41,7 +41,7 @@ def read_yaml(path: str | Path, error: type[GhostifyError], what: str) -> Any:
     except FileNotFoundError:
         raise error(f"{what} {str(path)!r} does not exist.{near_path(Path(path))}") from None
     except IsADirectoryError:
-        raise error(f"{what} {str(path)!r} is a folder; name the file in it.") from None
+        raise error(f"{what} {str(path)!r} cannot be read, because it is a folder; name the file in it.") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{what} {str(path)!r} cannot be read: {problem}.") from None
     except yaml.YAMLError as problem:

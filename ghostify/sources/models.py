@@ -194,7 +194,7 @@ def _unknown_form(source: str) -> str:
 
     home, _, function = source.rpartition(".")
     if source.endswith(":") and source != ":":
-        return f"Model {source!r} does not say which network; write its name behind the colon."
+        return f"Model {source!r} does not say where the network comes from, because no name stands behind the colon."
     for module, name in ((source, "NAME"), (home, function)):
         if module and Path(module.replace(".", "/")).with_suffix(".py").is_file():
             return f"Model {source!r} names no function; write {module}:{name}."
