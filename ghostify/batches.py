@@ -58,10 +58,14 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 
 def move(batch: Batch, place: torch.device, floats: torch.dtype | None = None, non_blocking: bool = False) -> Batch:
-    """A batch at a device, its floating tensors in the dtype ``floats`` (None: as they are); whole numbers stay so."""
+    """A batch at a device, its floating tensors in the dtype ``floats`` (None: as they are); whole numbers stay so.
+
+    What was made in inference mode is copied, for it cannot be trained with.
+    """
 
     def moved(leaf: Tensor) -> Tensor:
         kind = floats if floats is not None and leaf.is_floating_point() else leaf.dtype
+        leaf = leaf.clone() if leaf.is_inference() else leaf
         return leaf.to(place, kind, non_blocking=non_blocking)
 
     return map_tensors(moved, batch)

@@ -13,12 +13,14 @@ from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.recipe import FitSettings, GhostSettings, make_settings
 from ghostify.rewriting import Ghosted, Parts, rehearse, rewrite, trace_parts
+from ghostify.running import undisturbed
 from ghostify.tracing import trace
 
 __all__ = ["Parts", "convert", "convert_parts"]
 
 
 @takes(model=network, example=example_input)
+@undisturbed()
 def convert(
     model: nn.Module,
     example: Any,
@@ -50,6 +52,7 @@ def convert(
 
 
 @takes(model=network, example=example_input)
+@undisturbed()
 def convert_parts(
     model: nn.Module, example: Any, ghost: GhostSettings | Mapping[str, Any] | str | None = None, **changes: Any
 ) -> Parts:

@@ -18,7 +18,7 @@ from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowab
 from ghostify.inputs import Inputs, InputSpec
 from ghostify.names import matches
 from ghostify.recipe import Role, Stream
-from ghostify.running import groups_of, is_conv, is_weighted, op_name, weight_node, weight_shape
+from ghostify.running import groups_of, is_conv, is_weighted, op_name, undisturbed, weight_node, weight_shape
 from ghostify.stages import Stage, find_stages, name_stage
 from ghostify.tables import Table, quantity
 from ghostify.tracing import Traced, trace
@@ -225,6 +225,7 @@ def _recorded_or_network(value: Any) -> Any:
 
 
 @takes(model=_recorded_or_network)
+@undisturbed()
 def scan(
     model: Traced | nn.Module,
     example: Any = None,

@@ -31,7 +31,7 @@ from ghostify.fitting.walking import Walk, batched
 from ghostify.names import prefixes
 from ghostify.planning import plan
 from ghostify.recipe import AnalysisSettings, make_settings
-from ghostify.running import evaluating
+from ghostify.running import evaluating, in_single_precision, undisturbed
 from ghostify.scanning import Scan, Site, scan
 from ghostify.stages import Stage
 from ghostify.tracing import Traced, trace
@@ -51,6 +51,8 @@ def _images(value: Any) -> Any:
 
 
 @takes(model=network, images=_images)
+@undisturbed()
+@in_single_precision()
 def analyze(
     model: nn.Module,
     images: Batch,

@@ -64,7 +64,7 @@ class Engine:
             return self._own_loss(self.own, images, move(labels, self.place, non_blocking=True)), 0
         with self._precision():
             outputs = class_scores(self._run(images))
-        labels = checked_labels(labels, outputs).to(self.place, non_blocking=True)
+        labels = move(checked_labels(labels, outputs), self.place, non_blocking=True)
         taught = self._taught(images)
         if taught is not None:
             require_same_classes(outputs, taught)

@@ -33,7 +33,7 @@ from ghostify.measuring.accuracy import images_and_labels, samples_in
 from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.recipe import TrainSettings, make_settings
 from ghostify.rewriting import Ghosted
-from ghostify.running import evaluating
+from ghostify.running import as_called, evaluating, undisturbed
 
 Measure = Callable[[nn.Module, Iterable[Any]], float]
 """How good a network in eval mode is on the batches of a loader: a number, larger is better."""
@@ -77,6 +77,8 @@ def top1(model: nn.Module, loader: Iterable[Any]) -> float:
 
 
 @takes(teacher=or_none(network))
+@undisturbed()
+@as_called()
 def finetune(
     model: nn.Module | Ghosted,
     data: TrainingData,

@@ -35,11 +35,13 @@ from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import FitSettings, make_settings
 from ghostify.rewriting import Choices, Ghosted, a_plan, a_recording, rewrite
 from ghostify.rules import CGhostSwap
-from ghostify.running import evaluating
+from ghostify.running import evaluating, in_single_precision, undisturbed
 from ghostify.tracing import Traced, call_arguments, trace
 
 
 @takes(traced=a_recording, plan=a_plan)
+@undisturbed()
+@in_single_precision()
 def rewrite_fitted(
     traced: Traced,
     plan: Plan,

@@ -24,6 +24,8 @@ class Origins:
     """By layer, the original's name for it and which of its outputs it makes (None: all)."""
     stages: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By G-Ghost stage, the modules of the original's block whose output the ghosts are of."""
+    ghosts: set[str] = field(default_factory=set)
+    """The layers that became C-Ghost modules; others may have been in the network before, and are made of layers."""
     roots: set[str] = field(default_factory=set)
     """The modules that hold everything that was replaced."""
 
@@ -37,6 +39,7 @@ def origins(traced: Traced, swaps: Sequence[Swap], module: nn.Module) -> Origins
     found = Origins()
     for swap in swaps:
         if isinstance(swap, CGhostSwap):
+            found.ghosts.add(swap.target)
             found.roots.add(swap.target)
         elif isinstance(swap, GGhostSwap):
             _of_stage(found, traced, swap, module)

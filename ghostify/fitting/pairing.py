@@ -47,8 +47,8 @@ class Matching:
         self.original, self.converted, self.root, self.origins = original, converted, root, origins
         self.twins = _calls(original)
         self.calls = _calls(converted)
-        self.ghosts = _named(root, CGhost)
-        self.stages = _named(root, GGhostStage)
+        self.ghosts = {name: part for name, part in _named(root, CGhost).items() if name in origins.ghosts}
+        self.stages = {name: part for name, part in _named(root, GGhostStage).items() if name in origins.stages}
         held = Counter(id(parameter) for part in root.modules() for parameter in part.parameters(recurse=False))
         self.tied = {parameter for parameter, times in held.items() if times > 1}
         self.skipped: dict[str, str] = {}

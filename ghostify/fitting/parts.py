@@ -26,13 +26,14 @@ from ghostify.planning import Plan
 from ghostify.recipe import FitSettings
 from ghostify.rewriting import Ghosted, Parts, TracedParts, rewrite, rewrite_parts
 from ghostify.rewriting.naming import entering
-from ghostify.running import evaluating
+from ghostify.running import evaluating, undisturbed
 from ghostify.tracing import Traced, cloned, one_example
 
 Watched = Callable[[str], AbstractContextManager[Told | None]]
 """By the name of a part, who is told how much of it is fitted."""
 
 
+@undisturbed()
 def rewrite_parts_fitted(
     recorded: TracedParts,
     plan: Plan,

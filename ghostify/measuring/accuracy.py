@@ -14,7 +14,7 @@ from ghostify.arguments import batches, network, takes
 from ghostify.batches import Batch, call, count, move
 from ghostify.errors import DataError, GhostifyError, ModelError
 from ghostify.measuring.borrowing import Device, on_device, place_for
-from ghostify.running import evaluating
+from ghostify.running import as_called, evaluating, undisturbed
 
 
 class Accuracy(BaseModel):
@@ -42,6 +42,8 @@ class Accuracy(BaseModel):
 
 
 @takes(model=network, loader=batches)
+@undisturbed()
+@as_called()
 def evaluate(
     model: nn.Module,
     loader: Iterable[Any],
@@ -76,6 +78,8 @@ def evaluate(
 
 
 @takes(model=network, reference=network, loader=batches)
+@undisturbed()
+@as_called()
 def agreement(model: nn.Module, reference: nn.Module, loader: Iterable[Any], *, device: Device | None = None) -> float:
     """Share (0 to 1) of images that both networks put in the same class.
 

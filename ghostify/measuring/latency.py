@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ghostify.errors import ModelError, RecipeError
 from ghostify.measuring.borrowing import Device, on_device, place_for
-from ghostify.running import evaluating
+from ghostify.running import as_called, evaluating, undisturbed
 
 Arguments = Tensor | tuple[Any, ...]
 
@@ -103,6 +103,8 @@ def latency(
     return {name: timings.latency(name) for name in models}
 
 
+@undisturbed()
+@as_called()
 def compare(
     before: nn.Module,
     after: nn.Module,

@@ -23,6 +23,7 @@ from ghostify.rewriting.naming import entered_by, of_part
 from ghostify.rewriting.recorded import NoParts, TracedParts, reason_of, run_told, trace_parts
 from ghostify.rewriting.rewrite import Ghosted, in_place, rehearse, replaced, rewrite, submodule, verify
 from ghostify.rules import Skip
+from ghostify.running import undisturbed
 from ghostify.tracing import Traced, recordable, trace
 
 
@@ -49,6 +50,7 @@ class Parts:
         )
 
 
+@undisturbed()
 def agreed(
     model: nn.Module, example: Any, wanted: GhostSettings | Plan, device: torch.device | None = None
 ) -> tuple[Traced | TracedParts, Plan]:
@@ -78,6 +80,7 @@ def agreed_in_parts(
     return recorded, plan.require_changes()
 
 
+@undisturbed()
 def rewrite_parts(
     recorded: TracedParts, plan: Plan, how: Callable[[str, Traced, Plan], Ghosted] | None = None
 ) -> Parts:

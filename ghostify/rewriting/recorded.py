@@ -28,6 +28,7 @@ from ghostify.recipe import GhostSettings
 from ghostify.rewriting.naming import left_by, named_in, of_part
 from ghostify.rewriting.rewrite import rehearsed
 from ghostify.rules import GGhostSwap, WidthSwap, g_ghost
+from ghostify.running import undisturbed
 from ghostify.scanning import Scan, Site, forms, scan
 from ghostify.tracing import Traced, call_arguments, qualified_names, recordable, trace
 
@@ -166,6 +167,7 @@ class TracedParts:
         return type(self.model).__name__
 
 
+@undisturbed()
 def trace_parts(model: nn.Module, example: Any, reason: str = "") -> TracedParts:
     """The largest parts of a model that can be recorded.  Raises ``TraceError`` when it does not run."""
     found = recordable(model, example)

@@ -22,6 +22,7 @@ from ghostify.names import overlap, within
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
+from ghostify.running import undisturbed
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, trace
 
@@ -66,6 +67,7 @@ a_plan = instance(
 
 
 @takes(traced=a_recording, plan=a_plan)
+@undisturbed()
 def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghosted:
     """A copy of the traced module with the plan's swaps made, checked against what the plan promised.
 
@@ -83,6 +85,7 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
     return Ghosted(module, plan, before, after)
 
 
+@undisturbed()
 def rehearse(traced: Traced, settings: GhostSettings, device: torch.device | None = None) -> Plan:
     """The plan that settings propose for a network, after its stages were built once.
 

@@ -15,6 +15,7 @@ from ghostify.running.agreement import (
     coarsest,
     fingerprint,
 )
+from ghostify.running.ambient import as_called, in_single_precision, undisturbed
 from ghostify.running.attempt import Failed, attempt, one_line
 from ghostify.running.modes import evaluating, frozen_parts, modes_kept, quiet, seed, training
 from ghostify.running.node import run_node
@@ -50,6 +51,9 @@ __all__ = [
     "Tolerance",
     "agree",
     "attempt",
+    "as_called",
+    "in_single_precision",
+    "undisturbed",
     "coarsest",
     "current_regions",
     "evaluating",

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import fx
 
+from ghostify.running.ambient import as_called
 from ghostify.running.operations import Layers
 from ghostify.running.regions import within_regions
 
 
 def run_node(layers: Layers, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a ``call_...`` node gives for these arguments, with autocast and gradients as they were where it ran."""
-    with within_regions(node):
+    with within_regions(node), as_called():
         if node.op == "call_module":
             return layers.leaf(node)(*args, **kwargs)
         if node.op == "call_method":

@@ -36,6 +36,7 @@ from ghostify.planning import read_plan
 from ghostify.recipe import ModelSettings, Recipe
 from ghostify.reporting import Report
 from ghostify.rewriting import Ghosted, rebuilt, rewritten
+from ghostify.running import undisturbed
 from ghostify.saving.environment import describe_environment
 from ghostify.scanning import Scan
 from ghostify.sources import build_model
@@ -91,6 +92,7 @@ def _source(value: Any) -> ModelSettings:
     report=or_none(instance(Report, maker="ghostify.compare(ghosted)", error=RunError)),
     original=or_none(network),
 )
+@undisturbed()
 def save(
     ghosted: Ghosted,
     folder: str | Path,
@@ -151,6 +153,7 @@ def save(
 
 
 @takes(folder=as_path("runs/mine", RunError), model=or_none(network))
+@undisturbed()
 def load(folder: str | Path, model: nn.Module | None = None, example: Any = None) -> Ghosted:
     """The rewritten module of a run folder, on the CPU in eval mode, with bit-equal outputs to the one saved.
 

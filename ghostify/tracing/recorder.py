@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ghostify.errors import TraceError
 from ghostify.running import (
+    as_called,
     current_regions,
     fingerprint,
     function_name,
@@ -50,7 +51,7 @@ def record(
     recorder.placeholders((args, kwargs))
     try:
         seed()
-        with recorder.active():
+        with as_called(), recorder.active():
             output = private(*args, **kwargs)
         recorder.finish(output)
     except (TraceError, WritesParameter):

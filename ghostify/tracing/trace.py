@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ghostify.arguments import example_input, network, takes
-from ghostify.running import quiet
+from ghostify.running import quiet, undisturbed
 from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import qualified_names
 from ghostify.tracing.recorder import Recorder, WritesParameter, record
@@ -19,6 +19,7 @@ from ghostify.tracing.values import call_arguments
 
 
 @takes(module=network, example=example_input)
+@undisturbed()
 def trace(module: nn.Module, example: Any, *, verify: bool = True) -> Traced:
     """Record one run of a copy of ``module`` on ``example``, in eval mode, and ``verify`` it by replay.
 
