@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ghostify.glossary import explained
+
 
 @dataclass
 class Table:
@@ -18,12 +20,18 @@ class Table:
     def aligns_left(self, index: int) -> bool:
         return index == 0 or self.columns[index] in self.left
 
+    @property
+    def words(self) -> str:
+        """What the short words in it mean, for who meets them for the first time."""
+        found = explained(self.columns, self.rows)
+        return f"In this table:\n{found}" if found else ""
+
     def __str__(self) -> str:
         lines = [self.columns, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         rule = "  ".join("-" * width for width in widths)
         text = [self._line(line, widths) for line in lines]
-        parts = [self.title, text[0], rule, *text[1:], self.note]
+        parts = [self.title, text[0], rule, *text[1:], self.note, self.words]
         return "\n".join(part for part in parts if part)
 
     def _line(self, cells: list[str], widths: list[int]) -> str:

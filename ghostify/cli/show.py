@@ -56,7 +56,7 @@ def table(value: Table) -> None:
         line(f"{value}\n")
         return
     drawn = RichTable(title=escape(value.title), title_justify="left", title_style="bold", caption_justify="left")
-    drawn.caption = escape(value.note) or None
+    drawn.caption = escape("\n".join(filter(None, (value.note, value.words)))) or None
     for index, column in enumerate(value.columns):
         drawn.add_column(escape(column), justify="left" if value.aligns_left(index) else "right", overflow="fold")
     for row in value.rows:

@@ -146,8 +146,8 @@ def _priced(site: Site, swap: CGhostSwap, settings: GhostSettings) -> CGhostSwap
         reason = f"would cost more as a ghost (s = {swap.s}, d = {swap.d}{pointwise}) than it does now"
     else:
         reason = (
-            f"would save {saving:.1f} MACs per element a ghost moves more, too few to be faster "
-            f"(min_saving is {settings.min_saving:g})"
+            f"would save {saving:.1f} multiply-adds (MACs) for each number more that a ghost reads or writes, too few "
+            f"to be faster (min_saving is {settings.min_saving:g})"
         )
     return Skip(target=site.name, reason=reason)
 
