@@ -39,7 +39,7 @@ from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
 from ghostify.running import evaluating
-from ghostify.saving import CHECKPOINTS, is_run, load, load_original, read_run, save
+from ghostify.saving import CHECKPOINTS, Blank, is_run, load, load_original, read_run, rehearse, require_own_run, save
 from ghostify.sources import Data, build_model, load_data, load_sample, model_inputs, require_form, sample_inputs
 from ghostify.tracing import Traced, call_arguments
 
@@ -94,6 +94,7 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     job = _Job.of(recipe, folder, watcher)
     recorded, plan = job.planned(given)  # a plan that cannot be carried out is told before any training
     job.require_measurable()
+    job.rehearse(plan)
     if job.recipe.pretrain and job.recipe.pretrain.epochs:
         watcher.say(f"Training the original network for {job.recipe.pretrain.epochs} epochs")
         job.train(job.subject.model, job.recipe.pretrain, "pretrain", teacher=None)
@@ -109,7 +110,7 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     )
     accuracy = job.accuracies(original=job.subject.model, converted=ghosted.module)
     agreed_on = job.agreement(ghosted.module)
-    kept = job.subject.model if recipe.pretrain else None
+    kept = job.subject.model if recipe.pretrain and not job.subject.run else None
     outcome = job.save(ghosted, accuracy, "converted", latency, kept, agreed_on)
 
     if recipe.finetune and recipe.finetune.epochs:
@@ -131,6 +132,7 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     ghosted = job.as_it_is()
     job.settle_rate(fitted=ghosted.fit is not None)
     job.require_measurable()
+    job.rehearse(ghosted.plan)
     accuracy = job.accuracies(**{"converted" if ghosted.plan.swaps else "original": ghosted.module})
     job.finetune(ghosted, teacher)
     accuracy |= job.accuracies(finetuned=ghosted.module)
@@ -391,6 +393,8 @@ class _Job:
     """What training lowers in place of the cross entropy."""
     verdicts: list[str] = field(default_factory=list)
     """Which epoch of each training was kept, in sentences."""
+    blank: Blank | None = None
+    """What the run is read back into when it is saved."""
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> _Job:
@@ -408,6 +412,20 @@ class _Job:
         for note in subject.notes:
             watcher.say(note)
         return cls(recipe, folder, watcher, subject, place, metric, loss)
+
+    def rehearse(self, plan: Plan) -> None:
+        """Find out before the long work whether the run could be saved and would come back."""
+        require_own_run(self.folder, self.recipe)
+        subject = self.subject
+        whole = self._with_earlier_swaps(plan)
+        self.blank = rehearse(subject.settings, whole, subject.model, subject.example, self.folder, subject.run is None)
+
+    def _with_earlier_swaps(self, plan: Plan) -> Plan:
+        """What rebuilds the network from its first source: the swaps of the run it came from, and the new ones."""
+        earlier = self.subject.run
+        if earlier is None or plan is earlier.plan:
+            return plan
+        return plan.model_copy(update={"swaps": (*earlier.plan.swaps, *plan.swaps)})
 
     def planned(self, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
         return _planned(self.subject, self.recipe, given)
@@ -536,8 +554,9 @@ class _Job:
         agreement: float | None = None,
     ) -> Outcome:
         report = compare(ghosted, latency, accuracy, self._notes(), agreement)
+        whole = replace(ghosted, plan=self._with_earlier_swaps(ghosted.plan))
         save(
-            _with_earlier_swaps(ghosted, self.subject.run),
+            whole,
             self.folder,
             model=self.subject.settings,
             recipe=self.recipe,
@@ -545,6 +564,8 @@ class _Job:
             original=original,
             state=state,
             environment={"seed": self.recipe.seed, "device": str(self.place)},
+            overwrite=state == "converted",  # of this very run, before it was stopped: others were refused at once
+            blank=self.blank,
         )
         return Outcome(ghosted, report, self.folder)
 
@@ -579,11 +600,3 @@ def _counted(watcher: Watcher, part: str = "", title: str = "Fitting layers") ->
             counters[0](done)
 
         yield told
-
-
-def _with_earlier_swaps(ghosted: Ghosted, earlier: Ghosted | None) -> Ghosted:
-    """What rebuilds the network from its first source: the swaps of the run it came from, and the new ones."""
-    if earlier is None or earlier is ghosted:
-        return ghosted
-    both = ghosted.plan.model_copy(update={"swaps": (*earlier.plan.swaps, *ghosted.plan.swaps)})
-    return replace(ghosted, plan=both)

@@ -19,13 +19,12 @@ def replacing(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.name}.partial")
     try:
         yield new
-        with new.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(new)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # the rename itself; some systems cannot open a folder
-        _flush_folder(path.parent)
+        flush(path.parent)
 
 
 class Made:
@@ -47,6 +46,10 @@ class Made:
             with contextlib.nullcontext() if one == path else contextlib.suppress(FileExistsError):
                 one.mkdir()
                 self._folders.append(one)
+
+    def holds(self, folder: Path) -> bool:
+        """Whether this call made a folder."""
+        return folder in self._folders
 
     def file(self, path: Path) -> None:
         """Note a file that was just written."""
@@ -74,6 +77,15 @@ def undone_on_failure() -> Iterator[Made]:
         raise
 
 
+def flush(path: Path) -> None:
+    """Have what was written to a file or folder on the disk.  Raises ``OSError``."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file's content."""
     with path.open("rb") as file:
@@ -84,14 +96,6 @@ def _identity(path: Path) -> tuple[int, ...]:
     """What changes whenever a file is written to or replaced."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def near_path(path: Path) -> str:

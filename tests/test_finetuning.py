@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError
 from ghostify.finetuning import History, finetune, has_checkpoint, learning_rate, load_checkpoint
-from ghostify.finetuning.engine import make_optimizer, random_states_kept, seed_epoch
+from ghostify.finetuning.engine import make_optimizer, seed_epoch
 from ghostify.measuring import agreement, evaluate
 from ghostify.measuring.latency import pinned_threads
 from ghostify.recipe import TrainSettings
+from ghostify.running import random_states_kept
 
 
 @pytest.fixture(autouse=True, scope="module")

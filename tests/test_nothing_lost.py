@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +21,8 @@ from typer.testing import CliRunner, Result
 from ghostify import experiment
 from ghostify.cli.app import app
 from ghostify.cli.runs import RunInterrupted
-from ghostify.errors import GhostifyError
+from ghostify.errors import GhostifyError, RunError
+from ghostify.saving import installing, locked, runs
 
 TINY = """
 from torch import nn
@@ -81,9 +90,7 @@ def test_a_finished_run_leaves_foreign_files_beside_its_checkpoints(cli: Cli) ->
     before = users_folder(Path("exp"), RECIPE)
     assert cli("compress", "--resume", "exp").exit_code == 0
     after = contents(Path("exp"))
-    assert {name: after.get(name) for name in before if name != "recipe.yaml"} == {
-        name: content for name, content in before.items() if name != "recipe.yaml"
-    }
+    assert {name: after.get(name) for name in before} == before
     assert not list(Path("exp").rglob("state*.safetensors"))
 
 
@@ -126,6 +133,295 @@ def test_an_interrupted_run_says_how_to_go_on(cli: Cli, monkeypatch: pytest.Monk
     assert isinstance(result.exception, RunInterrupted)
     assert "ghostify compress --resume new/run" in str(result.exception)
     assert cli("compress", "--resume", "new/run").exit_code == 0
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the signal is afterwards dealt with as it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(experiment, "prepare", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    result = cli(*VERBS["compress"])
+    assert isinstance(result.exception, RunInterrupted)
+    assert "ghostify compress --resume new/run" in str(result.exception)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# -- going on --------------------------------------------------------------------------------------------------
+
+
+def interrupted(cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A run of a verb, stopped at once; what its folder holds."""
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "prepare", failing(KeyboardInterrupt()))
+        assert isinstance(cli(*VERBS[verb]).exception, RunInterrupted)
+    return contents(Path("new/run"))
+
+
+@pytest.mark.parametrize(("verb", "other"), [("compress", "finetune"), ("finetune", "compress")])
+def test_only_the_verb_that_began_a_run_goes_on_with_it(
+    cli: Cli, verb: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = interrupted(cli, verb, monkeypatch)
+    problem = cli(other, "--resume", "new/run").exception
+    assert isinstance(problem, RunError) and f"ghostify {verb} --resume new/run" in str(problem)
+    assert contents(Path("new/run")) == before
+    assert cli(verb, "--resume", "new/run").exit_code == 0
+
+
+def test_a_run_of_an_earlier_version_tells_its_verb_by_what_it_left(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(cli, "compress", monkeypatch)
+    Path("new/run/request.json").unlink()
+    Path("new/run/pretrain").mkdir()
+    problem = cli("finetune", "--resume", "new/run").exception
+    assert isinstance(problem, RunError) and "ghostify compress --resume new/run" in str(problem)
+
+
+@pytest.mark.parametrize("verb", ["compress", "finetune"])
+def test_a_run_goes_on_where_its_code_and_images_are_found(
+    cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = interrupted(cli, verb, monkeypatch)
+    Path("away").mkdir()
+    monkeypatch.chdir("away")
+    problem = cli(verb, "--resume", "../new/run").exception
+    assert isinstance(problem, RunError) and "'tiny_net:tiny'" in str(problem)
+    assert f"cd {tmp_path}; ghostify {verb} --resume {tmp_path / 'new' / 'run'}" in str(problem)
+    assert contents(Path("../new/run")) == before
+
+
+@pytest.mark.parametrize("verb", ["compress", "finetune"])
+def test_two_processes_do_not_go_on_with_one_folder(cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process is in it; once that is dead, however it died, one can go on."""
+    before = interrupted(cli, verb, monkeypatch)
+    script = (
+        "import time; from pathlib import Path; from ghostify.saving import locked\n"
+        "with locked(Path('new/run')): print('in', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "in\n"
+        problem = cli(verb, "--resume", "new/run").exception
+        assert isinstance(problem, RunError) and "'new/run' is in use by another process" in str(problem)
+        assert contents(Path("new/run")) == before
+        holder.kill()
+    assert cli(verb, "--resume", "new/run").exit_code == 0
+
+
+def test_processes_that_load_images_do_not_hold_the_lock(tmp_path: Path) -> None:
+    """They may live on for a moment after the process that began them was killed."""
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_folder_with_a_foreign_file_of_a_runs_name_is_refused_before_the_work(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = users_folder(Path("exp"), RECIPE)
+    Path("exp/plan.yaml").write_text("my own plan")
+    monkeypatch.setattr(experiment, "rewrite_fitted", failing(AssertionError("too late")))
+    problem = cli("compress", "--resume", "exp").exception
+    assert isinstance(problem, RunError) and "exp/plan.yaml" in str(problem)
+    assert contents(Path("exp")) == {**before, "plan.yaml": b"my own plan"}
+
+
+def test_a_network_that_would_not_come_back_is_refused_before_the_work(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("luck_net.py").write_text(LUCK)
+    monkeypatch.setattr(experiment, "rewrite_fitted", failing(AssertionError("too late")))
+    args = ("--input", "3,8,8", "--data", "fake", "--method", "width", "--width", "0.5", "-o", "new/run")
+    problem = cli("compress", "luck_net:build", *args).exception
+    assert isinstance(problem, RunError) and "The run would not come back" in str(problem)
+    assert not Path("new").exists()
+
+
+LUCK = """
+from torch import nn
+
+calls = []
+
+def build():
+    calls.append(1)
+    middle = 32 if len(calls) == 1 else 24
+    convs = (nn.Conv2d(3, middle, 3, padding=1), nn.ReLU(), nn.Conv2d(middle, 32, 3, padding=1))
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+"""
+
+
+# -- injected failures -----------------------------------------------------------------------------------------
+
+CHAPTERS: dict[str, tuple[Any, str]] = {
+    "prepare": (experiment, "prepare"),
+    "plan": (experiment, "agreed"),
+    "rehearse": (experiment, "rehearse"),
+    "fit": (experiment, "rewrite_fitted"),
+    "test": (experiment, "evaluate"),
+    "report": (experiment, "compare"),
+    "train": (experiment, "finetune"),
+    "save": (experiment, "save"),
+    "weights": (runs, "write_weights"),
+    "read back": (runs.blanks, "require_readable"),
+    "install": (installing.Installation, "add"),
+    "commit": (installing.Installation, "commit"),
+    "rename": (Path, "replace"),
+    "flush": (installing, "flush"),
+    "clear": (experiment, "remove_checkpoint"),
+}
+PROBLEMS: dict[str, Callable[[], BaseException]] = {
+    "ours": lambda: GhostifyError("no"),
+    "a defect": lambda: ValueError("a defect"),
+    "full disk": lambda: OSError(28, "No space left on device"),
+    "Ctrl-C": KeyboardInterrupt,
+    "memory": MemoryError,
+}
+INJECTED = random.Random(20).sample([*product(CHAPTERS, PROBLEMS, ("compress", "finetune"), (False, True))], 32)
+
+
+@pytest.mark.parametrize(("chapter", "problem", "verb", "resume"), INJECTED, ids=lambda value: str(value))
+def test_files_of_the_user_survive_a_failure_anywhere(
+    cli: Cli, chapter: str, problem: str, verb: str, resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder to go on with, and in a new one that they were put into while the run went on.
+
+    What is there afterwards can be gone on with, or is gone, unless it is the user's.
+    """
+    folder = Path("exp") if resume else Path("new/run")
+    theirs = users_folder(folder, RECIPE) if resume else {}
+    with monkeypatch.context() as patched:
+        if not resume:
+            theirs = {"notes.txt": b"precious", "finetune/thoughts.txt": b"precious, too"}
+            patched.setattr(experiment, "pick_device", first_writing(folder, theirs, experiment.pick_device))
+        holder, name = CHAPTERS[chapter]
+        # a folder is not written to for the first time here, which the tests above do
+        patched.setattr(holder, name, failing_sometimes(getattr(holder, name), PROBLEMS[problem], chapter))
+        args = (verb, "--resume", "exp") if resume else (*VERBS[verb], "--epochs", "1", *QUICK)
+        result = cli(*args)
+    after = contents(folder)
+    assert {name: after.get(name) for name in theirs} == theirs
+    if result.exit_code and (folder / "recipe.yaml").is_file():
+        again = cli(verb, "--resume", str(folder))
+        assert again.exit_code == 0 or "finished already" in str(again.exception), again.exception
+        after = contents(folder)
+        assert {name: after.get(name) for name in theirs} == theirs
+
+
+QUICK = ("--set", "data.limit=16", "--batch-size", "8", "--set", "finetune.warmup=0")
+
+
+def first_writing(folder: Path, files: dict[str, bytes], then: Callable[..., Any]) -> Callable[..., Any]:
+    """What a person does while a run goes on, and then what it would have done."""
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        return then(*args, **kwargs)
+
+    return write
+
+
+def failing_sometimes(real: Callable[..., Any], problem: Callable[[], BaseException], chapter: str) -> Any:
+    """Fails at one of its calls: the first, but where files are moved or flushed, one in the middle of it."""
+    calls = iter(range(1000))
+    at = {"rename": 9, "flush": 3, "install": 2}.get(chapter, 0)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == at:
+            raise problem()
+        return real(*args, **kwargs)
+
+    return fail
+
+
+def start(*args: str, folder: Path) -> subprocess.Popen[str]:
+    """The command as a process of its own that Ctrl-C reaches, with one thread."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "ghostify", *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, text=True, env=environment, preexec_fn=listen, **pipes)
+
+
+LONG = RECIPE.replace("epochs: 1", "epochs: 3")
+SIGNALS = [
+    ("SIGTERM", "Network", False),
+    ("SIGTERM", "epoch 1", True),
+    ("SIGINT", "Fitting", True),
+    ("SIGKILL", "Fine-tuning", False),
+    ("SIGKILL", "epoch 2", True),
+]
+
+
+@pytest.mark.parametrize(("name", "at", "resume"), SIGNALS)
+def test_files_of_the_user_survive_every_signal(tmp_path: Path, name: str, at: str, resume: bool) -> None:
+    """And the run can be gone on with; where the process could still say something, it said how."""
+    (tmp_path / "tiny_net.py").write_text(TINY)
+    theirs = users_folder(tmp_path / "exp", LONG)
+    (tmp_path / "recipe.yaml").write_text(LONG)
+    args = ("--resume", "exp") if resume else ("--recipe", "recipe.yaml", "-o", "new")
+    folder = tmp_path / ("exp" if resume else "new")
+    said = []
+    with start("compress", *args, folder=tmp_path) as process:
+        assert process.stderr
+        for line in process.stderr:
+            said.append(line)
+            if at in line:
+                if not resume:
+                    (folder / "notes.txt").write_text("precious")
+                process.send_signal(getattr(signal, name))
+    assert any(at in line for line in said), said
+    if name == "SIGKILL":
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130 and f"--resume {folder.name}" in said[-1]
+    with start("compress", "--resume", folder.name, folder=tmp_path) as again:
+        _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    after = contents(folder)
+    wanted = theirs if resume else {"notes.txt": b"precious"}
+    assert {key: after.get(key) for key in wanted} == wanted
+    assert not [key for key in after if Path(key).name.startswith(".") or "state" in key]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A folder on a disk of so many kilobytes of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = []
+
+    def mount(size: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small disk cannot be mounted here")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for one in mounted:
+        subprocess.run(["umount", "-l", str(one)], check=True)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("size", [8, 32, 100])
+def test_files_of_the_user_survive_a_full_disk(
+    cli: Cli, small_disk: Callable[[int], Path], verb: str, size: int
+) -> None:
+    """One line says so, and nothing half-written is left."""
+    disk = small_disk(size)
+    (disk / "notes.txt").write_text("precious")
+    output = ("-o", str(disk / "run"))
+    result = cli(*VERBS[verb][:-2], *output, *(QUICK if verb == "finetune" else ("--set", "data.limit=16")))
+    if verb != "analyze" or size < 100:
+        assert result.exit_code != 0 and isinstance(result.exception, GhostifyError), result.exception
+        assert contents(disk) == {"notes.txt": b"precious"}
+    assert (disk / "notes.txt").read_text() == "precious"
 
 
 def failing(problem: BaseException) -> Callable[..., Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from torch import nn
 
 import ghostify
 from ghostify import saving
-from ghostify.errors import RunError
+from ghostify.errors import ModelError, RunError
 from ghostify.networks import resnet8
-from ghostify.saving import load_original, read_report, read_run, reserve
+from ghostify.recipe import ModelSettings
+from ghostify.saving import installing, load_original, read_report, read_run, reserve
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -136,11 +139,11 @@ def test_a_crash_while_updating_leaves_the_run_before(tmp_path: Path, monkeypatc
         for parameter in trained.module.parameters():
             parameter.add_(1)
 
-    def full(module: nn.Module, path: str) -> None:
-        Path(path).write_bytes(b"half")
+    def full(module: nn.Module, path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving.runs, "save_model", full)
+    monkeypatch.setattr(saving.runs, "write_weights", full)
     with pytest.raises(RunError, match="No space left"):
         ghostify.save(trained, tmp_path / "run", model="ghostify:resnet8", state="finetuned")
     assert torch.equal(outputs(ghostify.load(tmp_path / "run").module), before)
@@ -155,6 +158,133 @@ def test_an_update_keeps_what_was_there(tmp_path: Path) -> None:
     assert run.weights == "weights-finetuned.safetensors"
     assert {"weights-converted.safetensors", "weights-original.safetensors"} <= set(run.files)
     assert load_original(tmp_path / "run") is not None
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("state", ["converted", "finetuned"])
+def test_another_run_is_not_overwritten_unless_that_is_said(tmp_path: Path, state: str) -> None:
+    """And then nothing of it is left: no report, no original's weights."""
+    made, other = ghosted(), ghostify.convert(resnet8(num_classes=7), IMAGE[:1])
+    folder = tmp_path / "run"
+    report = ghostify.compare(made)
+    ghostify.save(made, folder, model="ghostify:resnet8", report=report, original=resnet8(), state=state)
+    before = everything(folder)
+    source = ModelSettings(source="ghostify:resnet8", args={"num_classes": 7})
+    for again in ("converted", "finetuned"):
+        with pytest.raises(RunError, match=r"holds a run already.*overwrite=True") as refused:
+            ghostify.save(other, folder, model=source, state=again)
+        assert "\n" not in str(refused.value) and everything(folder) == before
+    ghostify.save(other, folder, model=source, overwrite=True)
+    files = {"run.json", "plan.yaml", "scan.json", "environment.json", "weights-converted.safetensors"}
+    assert set(everything(folder)) == files and set(read_run(folder).files) == files - {"run.json"}
+    assert torch.equal(outputs(ghostify.load(folder).module), outputs(other.module))
+    assert load_original(folder) is None
+
+
+@pytest.mark.parametrize("name", ["plan.yaml", "scan.json", "report.json", "environment.json", "run.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_is_no_runs_is_never_overwritten(tmp_path: Path, name: str, overwrite: bool) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("precious")
+    (folder / "notes.txt").write_text("precious, too")
+    before = everything(folder)
+    made = ghosted()
+    report = ghostify.compare(made)
+    with pytest.raises(RunError, match=name.replace(".", r"\.")):
+        ghostify.save(made, folder, model="ghostify:resnet8", report=report, overwrite=overwrite)
+    assert everything(folder) == before
+
+
+def test_a_run_goes_beside_files_of_its_user(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    ghostify.save(ghosted(), tmp_path, model="ghostify:resnet8")
+    ghostify.save(ghosted(), tmp_path, model="ghostify:resnet8", overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+    assert "notes.txt" not in read_run(tmp_path).files
+
+
+class Killed(BaseException):
+    """The process died here."""
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_process_that_dies_while_it_overwrites_leaves_one_of_the_two_runs(
+    tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file took its name last, with no chance to tidy up; and the next save goes through."""
+    made, other = ghosted(), ghostify.convert(resnet8(num_classes=7), IMAGE[:1], s=4)
+    source = ModelSettings(source="ghostify:resnet8", args={"num_classes": 7})
+    folder = tmp_path / "run"
+    report = ghostify.compare(made)
+    ghostify.save(made, folder, model="ghostify:resnet8", report=report)
+    count = iter(range(100))
+    replace = Path.replace
+
+    def dying(path: Path, target: Path) -> Path:
+        if next(count) == at:
+            raise Killed
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", dying)
+        patched.setattr(installing.Installation, "undo", lambda self: None)
+        patched.setattr(ghostify.files.Made, "undo", lambda self: None)
+        with contextlib.suppress(Killed):
+            ghostify.save(other, folder, model=source, report=ghostify.compare(other), overwrite=True)
+    found = ghostify.load(folder)
+    assert found.plan == (made.plan if at < 6 else other.plan)
+    assert torch.equal(outputs(found.module), outputs((made if at < 6 else other).module))
+    assert read_report(folder) == ghostify.compare(made if at < 6 else other)
+    ghostify.save(other, folder, model=source, overwrite=True)
+    assert torch.equal(outputs(ghostify.load(folder).module), outputs(other.module))
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_a_process_that_dies_while_it_saves_first_can_save_again(
+    tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, folder = ghosted(), tmp_path / "run"
+    count = iter(range(100))
+    replace = Path.replace
+
+    def dying(path: Path, target: Path) -> Path:
+        if next(count) == at:
+            raise Killed
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", dying)
+        patched.setattr(installing.Installation, "undo", lambda self: None)
+        patched.setattr(ghostify.files.Made, "undo", lambda self: None)
+        with contextlib.suppress(Killed):
+            ghostify.save(made, folder, model="ghostify:resnet8")
+    ghostify.save(made, folder, model="ghostify:resnet8", overwrite=saving.is_run(folder))
+    assert torch.equal(outputs(ghostify.load(folder).module), outputs(made.module))
+    assert not list(folder.glob(".*"))
+
+
+def test_a_source_found_from_another_folder_is_told_with_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "away").mkdir()
+    (tmp_path / "home" / "nets_at_home.py").write_text("from ghostify.networks import resnet8 as build")
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.syspath_prepend(tmp_path / "home")
+    ghostify.save(ghosted(), "run", model="nets_at_home:build")
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "nets_at_home")
+    monkeypatch.chdir(tmp_path / "away")
+    with pytest.raises(ModelError, match=r"no Python module 'nets_at_home'.*The run was made in .*home.*load it from"):
+        ghostify.load(tmp_path / "home" / "run")
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.syspath_prepend(tmp_path / "home")
+    assert ghostify.load("run").plan
 
 
 def test_reserved_folders_never_collide(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def compress(
     asked = options.given(locals())
     options.refuse_together("--plan", plan, {name: asked[name] for name in options.GHOST_OPTIONS if name in asked})
     options.refuse_together("--resume", resume, {**asked, "plan": plan, "recipe": recipe, "set": set, "output": output})
-    settings = resumable(resume) if resume else options.recipe_of(recipe, set, **asked)
+    settings = resumable(resume, "compress") if resume else options.recipe_of(recipe, set, **asked)
     if dry_run:
         _dry_run(settings, plan, as_json)
         return
@@ -261,7 +261,7 @@ def finetune(
     """
     asked = options.given(locals())
     options.refuse_together("--resume", resume, {**asked, "recipe": recipe, "set": set, "output": output})
-    settings = resumable(resume) if resume else options.recipe_of(recipe, set, **{"epochs": 1, **asked})
+    settings = resumable(resume, "finetune") if resume else options.recipe_of(recipe, set, **{"epochs": 1, **asked})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
     from ghostify.experiment import require_source, train

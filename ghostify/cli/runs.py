@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,7 @@ from ghostify.recipe import Recipe
 
 if TYPE_CHECKING:
     from ghostify.planning import Plan
+    from ghostify.saving import Claim
 
 
 class RunInterrupted(Exception):
@@ -23,7 +27,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     from ghostify.files import undone_on_failure
     from ghostify.saving import reserve
 
-    with undone_on_failure() as made:
+    with _stopped_alike(), undone_on_failure() as made:
         yield reserve(output, made)
 
 
@@ -31,21 +35,50 @@ def new_folder(output: Path) -> Iterator[Path]:
 def run_folder(
     settings: Recipe, output: Path | None, resume: Path | None, given: Plan | None, verb: str
 ) -> Iterator[Path]:
-    """A folder for the run: a new one, in which what was asked for is put down first, or the one to go on with."""
+    """A folder for the run, locked: a new one with what was asked for put down, or the one to go on with."""
     from ghostify.files import Made
-    from ghostify.saving import Claim, note_request, reserve
+    from ghostify.saving import Claim, locked, note_request, reserve
 
     made = Made()
-    claim = Claim(resume or reserve(output or Path("runs") / run_name(settings), made), made)
+    claim = None
     try:
-        if not resume:
-            note_request(claim, settings, given)
-        yield claim.folder
+        with _stopped_alike():
+            claim = Claim(resume or reserve(output or Path("runs") / run_name(settings), made), made)
+            with locked(claim.folder):
+                if not resume:
+                    note_request(claim, settings, verb, given)
+                yield claim.folder
     except KeyboardInterrupt:
-        raise RunInterrupted(f"Interrupted. Go on with: ghostify {verb} --resume {claim.folder}") from None
+        raise RunInterrupted(_how_to_go_on(claim, verb)) from None
     except BaseException:
-        claim.give_up()
+        if claim is not None:
+            claim.give_up()
         raise
+
+
+def _how_to_go_on(claim: Claim | None, verb: str) -> str:
+    if claim is None or not (claim.folder / "recipe.yaml").is_file():
+        if claim is not None:
+            claim.give_up()  # stopped before it was put down what was asked for
+        return "Interrupted."
+    return f"Interrupted. Go on with: ghostify {verb} --resume {shlex.quote(str(claim.folder))}"
+
+
+@contextmanager
+def _stopped_alike() -> Iterator[None]:
+    """SIGTERM, by which schedulers and shutdowns stop a process, ends a run as Ctrl-C does: one can go on from it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_name(settings: Recipe) -> str:
@@ -54,8 +87,8 @@ def run_name(settings: Recipe) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "-" for char in name) or "run"
 
 
-def resumable(folder: Path) -> Recipe:
+def resumable(folder: Path, verb: str) -> Recipe:
     """What an interrupted run was asked to do."""
     from ghostify import saving
 
-    return saving.resumable(folder)
+    return saving.resumable(folder, verb)

@@ -155,18 +155,6 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD
     return torch.optim.SGD(groups, settings.peak, settings.momentum, nesterov=settings.momentum > 0)
 
 
-@contextmanager
-def random_states_kept(place: torch.device) -> Iterator[None]:
-    """The random states of torch (the CPU's, and that of ``place``), NumPy and Python are afterwards as they were."""
-    python, numbers = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        numpy.random.set_state(numbers)
-
-
 def seed_epoch(seed: int, epoch: int, place: torch.device) -> None:
     """Start all random states anew from (seed, epoch), far apart for neighbouring pairs.
 

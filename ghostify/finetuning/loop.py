@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from ghostify.arguments import network, or_none, takes
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
 from ghostify.finetuning.checkpoint import RunState, has_checkpoint, load_checkpoint, restore, save_checkpoint
-from ghostify.finetuning.engine import Engine, random_states_kept, seed_epoch
+from ghostify.finetuning.engine import Engine, seed_epoch
 from ghostify.finetuning.history import TOP1, Epoch, History
 from ghostify.finetuning.losses import MinusLoss, OwnLoss
 from ghostify.measuring import evaluate
@@ -33,7 +33,7 @@ from ghostify.measuring.accuracy import images_and_labels, samples_in
 from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.recipe import TrainSettings, make_settings
 from ghostify.rewriting import Ghosted
-from ghostify.running import as_called, evaluating, undisturbed
+from ghostify.running import as_called, evaluating, random_states_kept, undisturbed
 
 Measure = Callable[[nn.Module, Iterable[Any]], float]
 """How good a network in eval mode is on the batches of a loader: a number, larger is better."""

@@ -24,7 +24,7 @@ from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
 from ghostify.running import undisturbed
 from ghostify.scanning import Scan, scan
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced, private_copy, trace
 
 if TYPE_CHECKING:
     from ghostify.fitting import Fit
@@ -115,7 +115,7 @@ def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> n
 
     Swaps of stages need an ``example`` to record the module with.  Raises ``RewriteError`` for a missing target.
     """
-    module = copy.deepcopy(module)
+    module = private_copy(module, share_parameters=False)
     for group in _in_turn(swaps):
         traced = None if in_place(group) else trace(module, example, verify=False)
         source = traced.module if traced else module

@@ -17,7 +17,7 @@ from ghostify.running.agreement import (
 )
 from ghostify.running.ambient import as_called, in_single_precision, undisturbed
 from ghostify.running.attempt import Failed, attempt, one_line
-from ghostify.running.modes import evaluating, frozen_parts, modes_kept, quiet, seed, training
+from ghostify.running.modes import evaluating, frozen_parts, modes_kept, quiet, random_states_kept, seed, training
 from ghostify.running.node import run_node
 from ghostify.running.operations import (
     CONVS,
@@ -71,6 +71,7 @@ __all__ = [
     "overwrites",
     "overwritten",
     "quiet",
+    "random_states_kept",
     "run_node",
     "seed",
     "training",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy
 import torch
 from torch import nn
 
@@ -81,6 +83,18 @@ def seed() -> None:
     torch.default_generator.manual_seed(0)
     if _gpus():
         torch.cuda.manual_seed_all(0)
+
+
+@contextmanager
+def random_states_kept(place: torch.device) -> Iterator[None]:
+    """The random states of torch (the CPU's, and that of ``place``), NumPy and Python are afterwards as they were."""
+    python, numbers = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numbers)
 
 
 def _gpus() -> list[int]:

@@ -1,20 +1,36 @@
 """Ghosted ⇄ run folder, and the folder itself: made, gone on with, given up."""
 
+from ghostify.saving.blanks import Blank
 from ghostify.saving.environment import describe_environment
 from ghostify.saving.folders import CHECKPOINTS, Claim, note_request, reserve, resumable
-from ghostify.saving.runs import Run, is_run, load, load_original, read_report, read_run, save
+from ghostify.saving.locking import locked
+from ghostify.saving.runs import (
+    Run,
+    is_run,
+    load,
+    load_original,
+    read_report,
+    read_run,
+    rehearse,
+    require_own_run,
+    save,
+)
 
 __all__ = [
     "CHECKPOINTS",
+    "Blank",
     "Claim",
     "Run",
     "describe_environment",
     "is_run",
     "load",
+    "locked",
     "load_original",
     "note_request",
     "read_report",
     "read_run",
+    "rehearse",
+    "require_own_run",
     "reserve",
     "resumable",
     "save",

@@ -7,15 +7,21 @@ else, stays.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ghostify.errors import RunError
 from ghostify.files import Made
 from ghostify.planning import Plan
 from ghostify.recipe import Recipe, read_yaml, validated
-from ghostify.saving.runs import as_yaml, is_run, not_there, read_run, write_file, writing
+from ghostify.saving.installing import write_file, writing
+from ghostify.saving.runs import RECIPE, as_yaml, found_from_here, is_run, not_there, read_run
 
+REQUEST = "request.json"
+PLAN_GIVEN = "plan-given.yaml"
 CHECKPOINTS = ("pretrain", "finetune")
 """Folders in a run folder that hold what an interrupted training goes on from."""
 
@@ -32,8 +38,13 @@ class Claim:
 
         Where there is a run or a checkpoint to go on from, everything stays.
         """
-        if not is_run(self.folder) and not any(_is_filled(self.folder / name) for name in CHECKPOINTS):
-            self.made.undo()
+        if is_run(self.folder) or any(_is_filled(self.folder / name) for name in CHECKPOINTS):
+            return
+        if self.made.holds(self.folder):
+            for name in CHECKPOINTS:
+                with contextlib.suppress(OSError):
+                    (self.folder / name).rmdir()
+        self.made.undo()
 
 
 def reserve(output: str | Path, made: Made | None = None) -> Path:
@@ -51,20 +62,34 @@ def reserve(output: str | Path, made: Made | None = None) -> Path:
     raise RunError(f"No free name is left beside {str(output)!r}.")
 
 
-def note_request(claim: Claim, recipe: Recipe, given: Plan | None = None) -> None:
+class Request(BaseModel):
+    """Who began a run, and where: what ``request.json`` says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verb: str
+    directory: str
+    """The folder that relative paths and ``package.module:function`` are found from."""
+
+
+def note_request(claim: Claim, recipe: Recipe, verb: str, given: Plan | None = None) -> None:
     """Put down what a run was asked to do, so that it can go on after an interruption."""
-    texts = {"recipe.yaml": as_yaml(recipe)}
+    request = Request(verb=verb, directory=str(Path.cwd()))
+    texts = {REQUEST: request.model_dump_json(indent=2), RECIPE: as_yaml(recipe)}
     if given is not None:
-        texts["plan-given.yaml"] = given.to_yaml()
+        texts[PLAN_GIVEN] = given.to_yaml()
     with writing(claim.folder):
         for name, text in texts.items():
             write_file(claim.folder / name, text.encode())
             claim.made.file(claim.folder / name)
 
 
-def resumable(folder: Path) -> Recipe:
-    """What an interrupted run was asked to do.  Raises ``RunError`` when there is nothing to go on with."""
-    path = folder / "recipe.yaml"
+def resumable(folder: Path, verb: str) -> Recipe:
+    """What an interrupted run was asked to do.
+
+    Raises ``RunError`` when there is nothing to go on with, or not by this verb, or not from this directory.
+    """
+    path = folder / RECIPE
     if not folder.is_dir():
         raise RunError(not_there(folder))
     if not path.is_file():
@@ -73,7 +98,48 @@ def resumable(folder: Path) -> Recipe:
     trains = recipe.finetune is not None and recipe.finetune.epochs > 0
     if is_run(folder) and read_run(folder).state == ("finetuned" if trains else "converted"):
         raise RunError(f"{str(folder)!r} is finished already; train it further with: ghostify finetune {folder}")
+    request = _request_in(folder)
+    begun_by = request.verb if request else _verb_of(folder)
+    if begun_by not in (verb, None):
+        raise RunError(
+            f"{str(folder)!r} was begun by ghostify {begun_by}; go on with: ghostify {begun_by} --resume {folder}"
+        )
+    if request:
+        _require_same_directory(folder, request, recipe)
     return recipe
+
+
+def _request_in(folder: Path) -> Request | None:
+    try:
+        return Request.model_validate_json((folder / REQUEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _verb_of(folder: Path) -> str | None:
+    """Which verb began a run whose request is not there (earlier versions left none); None where nothing tells."""
+    signs = (folder / PLAN_GIVEN, folder / "pretrain", folder / "weights-converted.safetensors")
+    return "compress" if any(sign.exists() for sign in signs) else None
+
+
+def _require_same_directory(folder: Path, request: Request, recipe: Recipe) -> None:
+    there = Path(request.directory)
+    if there == Path.cwd() or not there.is_dir():
+        return
+    data = recipe.data.source if recipe.data else ""
+    from_there = [recipe.model.source] if found_from_here(recipe.model) else []
+    from_there += [data] if _is_relative(data) else []
+    if from_there:
+        raise RunError(
+            f"{str(folder)!r} was begun in {str(there)!r}, from where {from_there[0]!r} is found; go on from there: "
+            f"cd {shlex.quote(str(there))}; ghostify {request.verb} --resume {shlex.quote(str(folder.resolve()))}"
+        )
+
+
+def _is_relative(source: str) -> bool:
+    """Whether a source of images is found from the directory that one is in: a path, or code."""
+    kind, colon, rest = source.partition(":")
+    return bool(colon) and not (kind in ("folder", "cifar10") and Path(rest).expanduser().is_absolute())
 
 
 def _is_filled(folder: Path) -> bool:

@@ -15,34 +15,36 @@ sha256 is refused.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
 from torch import nn
 
 from ghostify.arguments import as_path, given, instance, network, or_none, takes
-from ghostify.errors import GhostifyError, RunError
-from ghostify.files import near_path, replacing, sha256, undone_on_failure
+from ghostify.errors import GhostifyError, ModelError, RunError, WeightsError
+from ghostify.files import near_path, undone_on_failure
 from ghostify.fitting import Fit
-from ghostify.planning import read_plan
-from ghostify.recipe import ModelSettings, Recipe
+from ghostify.planning import Plan, read_plan
+from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
 from ghostify.reporting import Report
-from ghostify.rewriting import Ghosted, rebuilt, rewritten
+from ghostify.rewriting import Ghosted, rewritten
 from ghostify.running import undisturbed
+from ghostify.saving import blanks
+from ghostify.saving.blanks import Blank, Form, blank_from, blank_from_source, fill
 from ghostify.saving.environment import describe_environment
+from ghostify.saving.installing import NAMES, RUN, Installation, listed, owned, require_owned, writing
+from ghostify.saving.weights import require_plain, write_weights
 from ghostify.scanning import Scan
 from ghostify.sources import build_model
 
 FORMAT = 1
-RUN = "run.json"
+STATES = ("converted", "finetuned")
+ORIGINAL = "weights-original.safetensors"
+RECIPE = "recipe.yaml"
 
 
 class Run(BaseModel):
@@ -59,6 +61,8 @@ class Run(BaseModel):
     original: str | None = None
     """The original network's weights, kept when they exist nowhere else."""
     files: dict[str, str]
+    directory: str | None = None
+    """The folder it was made in, where the source or the weights are found from there."""
 
 
 class Scans(BaseModel):
@@ -103,50 +107,167 @@ def save(
     original: nn.Module | None = None,
     state: str = "converted",
     environment: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    blank: Blank | None = None,
 ) -> Path:
-    """Write a run folder, or bring one up to date; a crash leaves what was there before.
+    """Write a run folder, read it back, and only then call it saved; a crash leaves what was there before.
 
     ``model`` is the source that rebuilds the network (``torchvision:resnet50``); without it, ``load`` must be given
-    the module.  ``original`` is kept too when given.  Raises ``RunError`` when the folder holds another model's run or
-    cannot be written.
+    the module.  ``original`` is kept too when given.  A run that is there is replaced only with ``overwrite``; the
+    finetuned state of a converted run is put beside it.  ``blank`` is what ``rehearse`` gave for this network.
+
+    Raises ``RunError`` when the folder holds another run or a file that is no run's, when it cannot be written, and
+    when the run would not come back: ``model`` builds another network, or the network keeps what no file can hold.
     """
     folder = Path(folder)
     source = ModelSettings(source=model) if isinstance(model, str) else model or (recipe.model if recipe else None)
-    weights = f"weights-{state}.safetensors"
+    texts = _texts(folder, ghosted, recipe, report, environment)
+    with writing(folder), undone_on_failure() as made:
+        old = _run_there(folder, ghosted.plan, source, state, overwrite)
+        blank = _blank_for(ghosted, source, blank)
+        if not folder.is_dir():
+            made.folder(folder)
+        new = Installation(folder)
+        try:
+            for name, text in texts.items():
+                new.add(name, lambda path, text=text: path.write_bytes(text))  # type: ignore[misc]
+            weights = _add_weights(new, ghosted, blank, original, state)
+            files = (old.files if old else {}) | new.files
+            kept = ORIGINAL if ORIGINAL in files else None
+            where = str(Path.cwd()) if source and found_from_here(source) else None
+            run = Run(state=state, model=source, weights=weights, original=kept, files=files, directory=where)
+            new.commit(run.model_dump_json(indent=2))
+        except BaseException:
+            new.undo()
+            raise
+    return folder
+
+
+def rehearse(
+    source: ModelSettings, plan: Plan, present: nn.Module, example: Any, folder: Path, pristine: bool = True
+) -> Blank | None:
+    """Find out before any long work whether a run could be saved and would come back; what ``save`` is given then.
+
+    ``present`` is the network as it is now, ``pristine`` where its source built just that, and ``example`` one input.
+    None where only ``load`` with an example could tell.  Raises ``RunError`` as ``save`` does.
+    """
+    known = owned(folder)
+    for name in (*NAMES, *(f"weights-{state}.safetensors" for state in STATES), ORIGINAL):
+        require_owned(folder, name, known)
+    require_plain(present)
+    blank = _blank(source, plan, Form.of_example(example))
+    if blank is not None and pristine:
+        blanks.require_alike(present, blank.original, blank.built_by)
+    return blank
+
+
+def require_own_run(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder with a run, or a request for one, that another recipe made.  Raises ``RunError``."""
+    if _recipe_there(folder, recipe) is None:
+        require_owned(folder, RECIPE, {})
+        if is_run(folder):
+            raise _taken(folder)
+    if is_run(folder) and read_run(folder).state != STATES[0]:
+        raise _taken(folder)
+
+
+def _texts(
+    folder: Path, ghosted: Ghosted, recipe: Recipe | None, report: Report | None, more: Mapping[str, Any] | None
+) -> dict[str, bytes]:
+    """What is written, by file name, apart from the weights."""
     texts = {
         "plan.yaml": ghosted.plan.to_yaml(),
         "scan.json": Scans(before=ghosted.before, after=ghosted.after).model_dump_json(),
-        "environment.json": json.dumps({**describe_environment(), **(environment or {})}, indent=2),
+        "environment.json": json.dumps({**describe_environment(), **(more or {})}, indent=2),
     }
     if ghosted.fit is not None:
         texts["fit.json"] = ghosted.fit.model_dump_json(indent=2)
     if report is not None:
         texts["report.json"] = report.model_dump_json(indent=2)
+    contents = {name: text.encode() for name, text in texts.items()}
     if recipe is not None:
-        texts["recipe.yaml"] = as_yaml(recipe)
-    modules = {weights: ghosted.module} | ({"weights-original.safetensors": original} if original else {})
-    with writing(folder), undone_on_failure() as made:
-        if not folder.is_dir():
-            made.folder(folder)
-        kept = _files_kept(folder)
-        there = {path.name for path in folder.iterdir()}
-        files = {}
-        for name in [*texts, *modules]:
-            path = folder / name
-            files[name] = (
-                write_file(path, texts[name].encode()) if name in texts else _write_weights(path, modules[name])
-            )
-            if name not in there:
-                made.file(path)
-        run = Run(
-            state=state,
-            model=source,
-            weights=weights,
-            original="weights-original.safetensors" if "weights-original.safetensors" in kept | files else None,
-            files=kept | files,
-        )
-        write_file(folder / RUN, run.model_dump_json(indent=2).encode())
-    return folder
+        contents[RECIPE] = _recipe_there(folder, recipe) or as_yaml(recipe).encode()
+    return contents
+
+
+def _recipe_there(folder: Path, recipe: Recipe) -> bytes | None:
+    """The recipe in the folder as a person wrote it, comments and all, where it asks for the same."""
+    path = folder / RECIPE
+    try:
+        there = validated(Recipe, read_yaml(path, RunError, "Recipe"), RECIPE, RunError) if path.is_file() else None
+    except RunError:
+        return None
+    return path.read_bytes() if there and _request(there) == _request(recipe) else None
+
+
+def _request(recipe: Recipe) -> Recipe:
+    """A recipe without its learning rates, which a run settles where they were left open."""
+    trainings = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
+    open_rates = {name: one.model_copy(update={"lr": None}) for name, one in trainings.items() if one}
+    return recipe.model_copy(update=open_rates)
+
+
+def _run_there(folder: Path, plan: Plan, source: ModelSettings | None, state: str, overwrite: bool) -> Run | None:
+    """The run that is brought up to date, if one is.  Raises ``RunError`` where one would be lost."""
+    if not is_run(folder):
+        return None
+    old = read_run(folder)  # also to be overwritten: another program's run.json is none of ours
+    if overwrite:
+        return None
+    goes_on = (old.state, state) == STATES and old.model == source
+    if goes_on and read_plan(_verified(folder, old, "plan.yaml")) == plan:
+        return old
+    raise _taken(folder)
+
+
+def _taken(folder: Path) -> RunError:
+    return RunError(
+        f"{str(folder)!r} holds a run already, which is not overwritten; choose another folder, or in Python give "
+        "overwrite=True."
+    )
+
+
+def _blank_for(ghosted: Ghosted, source: ModelSettings | None, blank: Blank | None) -> Blank | None:
+    """A network to read the run back into; None where there is no source to build one."""
+    require_plain(ghosted.module)
+    if source is None:
+        return None
+    if blank is None or blank.plan != ghosted.plan:
+        blank = _blank(source, ghosted.plan, Form.of_scan(ghosted.before))
+    if blank is not None:
+        blanks.require_alike(ghosted.module, blank.module, blank.built_by)
+    return blank
+
+
+def _blank(source: ModelSettings, plan: Plan, form: Form) -> Blank | None:
+    if not blanks.can_rebuild(plan, form):
+        return None
+    try:
+        return blank_from_source(source, plan, form)
+    except GhostifyError as problem:
+        raise blanks.cannot_rebuild(repr(source.source), problem) from None
+
+
+def _add_weights(
+    new: Installation, ghosted: Ghosted, blank: Blank | None, original: nn.Module | None, state: str
+) -> str:
+    """Write the weights and read them back; the name of the network's file."""
+    name, builder = f"weights-{state}.safetensors", blank.built_by if blank else "the original"
+    written = new.add(name, lambda path: write_weights(ghosted.module, path))
+    blanks.require_readable(written, ghosted.module, blank.module if blank else None, builder)
+    if blank is not None:
+        blanks.require_same_outputs(ghosted, blank)
+    if original is not None:
+        written = new.add(ORIGINAL, lambda path: write_weights(original, path))
+        blanks.require_readable(written, original, blank.original if blank else None, builder)
+    return name
+
+
+def found_from_here(source: ModelSettings) -> bool:
+    """Whether a source or its weights are found from the folder that one stands in."""
+    kind = source.source.partition(":")[0]
+    own_code = kind not in ("torchvision", "timm", "ghostify")
+    return own_code or (source.weights not in (None, "DEFAULT") and not Path(str(source.weights)).is_absolute())
 
 
 # -- reading ---------------------------------------------------------------------------------------------------
@@ -168,20 +289,9 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Any = None
     scans = _parsed(Scans, _verified(folder, run, "scan.json"))
     fit = _parsed(Fit, _verified(folder, run, "fit.json")) if "fit.json" in run.files else None
     weights = _verified(folder, run, run.weights)
-    inputs = _blank(scans.before) if example is None else example
-    module = rebuilt(_base(folder, run, model), plan, inputs)
-    _load_weights(module, weights)
-    return Ghosted(module.eval(), plan, scans.before, scans.after, fit)
-
-
-def _blank(scan: Scan) -> Any:
-    """An example to rebuild a network with: zeros and, of whole numbers, ones, which are lengths and places, too."""
-    kinds = [getattr(torch, kind) for kind in scan.kinds] or [torch.float32] * len(scan.inputs)
-    tensors = [
-        torch.zeros(shape, dtype=kind) if kind.is_floating_point else torch.ones(shape, dtype=kind)
-        for shape, kind in zip(scan.inputs, kinds, strict=True)
-    ]
-    return dict(zip(scan.names, tensors, strict=True)) if scan.names else tuple(tensors)
+    blank = blank_from(_base(folder, run, model), plan, Form.of_scan(scans.before), _builder(run, model), example)
+    fill(blank.module, weights, blank.built_by)
+    return Ghosted(blank.module.eval(), plan, scans.before, scans.after, fit)
 
 
 def load_original(folder: str | Path) -> nn.Module | None:
@@ -190,9 +300,9 @@ def load_original(folder: str | Path) -> nn.Module | None:
     run = read_run(folder)
     if run.original:
         module = _base(folder, run, None)
-        _load_weights(module, _verified(folder, run, run.original))
+        fill(module, _verified(folder, run, run.original), _builder(run, None))
         return module.eval()
-    return build_model(run.model).eval() if run.model and run.model.weights else None
+    return _built(run, pretrained=True).eval() if run.model and run.model.weights else None
 
 
 def read_run(folder: str | Path) -> Run:
@@ -234,27 +344,23 @@ def _base(folder: Path, run: Run, model: nn.Module | None) -> nn.Module:
         raise RunError(
             f"{str(folder)!r} was saved without a model source; load it in Python: load(folder, model=original)."
         )
-    return build_model(run.model, pretrained=False)
+    return _built(run, pretrained=False)
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
+def _built(run: Run, pretrained: bool) -> nn.Module:
+    """The network of a run's source.  What is found only from the folder the run was made in is told with its path."""
+    assert run.model is not None
     try:
-        _match_dtypes(module, path)
-        load_model(module, path, strict=True)
-    except (RuntimeError, SafetensorError, OSError, KeyError) as problem:
-        reason = " ".join(str(problem).split())[:300]
-        raise RunError(f"{str(path)!r} does not fit the network its source builds: {reason}") from None
+        return build_model(run.model, pretrained=pretrained)
+    except (ModelError, WeightsError) as problem:
+        if run.directory is None or run.directory == str(Path.cwd()):
+            raise
+        hint = f"The run was made in {run.directory!r}: load it from there, or put that folder on PYTHONPATH."
+        raise type(problem)(f"{problem} {hint}") from None
 
 
-def _match_dtypes(module: nn.Module, path: Path) -> None:
-    """Give every tensor the dtype it was saved in, so that a half-precision network comes back as one."""
-    with safe_open(path, "pt") as file:
-        saved = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        kind = kinds.get(saved.get(name, ""))
-        if kind is not None and tensor.dtype != kind:
-            tensor.data = tensor.data.to(kind)
+def _builder(run: Run, model: nn.Module | None) -> str:
+    return repr(run.model.source) if run.model and model is None else "the module given"
 
 
 def _verified(folder: Path, run: Run, name: str) -> Path:
@@ -262,11 +368,12 @@ def _verified(folder: Path, run: Run, name: str) -> Path:
     path = folder / name
     if name not in run.files:
         raise RunError(f"Run {str(folder)!r} has no {name}.")
-    if not path.is_file():
+    found = listed(folder, name, run.files[name])
+    if found is None and not path.is_file():
         raise RunError(f"{str(path)!r} is missing from its run folder.")
-    if sha256(path) != run.files[name]:
+    if found is None:
         raise RunError(f"{str(path)!r} was changed or truncated since it was written (its sha256 differs); refused.")
-    return path
+    return found
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -282,43 +389,3 @@ def _parsed(kind: type[_Model], path: Path) -> _Model:
 
 def as_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-# -- the disk --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
-        raise RunError(f"Run folder {str(folder)!r} cannot be written: {reason}.") from problem
-    except SafetensorError as problem:
-        raise RunError(f"Run folder {str(folder)!r} cannot be written: {problem}.") from problem
-
-
-def write_file(path: Path, content: bytes) -> str:
-    """Write a file under its name in one step, unless it says so already; its sha256."""
-    if path.is_file() and path.read_bytes() == content:
-        return sha256(path)
-    with replacing(path) as new:
-        new.write_bytes(content)
-    return sha256(path)
-
-
-def _write_weights(path: Path, module: nn.Module) -> str:
-    with replacing(path) as new:
-        save_model(module, str(new))
-        new.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
-    return sha256(path)
-
-
-def _files_kept(folder: Path) -> dict[str, str]:
-    """The files of the run already there, when it is being brought up to date."""
-    if not is_run(folder):
-        return {}
-    try:
-        return dict(read_run(folder).files)
-    except GhostifyError:
-        return {}

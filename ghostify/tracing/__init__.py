@@ -9,12 +9,13 @@ The user's module comes out untouched: the run happens on a copy (parameters are
 of the memory; a module that writes to its parameters while running is copied whole instead).
 """
 
+from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import is_leaf, qualified_names
 from ghostify.tracing.others import other_runs, without_numbers
 from ghostify.tracing.parts import one_example, recordable
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
-from ghostify.tracing.values import call_arguments, cloned, tensors_of_call
+from ghostify.tracing.values import call_arguments, cloned, tensors_in, tensors_of_call
 
 __all__ = [
     "Traced",
@@ -23,8 +24,10 @@ __all__ = [
     "is_leaf",
     "one_example",
     "other_runs",
+    "private_copy",
     "qualified_names",
     "recordable",
+    "tensors_in",
     "tensors_of_call",
     "trace",
     "without_numbers",
