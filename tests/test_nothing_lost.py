@@ -207,10 +207,13 @@ def test_two_processes_do_not_go_on_with_one_folder(cli: Cli, verb: str, monkeyp
 
 def test_processes_that_load_images_do_not_hold_the_lock(tmp_path: Path) -> None:
     """They may live on for a moment after the process that began them was killed."""
+    there, here = os.pipe()
     with locked(tmp_path):
         child = os.fork()
         if child == 0:
+            os.write(here, b"in")
             time.sleep(600)
+        assert os.read(there, 2) == b"in"
     try:
         with locked(tmp_path):
             pass
