@@ -412,18 +412,22 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("size", [8, 32, 100])
+@pytest.mark.parametrize("size", [8, 24, 100])
 def test_files_of_the_user_survive_a_full_disk(
     cli: Cli, small_disk: Callable[[int], Path], verb: str, size: int
 ) -> None:
-    """One line says so, and nothing half-written is left."""
+    """One line says so, and nothing half-written is left; what is left can be gone on with."""
     disk = small_disk(size)
     (disk / "notes.txt").write_text("precious")
     output = ("-o", str(disk / "run"))
     result = cli(*VERBS[verb][:-2], *output, *(QUICK if verb == "finetune" else ("--set", "data.limit=16")))
-    if verb != "analyze" or size < 100:
-        assert result.exit_code != 0 and isinstance(result.exception, GhostifyError), result.exception
-        assert contents(disk) == {"notes.txt": b"precious"}
+    assert result.exit_code or size > 30
+    if result.exit_code:
+        assert isinstance(result.exception, GhostifyError), result.exception
+        left = contents(disk)
+        if set(left) != {"notes.txt"}:
+            assert "run/recipe.yaml" in left, sorted(left)
+            assert not [name for name in left if Path(name).name.startswith(".")], sorted(left)
     assert (disk / "notes.txt").read_text() == "precious"
 
 
