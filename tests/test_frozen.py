@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from blobs import Unheld, net, train
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+import ghostify
 from ghostify.measuring.latency import pinned_threads
+from ghostify.networks import resnet8, resnet20
 from ghostify.running import frozen_parts, training
 
 
@@ -146,3 +150,59 @@ def test_a_network_with_a_train_method_of_its_own_is_asked() -> None:
     before = state(model)
     train(model, data=Unheld())
     assert "neck.running_mean" not in moved(model, before)
+
+
+# --- through a conversion
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "c-ghost": {"min_saving": 0},
+    "g-ghost": {"method": "g-ghost"},
+    "g-ghost-regnet": {"method": "g-ghost", "preset": "regnet"},
+    "g-ghost-projection": {"method": "g-ghost", "entry": "projection"},
+    "thin": {"method": "thin", "width": 0.5},
+    "width": {"method": "width", "width": 0.5},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_conversion_keeps_modes_and_frozen_parts(method: str) -> None:
+    """Of three stages one is frozen and in eval mode, in a network in train mode."""
+    model = resnet20().train()
+    model.layer1.requires_grad_(False).eval()
+    made = ghostify.convert(model, torch.randn(1, 3, 16, 16), **METHODS[method]).module
+    for name, parameter in made.named_parameters():
+        assert parameter.requires_grad != name.startswith("layer1"), name
+    for name, part in made.named_modules():
+        assert part.training != name.startswith("layer1"), name
+
+
+@pytest.mark.parametrize("how", ["thin", "c-ghost"])
+def test_a_fit_leaves_frozen_layers_and_norms_that_are_kept(how: str) -> None:
+    """What is replaced is fitted, frozen or not; what stays and was frozen keeps its bits."""
+    model = resnet8().eval()
+    model.layer3.requires_grad_(False)
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"exclude": ["layer3"], "min_saving": 0} if how == "c-ghost" else {"method": "thin", "width": 0.5}
+    made = ghostify.convert(model, images[:1], images=images, **options).module
+    kept = [
+        name
+        for name in model.layer3.state_dict()
+        if made.layer3.state_dict()[name].shape == model.layer3.state_dict()[name].shape
+    ]
+    if how == "c-ghost":
+        assert kept == list(model.layer3.state_dict())
+        assert all(torch.equal(made.layer3.state_dict()[name], model.layer3.state_dict()[name]) for name in kept)
+    assert not torch.equal(made.linear.weight, model.linear.weight), "others are fitted to what they now read"
+
+
+def test_a_network_frozen_as_a_whole_is_fitted_like_any_other() -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    free = resnet8().eval()
+    frozen = copy.deepcopy(free).requires_grad_(False)
+    made = [ghostify.convert(model, images[:1], images=images, min_saving=0).module for model in (free, frozen)]
+    assert all(
+        torch.equal(a, b) for a, b in zip(made[0].state_dict().values(), made[1].state_dict().values(), strict=True)
+    )
+    assert not any(parameter.requires_grad for parameter in made[1].parameters())

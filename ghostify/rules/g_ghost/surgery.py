@@ -64,7 +64,24 @@ class Surgery:
             end=self._joined([copy.deepcopy(m) for m in self._modules(len(self.blocks) - 1)]) if swap.end else None,
         )
         self._begin_small(stage, last)
-        return stage.train(self.traced.part(self.stage.slot).training)
+        return self._as_before(stage)
+
+    def _as_before(self, stage: GGhostStage) -> GGhostStage:
+        """The stage in the mode of its slot, but for parts in eval mode on purpose; frozen where its blocks were."""
+        training = self.traced.part(self.stage.slot).training
+        asleep = [part for part in stage.modules() if training and not part.training]
+        stage.train(training)
+        for part in asleep:
+            part.training = False
+        frozen = [self._is_frozen(block) for block in range(len(self.blocks))]
+        for thin, block in zip(stage.thin, self.form.thin, strict=True):
+            if frozen[block]:
+                thin.requires_grad_(False)
+        return stage.requires_grad_(False) if all(frozen) else stage
+
+    def _is_frozen(self, block: int) -> bool:
+        parameters = [parameter for module in self._modules(block) for parameter in module.parameters()]
+        return not any(parameter.requires_grad for parameter in parameters)
 
     def _told(self, end: int) -> int | list[int]:
         """The channels kept at an end: how many, where the rule itself takes the first, else which.
