@@ -27,7 +27,7 @@ from ghostify.fitting.targets import Aim, Pair, Targets
 from ghostify.fitting.walking import MEMORY, Walk
 from ghostify.ghosts import CGhostLinear
 from ghostify.recipe import FitSettings
-from ghostify.running import ELSEWHERE, agree, evaluating
+from ghostify.running import ELSEWHERE, agree, evaluating, frozen_parts
 from ghostify.tracing import Traced, trace
 
 _MANY = f"each filter has more than the {MOST:,} unknowns that are solved for"
@@ -102,6 +102,8 @@ class _Job:
         self.matching = Matching(pair.original, pair.converted, module, origins)
         _, self.dirty = changed(pair.original, pair.converted, origins.touch)
         self.once = used_once(pair.converted)
+        self.frozen = {inner for part in frozen_parts(module) for inner in part.modules()}
+        """What the user froze: as it is, unless the plan replaced it."""
         self.notes: list[str] = []
         self.starved: list[str] = []
         self.started: set[int] = set()
@@ -128,7 +130,8 @@ class _Job:
         return found
 
     def _wants(self, part: Part) -> bool:
-        if part.kind == "layer" and part.name not in self.origins.layers and not self.settings.kept:
+        replaced = part.kind != "layer" or part.name in self.origins.layers
+        if not replaced and (part.module in self.frozen or not self.settings.kept):
             return False
         return part.begin in self.dirty or part.output in self.dirty
 
@@ -141,11 +144,13 @@ class _Job:
         return Aim.of(self.pair, part.output, part.twin, part.begin, part.kept, self.settings.compensate)
 
     def _watched(self) -> dict[nn.Module, Seen]:
-        """Every norm that reads something new, and who sees what it reads."""
+        """Every norm that reads something new and is not frozen, and who sees what it reads."""
         norms: dict[nn.Module, Seen] = {}
         for node in self.pair.second.nodes:
             if node in self.dirty and is_norm(self.pair.converted, node) and str(node.target) in self.once:
-                norms[self.module.get_submodule(str(node.target))] = self.pair.second.watched[node] = Seen()
+                norm = self.module.get_submodule(str(node.target))
+                if norm not in self.frozen:
+                    norms[norm] = self.pair.second.watched[node] = Seen()
         return norms
 
     def _fit(self, index: int, part: Part, aim: Aim) -> LayerError:
@@ -155,6 +160,8 @@ class _Job:
         pair.first.advance(max(pair.first.index[node] for node in aim.needed) + 1, self.started)
         norm = None if aim.ours.norm is None else self.module.get_submodule(str(aim.ours.norm.target))
         targets = Targets(pair, aim, positions, norm, self.settings.rectified)
+        if norm in self.frozen and not _has_bias(part):
+            targets.norm = None  # so that no intercept goes into its mean
         _require_finite(part, targets, pair)
         fitting = self._fitting(part, targets)
         before = error(targets, fitting.outputs)
@@ -248,6 +255,11 @@ class _Job:
 def _others(all_of_them: Sized, have: str = "") -> str:
     """A parenthesis on how many there are besides the first."""
     return f" (and {len(all_of_them) - 1} more{have})" if len(all_of_them) > 1 else ""
+
+
+def _has_bias(part: Part) -> bool:
+    layer = part.module.primary if part.kind == "ghost" else part.module
+    return getattr(layer, "bias", None) is not None
 
 
 def _keeps_filters(part: Part) -> bool:
