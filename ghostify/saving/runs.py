@@ -9,8 +9,10 @@
     report.json         theory, counts and measurements
     environment.json    versions, platform, device, seed
 
-``run.json`` is written last, in one step; a folder without it holds no finished run, and a file that no longer has its
-sha256 is refused.
+Beside them lie ``request.json`` and ``plan-given.yaml``, what an interrupted run was asked for, and checkpoints.
+
+``run.json`` is written last, in one step, after the others were read back; a folder without it holds no finished run,
+and a file that no longer has its sha256 is refused.
 """
 
 from __future__ import annotations
