@@ -171,3 +171,14 @@ def test_same_answers_on_a_gpu() -> None:
     here, there = evaluate(model, batches(9)), evaluate(model, batches(9), device="cuda")
     assert (here.correct, here.total) == (there.correct, there.total)
     assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_class_that_is_ruled_out_is_never_right() -> None:
+    """A mask gives -inf, which is a score like any other; NaN and inf are none."""
+    mask = torch.tensor([0.0, float("-inf"), 0.0, 0.0])
+    loader = batches(16)
+    found = evaluate(Wrapped(lambda scores: scores + mask), loader)
+    labels = loader[0][1]
+    assert 0 <= found.correct <= int((labels != 1).sum())
+    with pytest.raises(GhostifyError, match="NaN or infinite"):
+        evaluate(Wrapped(lambda scores: scores - mask), loader)
