@@ -32,7 +32,7 @@ from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
 from ghostify.inputs import Inputs, described, parse_inputs
 from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
-from ghostify.measuring.accuracy import class_scores
+from ghostify.measuring.accuracy import class_scores, samples_in
 from ghostify.measuring.borrowing import place_for
 from ghostify.planning import Plan
 from ghostify.recipe import DataSettings, ModelSettings, Recipe, TrainSettings
@@ -102,13 +102,14 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
 
     for line in filter(None, (plan.table().title, plan.partly)):
         watcher.say(line)
+    accuracy = job.accuracies(original=job.subject.model)  # first, so that nothing is lost if it cannot be measured
     ghosted = job.rewritten(recorded, plan, given)
     job.settle_rate(fitted=ghosted.fit is not None)
     watcher.say("Measuring the original and the ghosted network")
     latency = measuring.compare(
         job.subject.model, ghosted.module, *call_arguments(job.subject.example), device=job.place
     )
-    accuracy = job.accuracies(original=job.subject.model, converted=ghosted.module)
+    accuracy |= job.accuracies(converted=ghosted.module)
     agreed_on = job.agreement(ghosted.module)
     kept = job.subject.model if recipe.pretrain and not job.subject.run else None
     outcome = job.save(ghosted, accuracy, "converted", latency, kept, agreed_on)
@@ -456,7 +457,9 @@ class _Job:
         if how == "none":
             return rewrite(recorded, plan) if isinstance(recorded, Traced) else rewrite_parts(recorded, plan).whole
         images = data.calibration(settings.images) if data is not None and how != "weights" else None
-        what = f"{count(images)} images, without labels" if images is not None else "noise, for want of images"
+        what = "noise, for want of images"
+        if data is not None and images is not None:
+            what = f"{samples_in(images, ())} {data.noun}, without labels"
         self.watcher.say(f"Fitting the weights to {what}")
         if isinstance(recorded, TracedParts):
             watched = partial(_counted, self.watcher)

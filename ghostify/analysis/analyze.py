@@ -298,7 +298,9 @@ def _require_finite(name: str, maps: Callable[[int], Tensor], batches: Sequence[
 def _require_matches(seen: Scan, globs: Sequence[str]) -> None:
     names = [*(site.name for site in seen.sites), *(stage.name for stage in seen.stages)]
     if not any(site.kind == "conv" for site in seen.sites):
-        raise PlanError(f"{seen.network} has no convolutions, so there are no maps to compare.")
+        others = any(site.kind in ("conv1d", "conv3d") for site in seen.sites)
+        kind = "two-dimensional convolutions, whose maps alone are compared" if others else "convolutions"
+        raise PlanError(f"{seen.network} has no {kind}, so there are no maps to compare.")
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             near = did_you_mean(glob, prefixes(names))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, nll_loss
 from torch.utils._pytree import tree_leaves
 
+from ghostify.arguments import a
 from ghostify.batches import Batch, call, move
 from ghostify.errors import RecipeError
 from ghostify.measuring.accuracy import images_and_labels, samples_in
@@ -94,7 +95,7 @@ class OwnLoss:
         with told_in_one_line(f"Loss {name!r}"):
             made = function() if isinstance(function, type) else function
         if not callable(made):
-            raise RecipeError(f"Loss {name!r} is a {type(made).__name__}, not a function.")
+            raise RecipeError(f"Loss {name!r} is {a(type(made).__name__)}, not a function.")
         return cls(name, made, whole=required_arguments(made) == 3)
 
     def __call__(self, *given: Any) -> Tensor:
@@ -104,9 +105,7 @@ class OwnLoss:
         if isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
             value = torch.stack([part.sum() for part in value.values()]).sum()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-            what = "None" if value is None else f"a {type(value).__name__}{shape}"
-            raise RecipeError(f"Loss {self.name!r} gives {what}; it must give a tensor of one number.")
+            raise RecipeError(f"Loss {self.name!r} gives {_told(value)}; it must give a tensor of one number.")
         return value.reshape(())
 
     def require_outputs(self, distill: float) -> None:
@@ -124,6 +123,12 @@ class OwnLoss:
                 f"Loss {self.name!r} gives a number without a gradient; compute it from the outputs by torch functions."
             )
         return value
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "None"
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else a(type(value).__name__)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from ghostify.arguments import a
 from ghostify.batches import Batch, call, move
 from ghostify.errors import DataError, GhostifyError, RecipeError
 from ghostify.measuring.accuracy import images_and_labels, samples_in
@@ -90,7 +91,7 @@ class Metric:
             return cls(name, lambda: copy.deepcopy(metric))
         if not callable(metric):
             raise RecipeError(
-                f"Metric {name!r} is a {type(metric).__name__}, neither a function nor an object with update."
+                f"Metric {name!r} is {a(type(metric).__name__)}, not a function or an object with update."
             )
         if required_arguments(metric) == 0 and not _takes_any(metric):
             return cls(name, metric)
@@ -147,7 +148,7 @@ class Metric:
         if callable(made):
             return _OfBatches(self.name, made)
         raise RecipeError(
-            f"Metric {self.name!r} gives a {type(made).__name__}, neither a function of (outputs, labels) nor an "
+            f"Metric {self.name!r} gives {a(type(made).__name__)}, neither a function of (outputs, labels) nor an "
             "object with update(outputs, labels) and compute()."
         )
 
@@ -208,11 +209,7 @@ def number(value: Any, name: str) -> float:
     try:
         found = float(value)
     except (TypeError, ValueError, RuntimeError):
-        what = (
-            f"a tensor of shape {tuple(value.shape)}"
-            if isinstance(value, torch.Tensor)
-            else f"a {type(value).__name__}"
-        )
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else a(type(value).__name__)
         what = "None" if value is None else what
         raise RecipeError(f"Metric {name!r} gives {what}; it must give one number, larger is better.") from None
     if not math.isfinite(found):

@@ -70,6 +70,11 @@ class Data:
         return self.test.inputs
 
     @property
+    def noun(self) -> str:
+        """What a person calls its samples."""
+        return "images" if _are_images(self.inputs) else "samples"
+
+    @property
     def has_classes(self) -> bool:
         """Whether the labels are class numbers."""
         return self.test.has_classes
@@ -77,7 +82,7 @@ class Data:
     @property
     def chosen_by(self) -> str:
         """What an epoch is chosen by, as in ``143 images held out of train``; empty where there is nothing."""
-        return f"{len(self.held):,} images {self.held_from}" if self.held is not None else ""
+        return f"{len(self.held):,} {self.noun} {self.held_from}" if self.held is not None else ""
 
     def train_loader(
         self, batch_size: int, seed: int, epoch: int, workers: int = 0, *, rank: int = 0, world: int = 1
@@ -229,8 +234,8 @@ def _function(settings: DataSettings, inputs: Inputs | None, classes: int | None
     name = settings.source
     made = read_function(name, inputs, classes, KINDS)
     training = f"{len(made.train):,} to train" if made.train is not None else "none to train"
-    what = "images" if _are_images(made.test.inputs) else "samples"
-    description = f"{what} of {name}, {training} and {len(made.test):,} to test"
+    noun = "images" if _are_images(made.test.inputs) else "samples"
+    description = f"{noun} of {name}, {training} and {len(made.test):,} to test"
     found = made.test.shape
     return Data(made.train, made.test, made.classes, found, name, description, made.val, "of val" if made.val else "")
 
