@@ -176,6 +176,7 @@ def floats(): return items(lambda i: (torch.zeros(30), 0))
 def ragged(): return items(lambda i: (torch.zeros(3, 8, 8), torch.zeros(1 + i % 2)))
 def words(): return items(lambda i: (torch.zeros(3, 8, 8), "cat"))
 def no_pairs(): return items(lambda i: torch.zeros(2))
+def dicts(): return items(lambda i: {"image": torch.zeros(3, 8, 8), "label": 0})
 def no_tensor(): return items(lambda i: ([1, 2], 0.5))
 def uneven(): return items(lambda i: (torch.zeros(3, 8, 8 + (i == 3)), 0.5))
 def broken_collate(): return items(lambda i: (torch.zeros(3, 8, 8), 0.5), collate=lambda pairs: pairs[0].shape)
@@ -247,6 +248,7 @@ def test_a_loss_that_cannot_be_learned_from_is_one_line(mine: Cli, loss: str, sa
         ("floats", "gives images of shape (30,), but the network takes (3, 8, 8)"),
         ("ragged", "labels of shapes (1,) and (2,) cannot be stacked; let the function return a collate"),
         ("no_pairs", "cannot be read as (input, label)"),
+        ("dicts", "cannot be read as (input, label): it is a dict; let the dataset give pairs"),
         ("no_tensor", "must be a tensor (or a tuple or dict of tensors) and a label; its image is int"),
         ("uneven", "image 3 is (3, 8, 9), not (3, 8, 8)"),
         ("broken_collate", "collate cannot make (inputs, labels)"),
@@ -378,18 +380,16 @@ def test_an_interrupted_run_goes_on_as_it_began(cli: Cli, kind: str, monkeypatch
     """Stopped after its first epoch, with inputs, metric and loss as they were asked for."""
     the = KINDS[kind]
     fed = (*the.shapes, *the.feeding, *the.judged, *the.taught, "--epochs", "2", *LEAN)
-    made = cli("compress", f"other_nets:{the.model}", *fed, "-o", "runs/whole", "--json")
-    whole = json.loads(done(made))["scores"]["finetuned"]
+    whole = json.loads(done(cli("compress", f"other_nets:{the.model}", *fed, "-o", "runs/whole", "--json")))
 
     from ghostify.cli import show
 
-    monkeypatch.setattr(show.TrainingProgress, "epoch", _interrupt)
-    stopped = cli("compress", f"other_nets:{the.model}", *fed, "-o", "runs/one")
+    with monkeypatch.context() as patched:
+        patched.setattr(show.TrainingProgress, "epoch", _interrupt)
+        stopped = cli("compress", f"other_nets:{the.model}", *fed, "-o", "runs/one")
     assert stopped.code == 130, stopped.err
-    monkeypatch.undo()
-    sys.path.insert(0, str(HERE))
-    monkeypatch.chdir(Path(made.out and json.loads(made.out)["folder"]).absolute().parent.parent)
-    assert json.loads(done(cli("compress", "--resume", "runs/one", "--json")))["scores"]["finetuned"] == whole
+    resumed = json.loads(done(cli("compress", "--resume", "runs/one", "--json")))
+    assert resumed["scores"]["finetuned"] == whole["scores"]["finetuned"]
 
 
 def _interrupt(self: object, epoch: object) -> None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from ghostify.arguments import a
 from ghostify.batches import Batch, inputs_in
 from ghostify.errors import DataError, did_you_mean
 from ghostify.inputs import Inputs, InputSpec, described
@@ -154,10 +155,16 @@ def read_item(items: Any, index: int, seed: int | None, name: str) -> tuple[Any,
     """Item ``index`` of a user's dataset: an input, and a label that is an int where it is a whole number."""
     try:
         with _seeded(seed):
-            one, label = items[index]
+            item = items[index]
     except Exception as problem:  # a user's dataset may fail in any way
         text = " ".join(f"{type(problem).__name__}: {problem}".split())
         raise DataError(f"Data {name!r}: item {index} cannot be read as (input, label): {text}.") from None
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(
+            f"Data {name!r}: item {index} cannot be read as (input, label): it is {a(type(item).__name__)}; let the "
+            "dataset give pairs."
+        )
+    one, label = item
     return tuple(one) if isinstance(one, list) else one, _plain(label)
 
 
