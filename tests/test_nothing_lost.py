@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from ghostify import experiment
 from ghostify.cli.app import app
 from ghostify.cli.runs import RunInterrupted
-from ghostify.errors import GhostifyError, RunError
+from ghostify.errors import GhostifyError, PlanError, RunError
 from ghostify.saving import installing, locked, runs
 
 TINY = """
@@ -429,6 +429,19 @@ def test_files_of_the_user_survive_a_full_disk(
             assert "run/recipe.yaml" in left, sorted(left)
             assert not [name for name in left if Path(name).name.startswith(".")], sorted(left)
     assert (disk / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_plan_is_written_entirely_or_not_at_all(cli: Cli, small_disk: Callable[[int], Path], full: bool) -> None:
+    disk = small_disk(12)
+    (disk / "filling").write_bytes(bytes(12288 if full else 4096))
+    plan = ("plan", "tiny_net:tiny", "--input", "3,8,8", "-o", str(disk / "plan.yaml"))
+    result = cli(*plan)
+    if full:
+        assert isinstance(result.exception, PlanError) and not (disk / "plan.yaml").exists()
+    else:
+        before = contents(disk)
+        assert "already" in str(cli(*plan).exception) and contents(disk) == before
 
 
 def failing(problem: BaseException) -> Callable[..., Any]:

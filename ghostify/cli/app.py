@@ -468,10 +468,15 @@ def _show_outcome(outcome: Outcome, as_json: bool) -> None:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet: nothing is overwritten."""
+    """Write a file that is not there yet, entirely or not at all: nothing is overwritten."""
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        file = path.open("x", encoding="utf-8")  # it was not there: from here on it is ours to remove
+        try:
+            with file:
+                file.write(text)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     except FileExistsError:
         raise PlanError(f"{str(path)!r} is there already and is not overwritten; choose another name.") from None
     except FileNotFoundError:
