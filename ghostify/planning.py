@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -89,9 +90,9 @@ class Plan(BaseModel):
             return self
         if not self.skips:
             raise PlanError("The plan names no layer, so there is nothing to ghost.")
-        telling = [skip.reason for skip in self.skips if skip.reason != _OUTSIDE] or [_OUTSIDE]
-        reason, times = Counter(telling).most_common(1)[0]
-        example = next(skip.target for skip in self.skips if skip.reason == reason)
+        telling = [_kind(skip.reason) for skip in self.skips if skip.reason != _OUTSIDE] or [_OUTSIDE]
+        kind, times = Counter(telling).most_common(1)[0]
+        example, reason = next((skip.target, skip.reason) for skip in self.skips if _kind(skip.reason) == kind)
         others = f" (and {times - 1} more)" if times > 1 else ""
         raise PlanError(
             f"The plan for {self.network} changes nothing, for all {len(self.skips)} layers are left alone: "
@@ -136,6 +137,11 @@ class Plan(BaseModel):
 
     def __str__(self) -> str:
         return str(self.table())
+
+
+def _kind(reason: str) -> str:
+    """A reason without the names in it, which are other ones for every layer."""
+    return re.sub(r"'[^']*'", "", reason)
 
 
 def _listed(names: Sequence[str]) -> str:

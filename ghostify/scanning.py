@@ -117,6 +117,8 @@ class Scan(BaseModel):
     """The channels of the whole network, where the scan was asked for them."""
     uncoupled: str = ""
     """Why there are none, as a sentence without its end."""
+    closed: tuple[str, ...] = ()
+    """G-Ghost stages, which keep their channels when the rest becomes narrower."""
     idle: tuple[str, ...] = ()
     """Modules that ran neither on the example nor in training, so that the channels they may read are kept."""
     steady: tuple[str, ...] = ()
@@ -264,6 +266,7 @@ def scan(
         doubts=tuple(traced.doubts),
         coupling=channels.coupling if channels else None,
         uncoupled=uncoupled,
+        closed=channels.closed if channels else (),
         idle=channels.idle if channels else (),
         steady=tuple(steady),
         stream=stream,

@@ -11,7 +11,7 @@ from ghostify.channels.idle import idle_modules, outermost
 from ghostify.channels.ordering import Ordering
 from ghostify.channels.resolving import Channels, Unreadable
 from ghostify.channels.rewiring import rewired, stands_in
-from ghostify.channels.thinning import renumbered, silenced, sliced, thinned
+from ghostify.channels.thinning import narrower_ghost, renumbered, silenced, sliced, thinned
 
 __all__ = [
     "Channels",
@@ -23,6 +23,7 @@ __all__ = [
     "Weight",
     "follow",
     "idle_modules",
+    "narrower_ghost",
     "outermost",
     "renumbered",
     "rewired",

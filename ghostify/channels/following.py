@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ghostify.channels.idle import exposed, idle_modules, outermost
+from ghostify.channels.idle import exposed, idle_modules, outermost, seen_in
 from ghostify.channels.operations import (
     CREATIONS,
     CUTS,
@@ -36,7 +36,19 @@ from ghostify.channels.operations import (
     SUMS,
     WEIGHT_AT,
 )
-from ghostify.channels.resolving import NONE, Channels, Read, Resolved, Ties, Unreadable, Use
+from ghostify.channels.resolving import (
+    NONE,
+    Channels,
+    Read,
+    Resolved,
+    Selection,
+    Ties,
+    Unreadable,
+    Use,
+    along,
+    constant_along,
+)
+from ghostify.ghosts import CGhost, GGhostStage
 from ghostify.running import groups_of, is_conv, is_transposed, op_name, run_node, weight_node, weight_shape
 from ghostify.tracing import Traced, other_runs
 
@@ -82,6 +94,7 @@ class _Follower:
         self.count = 0
         self.ids: dict[fx.Node, Any] = {}
         self.uses: dict[tuple[str, int], Use] = {}
+        self.selections: dict[str, Selection] = {}
         self.reads: list[Read] = []
         self.producers: list[np.ndarray] = []
         self.marks: list[np.ndarray] = []
@@ -113,7 +126,9 @@ class _Follower:
         for run in others:
             self._follow_run(run)
         idle = idle_modules(self.whole, others) if self.entry is None else []
-        fixed = [*fixed, *exposed(self.whole, others, idle)]
+        closed = [names[0] for module, names in self.whole.names.items() if isinstance(module, GGhostStage)]
+        if self.entry is None:  # a G-Ghost stage cuts and joins its channels by numbers of its own
+            fixed = [*fixed, *seen_in(self.whole, others, closed), *exposed(self.whole, others, idle)]
         kept = [numbers for node in fixed for numbers in self._numbers(node)] + self.stays
         resolved = Resolved(
             Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, fixed=kept)
@@ -125,6 +140,7 @@ class _Follower:
             entry=self.entry if self.entry is not None else nodes[0],
             ids=self.ids,
             uses=list(self.uses.values()),
+            selections=list(self.selections.values()),
             roots=resolved.roots,
             components=resolved.components,
             lane=resolved.lane,
@@ -132,6 +148,7 @@ class _Follower:
             coupling=resolved.coupling(self.reads, ends, self.shortcuts, self.ordered),
             ends=ends,
             members=resolved.members,
+            closed=tuple(closed),
             idle=tuple(outermost(self.whole, idle)),
         )
 
@@ -252,7 +269,7 @@ class _Follower:
         if _shape(node) != _shape(source) or not self._only_varies(ids, -1):
             raise self._stop(node, "slides over the channels and makes fewer")
         self.ordered = True
-        channels, one, area = _along(ids, ids.dim() - 1), np.array([NONE]), math.prod(shape[2:])
+        channels, one, area = along(ids, ids.dim() - 1), np.array([NONE]), math.prod(shape[2:])
         maps = math.prod(_shape(node)) // len(channels)
         self._count(Read(self.block, channels, area=area, positions=maps, outputs=maps, params=False))
         for name, size in ((weight, area), (bias, 1)):
@@ -346,9 +363,14 @@ class _Follower:
         for other in others:
             operand, known = self._operand(other, node), len(self.ties)
             result = self._tied(result, operand)
-            if self.sums and name in SUMS and not self._is_constant(first) and not self._is_constant(other):
+            streams = not (self._is_constant(first) or self._is_constant(other) or self._in_ghost(node))
+            if self.sums and name in SUMS and streams:
                 self.stays += [side for pair in self.ties[known:] for side in pair]
         return result.expand(_shape(node)) if result.shape != _shape(node) else result
+
+    def _in_ghost(self, node: fx.Node) -> bool:
+        """Whether a node is code of a ghost module, whose maps are sums and no stream that goes around it."""
+        return isinstance(self.traced.part(str(node.meta["module"])), CGhost)
 
     def _is_constant(self, node: fx.Node) -> bool:
         """Whether a value is a parameter or a buffer, or computed from those alone."""
@@ -410,7 +432,7 @@ class _Follower:
         varying = [dim for dim in range(out.dim()) if not constant_along(out, dim)]
         if len(varying) > 1:
             raise self._stop(node, "has channels along several dimensions")
-        channels = _along(out, varying[0]) if varying else np.array([NONE])
+        channels = along(out, varying[0]) if varying else np.array([NONE])
         positions = math.prod(_shape(node)) * a.shape[-1] // len(channels)
         self._count(Read(self.block, channels, positions=positions, params=False))
         return out
@@ -488,6 +510,8 @@ class _Follower:
     # -- moving --------------------------------------------------------------------------------------------------
 
     def _moved(self, node: fx.Node, name: str) -> Any:
+        if name == "index_select":
+            return self._selected(node)
         args: Any = fx.node.map_arg(node.args, lambda source: self._moving(source, node))
         kwargs: Any = fx.node.map_arg(node.kwargs, lambda source: self._moving(source, node))
         if name == "view":
@@ -499,6 +523,23 @@ class _Follower:
         if name in CUTS or node.target is operator.getitem:
             self._mark(node, result)
         return [_compact(one) for one in result] if isinstance(result, (tuple, list)) else _compact(result)
+
+    def _selected(self, node: fx.Node) -> Tensor:
+        """Some channels, by a buffer of their places: it is cut with them."""
+        source, dim, index = (_argument(node, place, name) for place, name in enumerate(("input", "dim", "index")))
+        ids = self._ids(source, node)
+        if index.op != "get_attr":
+            raise self._stop(node, "selects channels by indices that are computed on the way")
+        places = self.whole.tensor(index) if index.target not in self.traced.constants else self.traced.tensor(index)
+        if places.is_meta:
+            raise self._stop(node, "selects channels by indices that have no values on the meta device")
+        if not constant_along(ids, dim):
+            self._note_selection(str(index.target), along(ids, dim % ids.dim()))
+        return _compact(ids.index_select(dim, places.cpu()))
+
+    def _note_selection(self, name: str, channels: np.ndarray) -> None:
+        known = self.selections.setdefault(name, Selection(name, channels))
+        self._tied(torch.from_numpy(known.channels), torch.from_numpy(channels))
 
     def _moving(self, source: fx.Node, node: fx.Node) -> Any:
         return self.ids[source] if isinstance(self.ids.get(source), list) else self._ids(source, node)
@@ -512,9 +553,11 @@ class _Follower:
             return
         everything = np.unique(_small(total))
         for piece in pieces:
-            part = np.unique(_small(piece))
+            part, times = np.unique(_small(piece), return_counts=True)
             if 0 < len(part) < len(everything):
                 self.marks.append(part)
+            if len(often := np.unique(times)) > 1:  # the cut took one of the places that some channels have
+                self.marks += [part[times == one] for one in often]
 
     # -- parameters --------------------------------------------------------------------------------------------
 
@@ -614,31 +657,17 @@ class _Follower:
         ids = self._ids(source, node)
         if not all(constant_along(ids, other) for other in range(ids.dim()) if other != dim):
             raise self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
-        return _along(ids, dim)
+        return along(ids, dim)
 
     def _stop(self, node: fx.Node, why: str) -> Unreadable:
         module = node.meta.get("module") or "(root)"
         return Unreadable(f"{op_name(self.traced, node)} in {module!r} {why}")
 
 
-def constant_along(ids: Tensor, dim: int) -> bool:
-    if ids.shape[dim] == 1 or ids.stride(dim) == 0:
-        return True
-    small = ids[tuple(slice(0, 1) if ids.stride(d) == 0 else slice(None) for d in range(ids.dim()))]
-    return bool((small == small.narrow(dim, 0, 1)).all())
-
-
 def from_parameters(node: fx.Node) -> bool:
     """Whether a value is a parameter, or computed from parameters and constants alone."""
     computed = node.op in ("call_module", "call_function", "call_method")
     return node.op == "get_attr" or (computed and all(map(from_parameters, node.all_input_nodes)))
-
-
-def _along(ids: Tensor, dim: int) -> np.ndarray:
-    """The numbers of a tensor along a dimension, at the first place of every other."""
-    for other in range(ids.dim()):
-        ids = ids if other == dim else ids.narrow(other, 0, 1)
-    return ids.reshape(-1).numpy()
 
 
 def _compact(ids: Tensor) -> Tensor:

@@ -33,10 +33,13 @@ def outermost(traced: Traced, idle: Iterable[str]) -> list[str]:
 
 def exposed(traced: Traced, others: Sequence[Traced], idle: Iterable[str]) -> list[fx.Node]:
     """The nodes of all runs whose values the modules around ``idle`` ones see."""
-    around = {one for name in idle for one in _around(traced, name)}
-    if not around:
-        return []
-    return [node for run in (traced, *others) for node in _seen(run, around)]
+    return seen_in(traced, others, {one for name in idle for one in _around(traced, name)})
+
+
+def seen_in(traced: Traced, others: Sequence[Traced], modules: Iterable[str]) -> list[fx.Node]:
+    """The nodes of all runs whose values the code of these modules sees."""
+    chosen = set(modules)
+    return [node for run in (traced, *others) for node in _seen(run, chosen)] if chosen else []
 
 
 def _around(traced: Traced, name: str) -> Iterator[str]:

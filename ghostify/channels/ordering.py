@@ -87,9 +87,13 @@ class Ordering:
         return classes
 
     def _bound(self) -> np.ndarray:
-        """Roots of grouped filters' inputs, and those tied to what is neither parameter nor buffer of the network."""
-        uses = (use for use in self.channels.uses if use.lanes or use.name not in self._held)
-        return np.concatenate([np.array([], dtype=int), *(self.channels.roots[use.channels] for use in uses)])
+        """Roots of grouped filters' inputs, of what is selected by index, and of what is tied to neither parameter nor
+        buffer of the network.
+        """
+        uses = (use.channels for use in self.channels.uses if use.lanes or use.name not in self._held)
+        selected = (selection.channels for selection in self.channels.selections)
+        bound = (self.channels.roots[numbers] for numbers in (*uses, *selected))
+        return np.concatenate([np.array([], dtype=int), *bound])
 
     @cached_property
     def _held(self) -> dict[str, Tensor]:

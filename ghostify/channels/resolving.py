@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
 from ghostify.tracing import Traced
@@ -38,6 +38,16 @@ class Use:
 
 
 @dataclass
+class Selection:
+    """A buffer of indices, by which the code selects some of the channels of a tensor."""
+
+    name: str
+    """Qualified name."""
+    channels: np.ndarray
+    """The numbers of what is selected from, in order."""
+
+
+@dataclass
 class Read:
     """One use of a weight, in numbers; ``Weight`` tells the fields."""
 
@@ -62,6 +72,7 @@ class Channels:
     ids: dict[fx.Node, Any]
     """For each node a tensor of numbers, or a list of them where it gives several tensors."""
     uses: list[Use]
+    selections: list[Selection]
     roots: np.ndarray
     """By number, the smallest number tied to it one by one; ``NONE`` at its own place (the last)."""
     components: np.ndarray
@@ -75,6 +86,8 @@ class Channels:
     """Numbers of the tensors between the blocks, as ``coupling.ends``."""
     members: list[np.ndarray]
     """Components of each segment, in the order of their first channel."""
+    closed: tuple[str, ...] = ()
+    """G-Ghost stages, which cut and join channels by numbers of their own; what they read and give is kept."""
     idle: tuple[str, ...] = ()
     """Modules of a whole network that ran in none of its runs; what they may read keeps its channels."""
 
@@ -88,6 +101,11 @@ class Channels:
                 norms = tensor.detach().double().flatten(1).square().sum(1).cpu().numpy()
                 np.add.at(score, self.components[use.channels], norms)
         return lambda component: float(score[component])
+
+    def width(self, node: fx.Node, kept: np.ndarray) -> int:
+        """How many channels of a node's tensor are kept, along the one dimension in which they lie."""
+        ids = self.ids[node]
+        return max(int(kept[along(ids, dim)].sum()) for dim in range(ids.dim()) if not constant_along(ids, dim))
 
     def outputs_kept(self, kept: np.ndarray) -> dict[str, np.ndarray]:
         """By module with a weight, which of its outputs are ``kept``."""
@@ -246,3 +264,17 @@ def _connected(count: int, pairs: Pairs) -> np.ndarray:
             label = label[label]
         if np.array_equal(before, label):
             return label
+
+
+def constant_along(ids: Tensor, dim: int) -> bool:
+    if ids.shape[dim] == 1 or ids.stride(dim) == 0:
+        return True
+    small = ids[tuple(slice(0, 1) if ids.stride(d) == 0 else slice(None) for d in range(ids.dim()))]
+    return bool((small == small.narrow(dim, 0, 1)).all())
+
+
+def along(ids: Tensor, dim: int) -> np.ndarray:
+    """The numbers of a tensor along a dimension, at the first place of every other."""
+    for other in range(ids.dim()):
+        ids = ids if other == dim else ids.narrow(other, 0, 1)
+    return ids.reshape(-1).numpy()

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ghostify.channels.following import constant_along
 from ghostify.channels.operations import REDUCTIONS
-from ghostify.channels.resolving import Channels
+from ghostify.channels.resolving import Channels, constant_along
+from ghostify.ghosts import CGhost
 from ghostify.running import evaluating, op_name, run_node, within_regions
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,7 +44,27 @@ def sliced(channels: Channels, kept: np.ndarray, entry: np.ndarray | None = None
     for name, dims in _indices(channels, kept, entry).items():
         tensor = _tensor(channels.traced.module, name)
         memo[id(tensor)] = _sliced(tensor, dims)
+    for selection in channels.selections:
+        mask = kept[selection.channels]
+        if not mask.all():
+            tensor = _tensor(channels.traced.module, selection.name)
+            memo[id(tensor)] = _moved_up(tensor, torch.from_numpy(mask))
     return memo
+
+
+def _moved_up(places: Tensor, mask: Tensor) -> Tensor:
+    """The indices of what is kept by the mask, counted among what is kept."""
+    mask = mask.to(places.device)
+    return (mask.cumsum(0) - 1)[places[mask[places]]].to(places.dtype)
+
+
+def narrower_ghost(channels: Channels, ghost: CGhost, memo: dict[int, Any], kept: np.ndarray) -> CGhost:
+    """A copy of a C-Ghost module that ran, with the parts that ``memo`` holds, its own numbers brought in line."""
+    name = channels.traced.names[ghost][0]
+    *_, last = (n for n in channels.nodes if n.op != "get_attr" and n.meta["module"] == name)
+    copied = copy.deepcopy(ghost, dict(memo))
+    copied.renumber(channels.width(last, kept))
+    return copied
 
 
 def _indices(channels: Channels, kept: np.ndarray, entry: np.ndarray | None) -> dict[str, dict[int, Tensor]]:

@@ -205,6 +205,16 @@ class CGhost(nn.Module):
             return merged
         return selected(merged, self.order, self._channels)
 
+    def renumber(self, out_channels: int) -> None:
+        """Bring its numbers in line with parts that have been given fewer channels, and give so many together."""
+        conv: Any = _conv_of(self.primary)
+        self._m, self.out_channels = conv.out_channels, out_channels
+        self.in_channels, self.groups = conv.in_channels, conv.groups
+        if isinstance(self.pointwise, nn.Sequential):
+            self.rank = self.pointwise[0].out_channels  # type: ignore[assignment]
+        else:
+            self.rank = min(self.rank, self._m, out_channels - self._m)
+
     def extra_repr(self) -> str:
         extras = f", pointwise={self.rank}" if self.rank else ""
         extras += "" if self.order is None else ", ordered"

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ghostify.channels import Channels, Coupling, Unreadable, follow, renumbered, silenced, sliced
+from ghostify.channels import Channels, Coupling, Unreadable, follow, narrower_ghost, renumbered, silenced, sliced
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
+from ghostify.ghosts import CGhost
 from ghostify.recipe import GhostSettings, Stream
 from ghostify.rules.base import Skip, WidthSwap, thinner
 from ghostify.running import THINNED, Failed, agree, attempt, coarsest, quiet
@@ -36,6 +37,7 @@ _FIXED: dict[Stream, str] = {
     "kept": "none of its channels is inside a block, for all are outputs or added to others",
 }
 _IDLE = "did not run on the example or in training, so it stays as it is, and so do the channels it may read"
+_CLOSED = "is a G-Ghost stage, which keeps the channels that it reads and gives"
 _REFUSED: dict[Stream, str] = {"scaled": "cannot be scaled as a whole", "kept": "cannot be thinned inside its blocks"}
 
 
@@ -74,8 +76,9 @@ def _why_fixed(scan: Scan, swap: WidthSwap) -> str:
 
 
 def skips(scan: Scan) -> list[Skip]:
-    """The modules that did not run, and so stay as they are with what they may read."""
-    return [Skip(target=name, reason=_IDLE) for name in scan.idle]
+    """The modules that keep what they read: those that did not run, and G-Ghost stages."""
+    idle = [Skip(target=name, reason=_IDLE) for name in scan.idle]
+    return idle + [Skip(target=name, reason=_CLOSED) for name in scan.closed]
 
 
 def stream(settings: GhostSettings) -> Stream:
@@ -131,6 +134,9 @@ def replacements(traced: Traced, swap: WidthSwap) -> dict[int, Any]:
     for module in _layers(traced.module):
         if any(id(tensor) in tensors for tensor in [*module.parameters(), *module.buffers()]):
             memo[id(module)] = renumbered(module, copy.deepcopy(module, dict(tensors)))  # a memo used is a memo spoilt
+    for module in traced.names:
+        if isinstance(module, CGhost) and any(id(part) in memo for part in module.modules()):
+            memo[id(module)] = narrower_ghost(channels, module, memo, kept)
     _check(traced, channels, memo, kept, f"{type(traced.module).__name__} {_REFUSED[swap.stream]}")
     return memo
 
