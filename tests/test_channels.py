@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
+from torchvision.ops import DeformConv2d
 from zoo import GroupNormed, InvertedResidual, NextBlock, PreActivation, Shuffle, SqueezeExcite, basic, bottleneck
 
 from ghostify.channels import Channels, Unreadable, follow, rewired, silenced, sliced, stands_in, thinned
 from ghostify.costs import Cost
 from ghostify.rules.base import thinner
-from ghostify.scanning import scan
+from ghostify.scanning import network_nodes, scan
 from ghostify.tracing import Traced, trace
 
 SIDE = 6
@@ -823,3 +824,53 @@ def test_blocks_in_a_row_share_the_stream_and_are_costed_apart() -> None:
     full = coupling.cost(0, [segment.size for segment in coupling.segments])
     narrow = coupling.narrowed(0, counts)
     assert full.params - narrow.params == 8 * 4 * 9
+
+
+# -- what stops the following is named -------------------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """Code between two layers, the second of which reads what it is told to."""
+
+    def __init__(self, code: Callable[[Tensor], Tensor], last: nn.Module) -> None:
+        super().__init__()
+        self.code, self.first, self.last = code, nn.Conv2d(3, 16, 3, padding=1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.code(self.first(x)))
+        return y
+
+
+MOVED: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, str]] = {
+    "a shuffle": (nn.PixelShuffle(2), nn.Conv2d(4, 4, 1), "PixelShuffle in 'code'"),
+    "a shuffle, then others": (nn.Sequential(nn.PixelShuffle(2), nn.ReLU()), nn.Conv2d(4, 4, 1), "PixelShuffle in"),
+    "a transposition": (lambda y: y.transpose(1, 2), nn.Conv2d(SIDE, 4, 1), "transpose in '(root)'"),
+    "a permutation": (lambda y: y.permute(0, 2, 3, 1), nn.Conv2d(SIDE, 4, 1), "permute in '(root)'"),
+    "a view": (lambda y: y.reshape(len(y), 4, 4, -1), nn.BatchNorm2d(4), "reshape in '(root)'"),
+    "a view that is flattened": (lambda y: y.reshape(len(y), 4, 4, -1).mean(3), nn.BatchNorm1d(4), "reshape in"),
+}
+
+
+@pytest.mark.parametrize("how", MOVED)
+def test_who_moved_the_channels_is_named_and_not_who_reads_them(how: str) -> None:
+    code, last, culprit = MOVED[how]
+    traced = trace(Around(code, last), torch.randn(2, 3, SIDE, SIDE))
+    with pytest.raises(Unreadable) as problem:
+        follow(traced, *network_nodes(traced))
+    assert str(problem.value).startswith(culprit) and "puts channels into dimension" in str(problem.value)
+
+
+def test_a_deformable_convolution_is_named_and_not_how_it_makes_its_mask() -> None:
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.offset = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 18, 3, padding=1)
+            self.deformed = DeformConv2d(16, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.deformed(y, self.offset(y))
+
+    traced = trace(Deformed(), torch.randn(2, 3, SIDE, SIDE))
+    with pytest.raises(Unreadable, match="deform_conv2d in 'deformed'"):
+        follow(traced, *network_nodes(traced))

@@ -655,13 +655,36 @@ class _Follower:
     def _vector(self, source: fx.Node, node: fx.Node, dim: int) -> np.ndarray:
         """The numbers of a tensor along ``dim``; the only dimension they may vary along."""
         ids = self._ids(source, node)
-        if not all(constant_along(ids, other) for other in range(ids.dim()) if other != dim):
-            raise self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
+        if not _lies_along(ids, dim):
+            raise self._scattered(source, node, dim)
         return along(ids, dim)
 
+    def _scattered(self, source: fx.Node, node: fx.Node, dim: int) -> Unreadable:
+        """What is wrong with channels that lie elsewhere than along ``dim``, by the operation that put them there."""
+        reader = f"{op_name(self.traced, node)} in {_home(node)!r}"
+        while moved := [one for one in source.all_input_nodes if len(self._varying(one)) > 1]:
+            source = moved[0]
+        if source.op == "placeholder":
+            return self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
+        places = " and ".join(map(str, self._varying(source)))
+        return self._stop(source, f"puts channels into dimension {places}, where {reader} reads dimension {dim}")
+
+    def _varying(self, node: fx.Node) -> list[int]:
+        """The dimensions along which a tensor's channels lie."""
+        ids = self.ids.get(node)
+        return [dim for dim in range(ids.dim()) if not constant_along(ids, dim)] if isinstance(ids, Tensor) else []
+
     def _stop(self, node: fx.Node, why: str) -> Unreadable:
-        module = node.meta.get("module") or "(root)"
-        return Unreadable(f"{op_name(self.traced, node)} in {module!r} {why}")
+        return Unreadable(f"{op_name(self.traced, node)} in {_home(node)!r} {why}")
+
+
+def _lies_along(ids: Tensor, dim: int) -> bool:
+    """Whether channels vary along no other dimension."""
+    return all(constant_along(ids, other) for other in range(ids.dim()) if other != dim % ids.dim())
+
+
+def _home(node: fx.Node) -> str:
+    return node.meta.get("module") or "(root)"
 
 
 def from_parameters(node: fx.Node) -> bool:
