@@ -528,9 +528,7 @@ def test_every_part_is_told_of_and_no_worse_where_it_is_fitted(net: Net, method:
     for layer in layers:
         assert isinstance(the.ghosted.module.get_submodule(layer.target), kinds[layer.kind])
         assert math.isfinite(layer.before) and math.isfinite(layer.error) and layer.positions > 0
-    twice = {"aliased": {"body.0"}, "shared-head": {"shared", "out"}}.get(net.name, set())
-    made = ghosts(the.ghosted.module)
-    assert made.keys() - set(names) == twice & made.keys()
+    assert ghosts(the.ghosted.module).keys() <= set(names)
 
 
 @each_case

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Sized
+from collections import Counter
+from collections.abc import Callable, Sequence, Sized
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -12,25 +15,31 @@ from torch import Tensor, fx, nn
 
 from ghostify.batches import Batch, count
 from ghostify.errors import FitError
+from ghostify.fitting.agenda import Agenda
 from ghostify.fitting.calibration import Calibration
 from ghostify.fitting.ghosts import GhostFit, cheap_unknowns, solved_for
 from ghostify.fitting.judging import Judge, called, outputs
 from ghostify.fitting.layers import MOST, LayerFit, error, too_wide
 from ghostify.fitting.norms import Seen, renew
 from ghostify.fitting.origins import Origins
-from ghostify.fitting.pairing import Matching, Part, changed, used_once
+from ghostify.fitting.pairing import Part
 from ghostify.fitting.report import Fit, LayerError
-from ghostify.fitting.sampling import Positions, positions_wanted
+from ghostify.fitting.sampling import Block, Positions, Samples, positions_wanted
+from ghostify.fitting.schedule import Loop
 from ghostify.fitting.stages import StageFit
-from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
-from ghostify.fitting.targets import Aim, Pair, Targets
-from ghostify.fitting.walking import MEMORY, Walk
+from ghostify.fitting.targets import Pair, Targets
+from ghostify.fitting.walking import MEMORY, Walk, size_of
 from ghostify.ghosts import CGhostLinear
 from ghostify.recipe import FitSettings
-from ghostify.running import ELSEWHERE, agree, evaluating, frozen_parts
+from ghostify.running import ELSEWHERE, agree, evaluating
 from ghostify.tracing import Traced, trace
 
 _MANY = f"each filter has more than the {MOST:,} unknowns that are solved for"
+
+TURNS = 3
+"""How often the parts of a loop are fitted at most."""
+_APART = 7919
+"""By how much the seeds of two calls of one layer differ: positions of every call are others."""
 
 Told = Callable[[int, int], None]
 """Who is told how many parts of how many are fitted."""
@@ -41,7 +50,7 @@ class Fitting(Protocol):
 
     def fit(self) -> float: ...
 
-    def outputs(self, batch: int) -> Tensor: ...
+    def outputs(self, block: Block) -> Tensor: ...
 
 
 def fit(
@@ -59,12 +68,12 @@ def fit(
     """
     began = time.perf_counter()
     with evaluating(original, module), torch.no_grad():
-        pair = _pair(original, module, images, origins.touch)
+        pair, agenda = _pair(original, module, images, settings, origins)
         _require_faithful(original, pair.original, images.batches[-1])
         judge = Judge(pair.original, original, images.batches, images.judged)
         unfitted = judge.error(pair.converted, module)
         before = copy.deepcopy(module.state_dict())
-        job = _Job(pair, original, module, settings, origins, told)
+        job = _Job(pair, agenda, original, module, settings, told)
         layers = job.run()
         missed = judge.error(pair.converted, module)
         if missed is not None and unfitted is not None and not missed <= unfitted:
@@ -89,127 +98,181 @@ class _Job:
     """The parts one after the other."""
 
     def __init__(
-        self,
-        pair: Pair,
-        original: nn.Module,
-        module: nn.Module,
-        settings: FitSettings,
-        origins: Origins,
-        told: Told,
+        self, pair: Pair, agenda: Agenda, original: nn.Module, module: nn.Module, settings: FitSettings, told: Told
     ) -> None:
-        self.origins = origins
-        self.pair, self.original, self.module, self.settings, self.told = pair, original, module, settings, told
-        self.matching = Matching(pair.original, pair.converted, module, origins)
-        _, self.dirty = changed(pair.original, pair.converted, origins.touch)
-        self.once = used_once(pair.converted)
-        self.frozen = {inner for part in frozen_parts(module) for inner in part.modules()}
-        """What the user froze: as it is, unless the plan replaced it."""
+        self.pair, self.agenda, self.told = pair, agenda, told
+        self.original, self.module, self.settings = original, module, settings
+        self.parts = agenda.parts
         self.notes: list[str] = []
         self.starved: list[str] = []
         self.started: set[int] = set()
         """The batches that some part has asked for; once on their way, they go with the others."""
-        wanted = [part for part in self.matching.parts() if self._wants(part)]
-        self.wide = [part.name for part in wanted if part.kind == "layer" and too_wide(part.module)]
-        """Layers with too many unknowns to be solved for."""
-        self.parts = [(part, self._aim(part)) for part in wanted if part.name not in self.wide]
-        self.needed: list[fx.Node] = [node for _, aim in self.parts for node in aim.needed]
-        for node in set(self.needed):
+        self.given: list[dict[fx.Node, Any]] | None = None
+        """What late inputs were in the last turn of a loop, batch by batch; nothing in the first."""
+        self.needed = Counter(node for part in range(len(self.parts)) for node in agenda.needed(part))
+        for node in self.needed:
             pair.first.keep(node)
 
     def run(self) -> list[LayerError]:
         norms = self._watched()
-        found = []
+        found: dict[int, LayerError] = {}
         self.told(0, len(self.parts))
-        for index, (part, aim) in enumerate(self.parts):
-            found.append(self._fit(index, part, aim))
-            self.told(index + 1, len(self.parts))
+        for loop in self.agenda.schedule.loops:
+            found |= self._turns(loop) if loop.turns else {part: self._fit(part) for part in loop.parts}
+            for part in loop.parts:
+                self._release(part)
+                self.told(len(found) - len(loop.parts) + 1 + loop.parts.index(part), len(self.parts))
         self.pair.second.advance(len(self.pair.second.nodes))
         for norm, seen in norms.items():
             renew(norm, seen)
         self.notes += [*self._on_starved(), *self._on_filters(), *self._on_wide(), *self._on_unfitted()]
-        return found
-
-    def _wants(self, part: Part) -> bool:
-        replaced = part.kind != "layer" or part.name in self.origins.layers
-        if not replaced and (part.module in self.frozen or not self.settings.kept):
-            return False
-        return part.begin in self.dirty or part.output in self.dirty
-
-    def _aim(self, part: Part) -> Aim:
-        if part.kind == "stage":
-            ceiling = rectifier_after(self.pair.original, part.twin) if part.module.act is not None else None
-            around = Surroundings(part.twin, None, None, part.twin, ceiling)
-            passed = part.inputs if isinstance(part.module.cheap, nn.Identity) else None
-            return Aim(around, around, part.kept, passed, None)
-        return Aim.of(self.pair, part.output, part.twin, part.begin, part.kept, self.settings.compensate)
+        return [found[part] for part in sorted(found)]
 
     def _watched(self) -> dict[nn.Module, Seen]:
         """Every norm that reads something new and is not frozen, and who sees what it reads."""
         norms: dict[nn.Module, Seen] = {}
-        for node in self.pair.second.nodes:
-            if node in self.dirty and is_norm(self.pair.converted, node) and str(node.target) in self.once:
-                norm = self.module.get_submodule(str(node.target))
-                if norm not in self.frozen:
-                    norms[norm] = self.pair.second.watched[node] = Seen()
+        for name, calls in self.agenda.norms.items():
+            norm = self.module.get_submodule(name)
+            if norm not in self.agenda.frozen:
+                seen = norms[norm] = Seen()
+                self.pair.second.watched |= dict.fromkeys(calls, seen)
         return norms
 
-    def _fit(self, index: int, part: Part, aim: Aim) -> LayerError:
-        pair, positions = self.pair, self._positions(index, part)
-        self.started |= {*positions.batches, *positions.judged}
-        pair.second.advance(pair.second.index[part.begin], self.started)
-        pair.first.advance(max(pair.first.index[node] for node in aim.needed) + 1, self.started)
-        norm = None if aim.ours.norm is None else self.module.get_submodule(str(aim.ours.norm.target))
-        targets = Targets(pair, aim, positions, norm, self.settings.rectified)
-        if norm in self.frozen and not _has_bias(part):
-            targets.norm = None  # so that no intercept goes into its mean
-        _require_finite(part, targets, pair)
-        fitting = self._fitting(part, targets)
-        before = error(targets, fitting.outputs)
+    def _fit(self, index: int) -> LayerError:
+        part, samples = self.parts[index], self._samples(index)
+        self._advance(index, samples)
+        samples = self._lent(index, samples)
+        fitting, targets = self._fitting(index, samples)
+        before = error(targets, fitting.outputs, samples.judged)
         ridge = fitting.fit()
-        after = error(targets, fitting.outputs)
-        self._release(aim)
-        self._note(part, positions)
+        after = error(targets, fitting.outputs, samples.judged)
+        self._note(part, samples)
         return LayerError(
-            target=part.name, kind=part.kind, before=before, error=after, ridge=ridge, positions=positions.total
+            target=part.name, kind=part.kind, before=before, error=after, ridge=ridge, positions=samples.total
         )
 
-    def _positions(self, index: int, part: Part) -> Positions:
-        """Positions of the part's output map; of a linear layer, rows."""
-        shape = part.twin.meta["shapes"][0]
+    def _turns(self, loop: Loop) -> dict[int, LayerError]:
+        """Fit the parts of a loop in turns, and keep what did best on what the network then really reads.
+
+        In the first turn the original stands in for what is late, in the others what the turn before gave.  Each is
+        measured on what its own weights give: a cell that feeds on itself may do well on the original's inputs alone.
+        """
+        second, found, least = self.pair.second, dict[int, LayerError](), math.inf
+        waiting = [part for part in loop.parts if self.agenda.late[part]]
+        self.started |= {batch for part in loop.parts for batch in self._samples(part).started}
+        second.advance(loop.stops[0], self.started)
+        standing, kept = second.standing(), copy.deepcopy(self.module.state_dict())
+        watched, second.watched = second.watched, {}  # norms are to see the weights that stay
+        needs = [node for part in waiting for call in self.agenda.needs[part].calls for node in call]
+        with second.keeping(needs):
+            self.given = None
+            for _ in range(TURNS):
+                second.go_back(standing)
+                now = {part: self._fit(part) for part in loop.parts}
+                second.advance(loop.end, self.started)
+                self.given = [{node: values[node] for node in needs if node in values} for values in second.values]
+                missed = self._judged_anew(waiting, now)
+                if not missed < least:
+                    break
+                found, least, kept = now, missed, copy.deepcopy(self.module.state_dict())
+        self.module.load_state_dict(kept)
+        second.go_back(standing)
+        second.watched = watched
+        second.advance(loop.end, self.started)
+        return found or now
+
+    def _judged_anew(self, waiting: Sequence[int], found: dict[int, LayerError]) -> float:
+        """The mean error of parts on what they now really read, held out from a fit; what was found is told of that."""
+        missed = []
+        for part in waiting:
+            samples = self._samples(part)
+            fitting, targets = self._fitting(part, samples)
+            told = error(targets, fitting.outputs, samples.judged)
+            found[part] = found[part].model_copy(update={"error": told})
+            held = [block for block in samples.blocks if targets.is_held(block)] or samples.blocks
+            missed.append(error(targets, fitting.outputs, held) or 0.0)
+        return fmean(missed)
+
+    def _lent(self, index: int, samples: Samples) -> Samples:
+        """The samples of a part's calls of which the inputs are there, or something that stands in for them."""
+        first, second, there = self.pair.first, self.pair.second, set(range(len(samples.calls)))
+        for call in self.agenda.late[index]:
+            stand_ins = self.agenda.stand_ins(index, call)
+            if self.given is None and not stand_ins:
+                there.discard(call)
+                continue
+            for batch in samples.started:
+                for node in self.agenda.needs[index].calls[call]:
+                    if second.index[node] < second.reached[batch]:
+                        continue
+                    lent = first.values[batch][stand_ins[node]] if self.given is None else self.given[batch][node]
+                    second.values[batch][node] = lent
+        return samples.of_calls(there)
+
+    def _advance(self, index: int, samples: Samples) -> None:
+        """Run both networks up to where a part is fitted."""
+        pair = self.pair
+        self.started |= set(samples.started)
+        pair.second.advance(self.agenda.stops[index], self.started)
+        pair.first.advance(max(pair.first.index[node] for node in self.agenda.needed(index)) + 1, self.started)
+
+    def _samples(self, index: int) -> Samples:
+        """Positions of the part's output maps, by call; of a linear layer, rows."""
+        part = self.parts[index]
+        room, wanted = self._room(index), positions_wanted(*_size(part))
+        return Samples([self._positions(index, call, room, wanted) for call in range(len(part.calls))])
+
+    def _positions(self, index: int, call: int, room: int, wanted: int) -> Positions:
+        part = self.parts[index]
+        shape = part.calls[call].twin.meta["shapes"][0]
         rows = isinstance(part.module, nn.Linear)
         last = isinstance(part.module, CGhostLinear) and len(shape) == 4
-        wanted = positions_wanted(*_size(part))
         shape = shape if rows or len(shape) > 2 else (*shape, 1, 1)
         channels = -1 if rows else 3 if last else 1
         pair = self.pair
-        most = self._room(part) * pair.batches / (pair.batches + pair.judged)
-        return Positions(shape, wanted, pair.batches, index, channels, pair.held, most, pair.judged)
+        most = room * pair.batches / (pair.batches + pair.judged)
+        own = math.ceil(
+            wanted * min(2, len(part.calls)) / len(part.calls)
+        )  # more calls have more to tell, up to a cost
+        return Positions(shape, own, pair.batches, index + call * _APART, channels, pair.held, most, pair.judged)
 
-    def _room(self, part: Part) -> int:
+    def _room(self, index: int) -> int:
         """How many batches there is room for where the part is fitted."""
-        pair = self.pair
+        first, second = self.pair.first, self.pair.second
+        at = max(first.index[twin] for twin in self.parts[index].twins)
+        held = {node for part in self.agenda.together(index) for node in self.agenda.needed(part)}
+        held -= set(self.agenda.needed(index)) if len(self.parts[index].calls) == 1 else {first.nodes[at]}
         return MEMORY // max(
-            1, pair.first.bytes_at(pair.first.index[part.twin]) + pair.second.bytes_at(pair.second.index[part.begin])
+            1, first.bytes_at(at) + second.bytes_at(self.agenda.stops[index]) + sum(map(size_of, held))
         )
 
-    def _fitting(self, part: Part, targets: Targets) -> Fitting:
+    def _fitting(self, index: int, samples: Samples) -> tuple[Fitting, Targets]:
+        """What fits a part to all its calls, and the targets it has."""
+        part, aims = self.parts[index], self.agenda.aims[index]
+        norms = [self.module.get_submodule(str(n.target)) if (n := aim.ours.norm) else None for aim in aims]
+        targets = Targets(self.pair, aims, samples, norms, self.settings.rectified)
+        targets.takers = [None if norm in self.agenda.frozen else norm for norm in norms]
+        _require_finite(part, targets, self.pair)
+        values = self.pair.second.values
+
+        def inputs(block: Block) -> Tensor:
+            read: Tensor = values[block.batch][part.calls[block.call].inputs]
+            return read
+
+        def pooled(block: Block) -> list[Tensor]:
+            return [values[block.batch][node] for node in part.calls[block.call].pooled]
+
         if part.kind == "ghost":
             start: Any = self.original.get_submodule(part.name).weight
-            return GhostFit(
-                self.pair, part.module, self._reader(part.inputs), targets, start.detach(), self.settings.joint
-            )
+            return GhostFit(part.module, inputs, targets, start.detach(), self.settings.joint), targets
         if part.kind == "stage":
-            pooled = [self._reader(node) for node in part.pooled]
-            return StageFit(self.pair, part.module, self._reader(part.inputs), pooled, targets)
-        return LayerFit(self.pair, part.module, self._reader(part.inputs), targets)
+            return StageFit(part.module, inputs, pooled, targets), targets
+        return LayerFit([call.module for call in part.calls], inputs, targets), targets
 
-    def _reader(self, node: fx.Node) -> Callable[[int], Tensor]:
-        return lambda batch: self.pair.second.values[batch][node]
-
-    def _note(self, part: Part, positions: Positions) -> None:
+    def _note(self, part: Part, samples: Samples) -> None:
         unknowns = _size(part)[0]
-        if positions.total < unknowns:
-            self.starved.append(f"{part.name} has {unknowns:,} unknowns per filter and {positions.total:,} positions")
+        if samples.total < unknowns:
+            self.starved.append(f"{part.name} has {unknowns:,} unknowns per filter and {samples.total:,} positions")
 
     def _on_starved(self) -> list[str]:
         """One sentence on the parts with too few positions."""
@@ -223,7 +286,7 @@ class _Job:
 
     def _on_filters(self) -> list[str]:
         """One sentence on the ghost modules of which the cheap operations alone are fitted."""
-        kept = [part for part, _ in self.parts if _keeps_filters(part)]
+        kept = [part for part in self.parts if _keeps_filters(part)]
         if not kept:
             return []
         primary = kept[0].module.primary
@@ -235,31 +298,27 @@ class _Job:
 
     def _on_wide(self) -> list[str]:
         """One sentence on the layers that are too wide to be fitted anew."""
-        return [f"{self.wide[0]}{_others(self.wide)} keeps its weights, for {_MANY}."] if self.wide else []
+        wide = self.agenda.wide
+        return [f"{wide[0]}{_others(wide)} keeps its weights, for {_MANY}."] if wide else []
 
     def _on_unfitted(self) -> list[str]:
-        """One sentence on the ghost modules that keep the weights that were carried over."""
-        left = self.matching.skipped
+        """One sentence on what was replaced and keeps the weights that were carried over."""
+        left = self.agenda.matching.skipped
         if not left:
             return []
         name, reason = next(iter(left.items()))
-        return [f"{name}{_others(left)} keeps the weights that were carried over, for it {reason}."]
+        return [f"{name}{_others(left)} keeps the weights that were carried over, because it {reason}."]
 
-    def _release(self, aim: Aim) -> None:
-        for node in aim.needed:
-            self.needed.remove(node)
-            if node not in self.needed:
+    def _release(self, part: int) -> None:
+        for node in self.agenda.needed(part):
+            self.needed[node] -= 1
+            if not self.needed[node]:
                 self.pair.first.drop(node)
 
 
 def _others(all_of_them: Sized, have: str = "") -> str:
     """A parenthesis on how many there are besides the first."""
     return f" (and {len(all_of_them) - 1} more{have})" if len(all_of_them) > 1 else ""
-
-
-def _has_bias(part: Part) -> bool:
-    layer = part.module.primary if part.kind == "ghost" else part.module
-    return getattr(layer, "bias", None) is not None
 
 
 def _keeps_filters(part: Part) -> bool:
@@ -280,15 +339,18 @@ def _size(part: Part) -> tuple[int, int]:
     return weight[0].numel(), len(weight)
 
 
-def _pair(original: nn.Module, module: nn.Module, images: Calibration, touched: Callable[[str], bool]) -> Pair:
+def _pair(
+    original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings, origins: Origins
+) -> tuple[Pair, Agenda]:
+    """Both networks recorded, on their way to where they differ, and what is to be fitted from there."""
     batches = images.batches
     first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
-    walks = Walk(first, original, batches), Walk(second, module, batches)
-    same, dirty = changed(first, second, touched)
-    begin = next((index for index, node in enumerate(walks[1].nodes) if node in dirty or node not in same), 0)
-    walks[0].advance(begin)
-    walks[1].follow(walks[0], same, begin)
-    return Pair(first, second, *walks, held=images.held, judged=images.judged)
+    agenda = Agenda(first, second, module, settings, origins)
+    ahead = Walk(first, original, batches, agenda.order_of_original())
+    behind = Walk(second, module, batches, agenda.schedule.order)
+    ahead.advance(agenda.begin)
+    behind.follow(ahead, agenda.same, agenda.begin)
+    return Pair(first, second, ahead, behind, held=images.held, judged=images.judged), agenda
 
 
 def _require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None:
@@ -308,7 +370,8 @@ def _require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None
 def _require_finite(part: Part, targets: Targets, pair: Pair) -> None:
     gives = all(bool(torch.isfinite(sums).all()) for sums in targets.sums.values())
     reads = all(
-        bool(torch.isfinite(pair.second.values[batch][part.inputs]).all()) for batch in targets.positions.batches
+        bool(torch.isfinite(pair.second.values[block.batch][part.calls[block.call].inputs]).all())
+        for block in targets.samples.blocks
     )
     if not (gives and reads):
         where = "reads values" if gives else "of the original gives values"

@@ -8,6 +8,9 @@ With y the original's n maps at the targets' scale, Y' = W ∗ x the m intrinsic
     depthwise    k_j = (R_i + ρ r̄ I)⁻¹ c_ij    R_i = cov(shifts of Y'_i), c_ij = cov(those, y_j)
     pointwise    with the depthwise filters, at once (``pointwise``)
 
+Where another norm follows every call, each takes intercepts of its own (``intercepts``); what is squared is taken about
+the means of each place then, and the ghosts' means are set once their filters are.
+
 Behind a rectifier, targets are renewed and all of it is done again, some times.  A primary convolution that prepares
 its filters in a forward of its own (``calls``), or has too many unknowns, keeps them: its maps are given the right
 means, where an intercept has a place to go to, and the cheap operations are fitted to what it gives.
@@ -15,14 +18,18 @@ means, where an intercept has a place to go to, and the cheap operations are fit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ghostify.fitting.calls import settable
-from ghostify.fitting.layers import ROUNDS, Input, Kept, has_constant, put, shift_mean, too_wide
-from ghostify.fitting.moments import MIXING, RIDGES, Moments, Normal, serving, solve
+from ghostify.fitting.intercepts import Intercepts
+from ghostify.fitting.layers import ROUNDS, Input, Kept, put, too_wide
+from ghostify.fitting.moments import MIXING, RIDGES, Moments, Normal, serving, solve, within
 from ghostify.fitting.pointwise import Blocks, Both
-from ghostify.fitting.targets import Pair, Targets
+from ghostify.fitting.sampling import Block
+from ghostify.fitting.targets import Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
 from ghostify.ghosts.c_ghost import linear_maps
 from ghostify.ghosts.narrowing import Conv, dimensions
@@ -55,18 +62,19 @@ def solved_for(layer: nn.Module) -> bool:
 
 
 class GhostFit:
-    """One C-Ghost module of linear parts, its inputs and its targets."""
+    """One C-Ghost module of linear parts, its inputs and its targets, over all its calls."""
 
-    def __init__(self, pair: Pair, ghost: CGhost, inputs: Input, targets: Targets, start: Tensor, joint: bool) -> None:
+    def __init__(self, ghost: CGhost, inputs: Input, targets: Targets, start: Tensor, joint: bool) -> None:
         """``start``: the original's filters (n, …); ``joint``: whether intrinsic maps serve all outputs."""
-        self.pair, self.ghost, self.targets, self.norm = pair, ghost, targets, targets.norm
+        self.ghost, self.targets = ghost, targets
         self.inputs: Input = (lambda b: linear_maps(inputs(b))) if isinstance(ghost, CGhostLinear) else inputs
         self.parts = layout(ghost.out_channels, ghost.s, ghost.groups).to(start.device)
         if ghost.order is not None:
             self.parts = torch.where(self.parts >= 0, ghost.order.argsort()[self.parts.clamp_min(0)], -1)
         self.primary, *self.cheap = (part for part in (ghost.primary, *ghost.cheap) if isinstance(part, Conv))
         self.dimensions, self.solved = dimensions(self.primary), solved_for(self.primary)
-        self.constant = has_constant(self.primary, self.norm)
+        self.intercepts = Intercepts([self.primary] * len(targets.takers), targets.takers)
+        self.places, self.constant = self.intercepts.of, self.intercepts.there
         self.ghosts = self.parts[1:].flatten()[self.parts[1:].flatten() >= 0]
         """The outputs that are ghosts, part by part."""
         full = ghost.groups == 1 and isinstance(ghost.pointwise, Conv)
@@ -74,46 +82,49 @@ class GhostFit:
         self.start = start.double().flatten(1)[None]
         if not self.joint:
             self.start = self.start[0, self.parts[0]].unflatten(0, (self.primary.groups, -1))
-        self.offset = torch.zeros(ghost.out_channels, dtype=torch.float64, device=start.device)
-        """What is added to each output: by the norm, or already in the biases."""
-        self.few = targets.positions.rows(max(_FEW, _PER_UNKNOWN * cheap_unknowns(ghost)))
+        shape = self.intercepts.count, ghost.out_channels
+        self.offset = torch.zeros(shape, dtype=torch.float64, device=start.device)
+        """What is added to each output, by place: by the norm, or already in the biases."""
+        self.few = max(_FEW, _PER_UNKNOWN * cheap_unknowns(ghost))
         self._read, self._given = Kept(), Kept()
 
     def fit(self) -> float:
         """Fit the module in place; the strength of the ridge on its primary filters, infinite where they stay."""
-        rounds = ROUNDS if self.targets.ceiling is not None else 0
+        rounds = ROUNDS if self.targets.rectified else 0
         ridge = self._fit_all(rounds) if self.solved else self._fit_rest(rounds)
         if self.primary.bias is None and self.constant:
-            with torch.no_grad():
-                shift_mean(self.norm, self.offset)
+            self.intercepts.put(list(self.offset))
             self.offset.zero_()
             self.targets.refresh()
         return ridge
 
     def _fit_all(self, rounds: int) -> float:
-        found = solve(*self._moments(), self.start, weights=self._grouped(self.targets.weights), constant=self.constant)
-        s = found.normal.s
-        self._put_primary(s, found.weight, found.moments)
+        moments = self._moments()
+        seen, held = (within(side) for side in moments)
+        found = solve(seen, held, self.start, weights=self._grouped(self.targets.weights), constant=self.constant)
+        s, alone = found.normal.s, self.intercepts.count == 1
+        everything = [found.moments] if alone else [one.plus(other) for one, other in zip(*moments, strict=True)]
+        self._put_primary(s, found.weight, everything)
         self._fit_cheap()
         normal = found.normal if found.ridge < float("inf") else Normal(s, self.start, RIDGES[-1])
         for _ in range(rounds):
             crossed = self._renewed()
-            self._put_primary(s, normal.solve(crossed.crossed(self.constant)), crossed)
+            self._put_primary(s, normal.solve(within(crossed).crossed(self.constant)), crossed)
             self._fit_cheap()
         return found.ridge
 
     def _fit_rest(self, rounds: int) -> float:
         """Fit what is not a primary filter."""
         for again in range(1 + rounds):
-            for batch in self.targets.positions.batches if again else ():
-                self.targets.bend(batch, self.outputs(batch))
+            for block in self.targets.samples.blocks if again else ():
+                self.targets.bend(block, self.outputs(block))
             self._put_means()
             self._fit_cheap()
         return float("inf")
 
-    def outputs(self, batch: int) -> Tensor:
+    def outputs(self, block: Block) -> Tensor:
         """What the module as it is gives at the positions, the offset included: (N, n)."""
-        v = self._given.of(batch, self._shifts)
+        v = self._given.of(block, self._shifts)
         maps = v[:, :, v.shape[2] // 2]
         y = v.new_zeros(len(v), self.ghost.out_channels)
         y[:, self.parts[0]] = maps
@@ -124,88 +135,106 @@ class GhostFit:
         if self.ghost.pointwise is not None:
             pixels = maps.reshape(*maps.shape, *[1] * self.dimensions)
             y[:, self.ghosts] += self.ghost.pointwise(pixels).flatten(1)
-        return y.double() + self.offset if self.primary.bias is None else y.double()
+        return y.double() + self.offset[self.places[block.call]] if self.primary.bias is None else y.double()
 
     # -- primary -----------------------------------------------------------------------------------------------
 
-    def _moments(self) -> tuple[Moments, Moments]:
-        seen, held = Moments(), Moments()
-        for batch in self.targets.positions.batches:
-            (held if self.pair.is_held(batch) else seen).add(self._read.of(batch, self._patches), self._wanted(batch))
-        return seen.reduced(), held.reduced()
+    def _moments(self) -> tuple[list[Moments], list[Moments]]:
+        """By place, of what the fit is made of and of what is held out."""
+        seen, held = ([Moments() for _ in range(self.intercepts.count)] for _ in range(2))
+        for block in self.targets.samples.blocks:
+            side = held if self.targets.is_held(block) else seen
+            side[self.places[block.call]].add(self._read.of(block, self._patches), self._wanted(block))
+        return [one.reduced() for one in seen], [one.reduced() for one in held]
 
-    def _renewed(self) -> Moments:
-        crossed = Moments(squares=False)
-        for batch in self.targets.positions.batches:
-            self.targets.bend(batch, self.outputs(batch))
-            crossed.add(self._read.of(batch, self._patches), self._wanted(batch))
-        return crossed.reduced()
+    def _renewed(self) -> list[Moments]:
+        crossed = [Moments(squares=False) for _ in range(self.intercepts.count)]
+        for block in self.targets.samples.blocks:
+            self.targets.bend(block, self.outputs(block))
+            crossed[self.places[block.call]].add(self._read.of(block, self._patches), self._wanted(block))
+        return [one.reduced() for one in crossed]
 
-    def _patches(self, batch: int) -> Tensor:
-        return self.targets.positions.patches(self.inputs(batch), self.primary, batch)
+    def _patches(self, block: Block) -> Tensor:
+        return self.targets.samples.patches(self.inputs(block), self.primary, block)
 
-    def _shifts(self, batch: int) -> Tensor:
-        return self.targets.positions.shifts(self.primary(self.inputs(batch)), self.ghost.d, batch)
+    def _shifts(self, block: Block) -> Tensor:
+        return self.targets.samples.shifts(self.primary(self.inputs(block)), self.ghost.d, block)
 
-    def _wanted(self, batch: int) -> Tensor:
+    def _wanted(self, block: Block) -> Tensor:
         """(N, g, n/g) of all outputs, or of the intrinsic ones alone."""
-        y = self.targets.outputs(batch)
+        y = self.targets.outputs(block)
         return y[:, None] if self.joint else y[:, self.parts[0]].unflatten(1, self.start.shape[:2])
 
     def _grouped(self, values: Tensor) -> Tensor:
         """Values by output, (n,), as (g, n/g) of those that are ``_wanted``."""
         return values[None] if self.joint else values[self.parts[0]].unflatten(0, self.start.shape[:2])
 
-    def _put_primary(self, s: Tensor, weight: Tensor, moments: Moments) -> None:
-        """Write the primary filters, given the solution for what ``_wanted`` is, of these moments."""
+    def _put_primary(self, s: Tensor, weight: Tensor, moments: Sequence[Moments]) -> None:
+        """Write the primary filters, given the solution for what ``_wanted`` is, and its moments by place."""
         if self.joint:
             weight = serving(s[0], weight[0], self.targets.weights, self.parts[0])[None]
         weight = torch.where(self._grouped(self.targets.alive)[:, :, None], weight, self.start)  # or it stays dead
-        bias = moments.intercept(weight) if self.constant else None
+        biases = [one.intercept(weight) for one in moments] if self.constant else []
         if self.joint:
-            weight, bias = weight[:, self.parts[0]], None if bias is None else bias[:, self.parts[0]]
-        put(self.primary, weight, bias if self.primary.bias is not None else None, self.norm)
+            weight, biases = weight[:, self.parts[0]], [bias[:, self.parts[0]] for bias in biases]
+        put(self.primary, weight)
+        for place, bias in enumerate(biases):
+            self.offset[place, self.parts[0]] = bias.flatten()
+        if self.primary.bias is not None and biases:
+            self.intercepts.put([biases[0].flatten()])
         self._given.forget()
-        if bias is not None:
-            self.offset[self.parts[0]] = bias.flatten()
 
     def _put_means(self) -> None:
         """Write the intercepts with which filters that stay give the intrinsic maps their means."""
         if not self.constant or not settable(self.primary).bias:
             return
-        moments = Moments(squares=False)
-        for batch in self.targets.positions.batches:
-            maps = self._given.of(batch, self._shifts)
-            wanted = self.targets.outputs(batch)[:, self.parts[0]]
-            moments.add(maps[:, :, maps.shape[2] // 2, None], wanted[:, :, None])
-        moments = moments.reduced()
-        shift = (moments.mean_t - moments.mean_u)[:, 0]
-        shift = torch.where(self.targets.alive[self.parts[0]], shift, 0.0)
+        every = [Moments(squares=False) for _ in range(self.intercepts.count)]
+        for block in self.targets.samples.blocks:
+            maps = self._given.of(block, self._shifts)
+            wanted = self.targets.outputs(block)[:, self.parts[0]]
+            every[self.places[block.call]].add(maps[:, :, maps.shape[2] // 2, None], wanted[:, :, None])
+        moments = [one.reduced() for one in every]
+        alive = self.targets.alive[self.parts[0]]
+        shifts = [torch.where(alive, (one.mean_t - one.mean_u)[:, 0], 0.0) for one in moments]
         if self.primary.bias is None:
-            self.offset[self.parts[0]] = shift
+            self.offset[:, self.parts[0]] = torch.stack(shifts)
             return
         with torch.no_grad():
-            self.primary.bias.add_(shift.to(self.primary.bias.dtype))
+            self.primary.bias.add_(shifts[0].to(self.primary.bias.dtype))
         self._given.forget()
 
     # -- cheap operations --------------------------------------------------------------------------------------
 
     def _fit_cheap(self) -> None:
-        own, shared = (Moments(), Moments()), (Moments(), Moments())
-        for batch in self.targets.positions.batches:
-            side = int(self.pair.is_held(batch))
-            v = self._given.of(batch, self._shifts)[self.few].double()
-            t = self.targets.outputs(batch)[self.few]
-            own[side].add(v, self._spread(t))
+        count = self.intercepts.count
+        own, shared = ([[Moments() for _ in range(count)] for _ in range(2)] for _ in range(2))
+        for block in self.targets.samples.blocks:
+            side, place = int(self.targets.is_held(block)), self.places[block.call]
+            few = self.targets.samples.rows(self.few, block)
+            v = self._given.of(block, self._shifts)[few].double()
+            t = self.targets.outputs(block)[few]
+            own[side][place].add(v, self._spread(t))
             if self.ghost.pointwise is not None:
                 ghosts = t[:, self.ghosts]
                 centre = v[:, :, v.shape[2] // 2]
-                shared[side].add(centre[:, None], torch.cat([v.flatten(1), ghosts], 1)[:, None])
-        seen, held = (part.reduced() for part in own)
+                shared[side][place].add(centre[:, None], torch.cat([v.flatten(1), ghosts], 1)[:, None])
+        seen, held = (within([one.reduced() for one in side]) for side in own)
         if self.ghost.pointwise is None:
             self._put_depthwise(seen, held)
         else:
-            self._put_both(seen, held, *(part.reduced() for part in shared))
+            self._put_both(seen, held, *(within([one.reduced() for one in side]) for side in shared))
+        if count > 1:
+            self._put_means_of_ghosts()
+
+    def _put_means_of_ghosts(self) -> None:
+        """Write the intercepts with which the ghosts' means are right in every place."""
+        self.offset[:, self.ghosts] = 0
+        every = [Moments(squares=False) for _ in range(self.intercepts.count)]
+        for block in self.targets.samples.blocks:
+            given, wanted = self.outputs(block)[:, self.ghosts], self.targets.outputs(block)[:, self.ghosts]
+            every[self.places[block.call]].add(given[:, :, None], wanted[:, :, None])
+        moments = [one.reduced() for one in every]
+        self.offset[:, self.ghosts] = torch.stack([(one.mean_t - one.mean_u)[:, 0] for one in moments])
 
     def _put_depthwise(self, seen: Moments, held: Moments) -> None:
         start = torch.stack([conv.weight.detach().double().flatten(1) for conv in self.cheap], 1)
@@ -223,7 +252,7 @@ class GhostFit:
                 if conv.bias is not None:
                     conv.bias.copy_(bias[:, t])
                 there = self.parts[t + 1] >= 0
-                self.offset[self.parts[t + 1][there]] = bias[:, t][there]
+                self.offset[:, self.parts[t + 1][there]] = bias[:, t][there]
 
     def _put_both(self, seen: Moments, held: Moments, shared: Moments, shared_held: Moments) -> None:
         area = self.ghost.d**self.dimensions

@@ -3,23 +3,25 @@
     W = argmin Σ ‖t − W u − b‖² + ρ s̄ ‖W − W₀‖²      u: patches of what the converted network gives the layer
                                                      t: ``targets``;  W₀: the trained weights
 
-An intercept goes into the layer's bias or, where it has none, into the mean of the norm that follows.
+A layer that is called more than once is fitted to all its calls at once.  Its intercepts go where ``intercepts`` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.moments import Moments, precision, solve
-from ghostify.fitting.targets import Pair, Targets
+from ghostify.fitting.intercepts import Intercepts
+from ghostify.fitting.moments import Moments, precision, solve, within
+from ghostify.fitting.sampling import Block
+from ghostify.fitting.targets import Targets
 from ghostify.ghosts.narrowing import Conv
 
-Input = Callable[[int], Tensor]
-"""What a layer reads of each batch."""
+Input = Callable[[Block], Tensor]
+"""What a layer reads of each block."""
 ROUNDS = 3
 """How often targets behind a rectifier are renewed."""
 _KEPT = 2**26
@@ -41,51 +43,29 @@ def too_wide(layer: nn.Module) -> bool:
     return layer.weight[0].numel() > MOST
 
 
-def has_constant(layer: nn.Module, norm: nn.Module | None) -> bool:
-    """Whether an intercept has a place to go to."""
-    return getattr(layer, "bias", None) is not None or norm is not None
-
-
-def put(layer: nn.Module, weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> None:
-    """Write a weight (g, n/g, D) and an intercept (g, n/g) into a layer, or into the mean of its ``norm``."""
+def put(layer: nn.Module, weight: Tensor) -> None:
+    """Write a weight (g, n/g, D) into a layer."""
     assert isinstance(layer, Conv | nn.Linear)
     with torch.no_grad():
         layer.weight.copy_(weight.flatten(0, 1).reshape(layer.weight.shape))
-        if bias is not None:
-            put_bias(layer, bias.flatten(), norm)
-
-
-def put_bias(layer: nn.Module, bias: Tensor, norm: nn.Module | None) -> None:
-    """Write an intercept (n,) into a layer's bias or, where it has none, into the mean of its ``norm``."""
-    own = getattr(layer, "bias", None)
-    if own is not None:
-        own.copy_(bias)
-    else:
-        shift_mean(norm, bias)
-
-
-def shift_mean(norm: nn.Module | None, bias: Tensor) -> None:
-    """Let a norm in eval mode see its input with ``bias`` (n,) added."""
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-    norm.running_mean.sub_(bias.to(norm.running_mean.dtype))
 
 
 class Kept:
-    """Values by batch that are kept, unless all of them together would take too much memory.
+    """Values by block that are kept, unless all of them together would take too much memory.
 
     It does not hold on to what makes them, which holds on to it: memory in such a circle is given back late.
     """
 
     def __init__(self) -> None:
-        self._values, self._size = dict[int, Tensor](), 0
+        self._values, self._size = dict[Block, Tensor](), 0
 
-    def of(self, batch: int, made: Callable[[int], Tensor]) -> Tensor:
-        """The value of a batch, ``made`` now if it is not kept."""
-        if batch in self._values:
-            return self._values[batch]
-        value = made(batch)
+    def of(self, block: Block, made: Callable[[Block], Tensor]) -> Tensor:
+        """The value of a block, ``made`` now if it is not kept."""
+        if block in self._values:
+            return self._values[block]
+        value = made(block)
         if self._size + value.numel() <= _KEPT:
-            self._values[batch] = value
+            self._values[block] = value
             self._size += value.numel()
         return value
 
@@ -102,49 +82,61 @@ class LeastSquares:
     """The weights it begins with, (g, n/g, D)."""
     constant: bool
 
-    def __init__(self, pair: Pair, targets: Targets) -> None:
-        self.pair, self.targets = pair, targets
+    def __init__(self, targets: Targets, places: Sequence[int]) -> None:
+        """``places``: by call, which of the intercepts is its own."""
+        self.targets, self.places = targets, places
         self._read = Kept()
 
-    def features(self, batch: int) -> Tensor:
+    def features(self, block: Block) -> Tensor:
         """What the map reads at the positions: (N, g, D)."""
         raise NotImplementedError
 
-    def write(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Put weights (g, n/g, D) and an intercept (g, n/g) where they belong."""
+    def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
+        """Put weights (g, n/g, D) and intercepts (g, n/g) where they belong."""
         raise NotImplementedError
 
     def fit(self) -> float:
         """Fit the map in place; the strength of the ridge."""
         weights = self.targets.weights.unflatten(0, self.start.shape[:2])
-        found = solve(*self._moments(), self.start, weights=weights, constant=self.constant)
-        weight, bias = self._alive(found.weight), found.bias
-        if found.ridge < float("inf") and self.targets.ceiling is not None:
+        moments = self._moments()
+        seen, held = (within(side) for side in moments)
+        found = solve(seen, held, self.start, weights=weights, constant=self.constant)
+        weight = self._alive(found.weight)
+        alone = len(moments[0]) == 1
+        everything = [found.moments] if alone else [one.plus(other) for one, other in zip(*moments, strict=True)]
+        biases = self._intercepts(everything, found.weight)
+        if found.ridge < float("inf") and self.targets.rectified:
             for _ in range(ROUNDS):
-                crossed = self._renewed(weight, bias)
-                weight = self._alive(found.normal.solve(crossed.crossed(self.constant)))
-                bias = crossed.intercept(weight) if self.constant else None
-        self.write(weight, bias)
+                crossed = self._renewed(weight, biases)
+                weight = self._alive(found.normal.solve(within(crossed).crossed(self.constant)))
+                biases = self._intercepts(crossed, weight)
+        self.write(weight, biases)
         return found.ridge
 
-    def _moments(self) -> tuple[Moments, Moments]:
-        seen, held = Moments(), Moments()
-        for batch in self.targets.positions.batches:
-            (held if self.pair.is_held(batch) else seen).add(self._read.of(batch, self.features), self._wanted(batch))
-        return seen.reduced(), held.reduced()
+    def _intercepts(self, moments: Sequence[Moments], weight: Tensor) -> list[Tensor] | None:
+        """The intercept (g, n/g) of each place, from the moments there."""
+        return [one.intercept(weight) for one in moments] if self.constant else None
 
-    def _wanted(self, batch: int) -> Tensor:
-        return self.targets.outputs(batch).unflatten(1, self.start.shape[:2])
+    def _moments(self) -> tuple[list[Moments], list[Moments]]:
+        """By place, of what the fit is made of and of what is held out."""
+        seen, held = ([Moments() for _ in range(max(self.places) + 1)] for _ in range(2))
+        for block in self.targets.samples.blocks:
+            side = held if self.targets.is_held(block) else seen
+            side[self.places[block.call]].add(self._read.of(block, self.features), self._wanted(block))
+        return [one.reduced() for one in seen], [one.reduced() for one in held]
 
-    def _renewed(self, weight: Tensor, bias: Tensor | None) -> Moments:
-        """The moments with targets renewed by what ``weight`` and ``bias`` give."""
-        crossed = Moments(squares=False)
-        for batch in self.targets.positions.batches:
-            u = self._read.of(batch, self.features)
+    def _wanted(self, block: Block) -> Tensor:
+        return self.targets.outputs(block).unflatten(1, self.start.shape[:2])
+
+    def _renewed(self, weight: Tensor, biases: Sequence[Tensor] | None) -> list[Moments]:
+        """The moments by place, with targets renewed by what ``weight`` and ``biases`` give."""
+        crossed = [Moments(squares=False) for _ in range(max(self.places) + 1)]
+        for block in self.targets.samples.blocks:
+            u, place = self._read.of(block, self.features), self.places[block.call]
             y = times(weight, u)
-            self.targets.bend(batch, (y if bias is None else y + bias).flatten(1))
-            crossed.add(u, self._wanted(batch))
-        return crossed.reduced()
+            self.targets.bend(block, (y if biases is None else y + biases[place]).flatten(1))
+            crossed[place].add(u, self._wanted(block))
+        return [one.reduced() for one in crossed]
 
     def _alive(self, weight: Tensor) -> Tensor:
         """With the weights it began with where a norm silences the output, so that training may wake it up."""
@@ -153,26 +145,30 @@ class LeastSquares:
 
 
 class LayerFit(LeastSquares):
-    """A convolution or linear layer."""
+    """A convolution or linear layer, or several that share one weight."""
 
-    def __init__(self, pair: Pair, layer: nn.Module, inputs: Input, targets: Targets) -> None:
-        super().__init__(pair, targets)
-        self.layer, self.inputs = layer, inputs
-        self.start = weight_of(layer)
-        self.constant = has_constant(layer, targets.norm)
+    def __init__(self, layers: Sequence[nn.Module], inputs: Input, targets: Targets) -> None:
+        """``layers``: what each call calls."""
+        self.intercepts = Intercepts(layers, targets.takers)
+        super().__init__(targets, self.intercepts.of)
+        self.layers, self.inputs = layers, inputs
+        self.start = weight_of(layers[0])
+        self.constant = self.intercepts.there
 
-    def features(self, batch: int) -> Tensor:
-        return self.targets.positions.patches(self.inputs(batch), self.layer, batch)
+    def features(self, block: Block) -> Tensor:
+        return self.targets.samples.patches(self.inputs(block), self.layers[block.call], block)
 
-    def write(self, weight: Tensor, bias: Tensor | None) -> None:
-        put(self.layer, weight, bias, self.targets.norm)
-        if bias is not None:
+    def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
+        put(self.layers[0], weight)
+        if biases is not None:
+            self.intercepts.put([bias.flatten() for bias in biases])
             self.targets.refresh()
 
-    def outputs(self, batch: int) -> Tensor:
+    def outputs(self, block: Block) -> Tensor:
         """What the layer as it is gives at the positions: (N, n)."""
-        y = times(weight_of(self.layer), self._read.of(batch, self.features)).flatten(1)
-        bias = getattr(self.layer, "bias", None)
+        layer = self.layers[block.call]
+        y = times(weight_of(layer), self._read.of(block, self.features)).flatten(1)
+        bias = getattr(layer, "bias", None)
         return y if bias is None else y + bias.detach()
 
 
@@ -182,10 +178,9 @@ def times(weight: Tensor, u: Tensor) -> Tensor:
     return (u.transpose(0, 1).to(kind) @ weight.mT.to(kind)).transpose(0, 1).double()
 
 
-def error(targets: Targets, outputs: Callable[[int], Tensor]) -> float | None:
-    """Mean squared error behind the rectifier over the variance there, on the batches judged; None without any."""
-    judged = targets.positions.judged
-    if not judged:
+def error(targets: Targets, outputs: Callable[[Block], Tensor], blocks: Sequence[Block]) -> float | None:
+    """Mean squared error behind the rectifier over the variance there, on some blocks; None without any."""
+    if not blocks:
         return None
-    missed = fmean(targets.error(batch, outputs(batch)) for batch in judged)
+    missed = fmean(targets.error(block, outputs(block)) for block in blocks)
     return missed / targets.variance if targets.variance > 0 else float(missed > 0)

@@ -147,6 +147,23 @@ class Moments:
         return spread.clamp_min(0) / self.count + (offset if bias is None else offset - bias).square()
 
 
+def within(groups: Sequence[Moments]) -> Moments:
+    """The moments of groups of rows, each about its own mean, so that every group may have an intercept of its own."""
+    if len(groups) == 1:
+        return groups[0]
+    filled = [group for group in groups if group.count]
+    both = Moments(groups[0].squares)
+    if not filled:
+        return both
+    both.count = sum(group.count for group in filled)
+    both.mean_u, both.mean_t = torch.zeros_like(filled[0].mean_u), torch.zeros_like(filled[0].mean_t)
+    both.tu = torch.stack([group.tu for group in filled]).sum(0)
+    both.tt = torch.stack([group.tt for group in filled]).sum(0)
+    if both.squares:
+        both.uu = torch.stack([group.uu for group in filled]).sum(0)
+    return both
+
+
 def precision(features: int) -> torch.dtype:
     """In which products of so many features are taken, before they are summed in float64."""
     return torch.float64 if features <= _EXACT else torch.float32

@@ -1,9 +1,12 @@
-"""Which layer of the converted network stands for which of the original, and which of its channels it makes."""
+"""Which layer of the converted network stands for which of the original, and which of its channels it makes.
+
+A layer that a network calls more than once is one part with several calls, and each call has its own counterpart in the
+original.  So have modules that share one weight: they are one part, too, whose calls are of several modules.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostify.fitting.origins import Origins
-from ghostify.fitting.stages import ghost_channels
 from ghostify.ghosts import CGhost, CGhostLinear, GGhostStage
 from ghostify.ghosts.narrowing import PLAIN, dimensions
 from ghostify.names import within
@@ -21,112 +23,272 @@ Kind = Literal["ghost", "layer", "stage"]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of the converted network that is fitted at once."""
+class Call:
+    """One call of a part, in the converted network and in the original."""
 
-    kind: Kind
-    name: str
     module: Any
+    """What is called: the part's module or, of modules with one weight, each its own."""
     begin: fx.Node
     """Its first node; before it, everything it reads is known."""
     output: fx.Node
     inputs: fx.Node
     twin: fx.Node
     """The original's node whose value ``output`` is to be."""
-    kept: Tensor | None
-    """Which of its channels those are; None for all."""
+    twin_inputs: fx.Node
+    """What the original reads there."""
     pooled: tuple[fx.Node, ...] = ()
     """Of a stage, what its mix operation pools."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the converted network that is fitted at once."""
+
+    kind: Kind
+    name: str
+    module: Any
+    kept: Tensor | None
+    """Which of the original's channels it makes; None for all."""
+    calls: tuple[Call, ...]
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        return [call.output for call in self.calls]
+
+    @property
+    def twins(self) -> list[fx.Node]:
+        return [call.twin for call in self.calls]
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """The nodes of one call of a module."""
+
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def reads(self) -> list[fx.Node]:
+        """What it is given, weights aside."""
+        found = (source for node in self.nodes for source in node.all_input_nodes if source.op != "get_attr")
+        return list(dict.fromkeys(source for source in found if source not in self.nodes))
+
+    @property
+    def gives(self) -> list[fx.Node]:
+        """What others read of it."""
+        if len(self.nodes) == 1:
+            return list(self.nodes)
+        return [node for node in self.nodes if any(user not in self.nodes for user in node.users)]
+
+
 class Matching:
-    """The parts of a converted network in the order they run."""
+    """The parts of a converted network in the order they first run."""
 
     def __init__(self, original: Traced, converted: Traced, root: nn.Module, origins: Origins) -> None:
         """``root`` holds the modules of the converted network; ``origins`` what is not its own namesake."""
         self.original, self.converted, self.root, self.origins = original, converted, root, origins
-        self.twins = _calls(original)
-        self.calls = _calls(converted)
         self.ghosts = {name: part for name, part in _named(root, CGhost).items() if name in origins.ghosts}
         self.stages = {name: part for name, part in _named(root, GGhostStage).items() if name in origins.stages}
-        held = Counter(id(parameter) for part in root.modules() for parameter in part.parameters(recurse=False))
-        self.tied = {parameter for parameter, times in held.items() if times > 1}
+        self.holders = _holders(root)
+        self.order = {node: index for index, node in enumerate(converted.graph.nodes)}
+        self.read = {
+            id(root.get_parameter(str(node.meta["parameter"])))
+            for node in converted.graph.nodes
+            if node.op == "get_attr" and node.meta.get("parameter") and node.users
+        }
+        """Parameters that the network reads itself, not by a layer alone."""
         self.skipped: dict[str, str] = {}
-        """Ghosts that are not fitted, and why."""
+        """What was replaced and is not fitted, and why."""
 
     def parts(self) -> Iterator[Part]:
         done: set[str] = set()
         for node in self.converted.graph.nodes:
-            ghost = next((name for name in self.ghosts if within(str(node.meta.get("module", "")), name)), None)
-            if ghost is not None:
-                if ghost not in done:
-                    done.add(ghost)
-                    if part := self._ghost(ghost):
-                        yield part
-                continue
-            stage = next((name for name in self.stages if self._makes_ghosts(node, name)), None)
-            if stage is not None:
-                if stage not in done:
-                    done.add(stage)
-                    if part := self._stage(stage, node):
-                        yield part
-            elif node.op == "call_module" and (part := self._layer(node)):
-                yield part
+            name, find = self._at(node)
+            if name and name not in done:
+                done.add(name)
+                part = find(name)
+                if part is not None:
+                    done.update(self._tied(part))
+                    yield part
+
+    def _at(self, node: fx.Node) -> tuple[str, Callable[[str], Part | None]]:
+        """What a node belongs to, by name, and who makes a part of it; no name where it belongs to nothing."""
+        module = str(node.meta.get("module", ""))
+        if ghost := next((name for name in self.ghosts if within(module, name)), None):
+            return ghost, self._ghost
+        if stage := next((name for name in self.stages if self._makes_ghosts(node, name)), None):
+            return stage, self._stage
+        return (str(node.target), self._layer) if node.op == "call_module" else ("", self._layer)
 
     def _makes_ghosts(self, node: fx.Node, name: str) -> bool:
         """Whether a node belongs to the cheap or the mix operation of a stage."""
         module = str(node.meta.get("module", ""))
         return within(module, f"{name}.cheap") or within(module, f"{name}.mix")
 
-    def _stage(self, name: str, begin: fx.Node) -> Part | None:
+    def _stage(self, name: str) -> Part | None:
         """The ghosts of a stage; None where nothing of them can be fitted."""
         stage = self.stages[name]
-        modules = self.origins.stages.get(name, ())
-        inside = [
-            n
-            for n in self.original.graph.nodes
-            if n.users and any(within(str(n.meta.get("module", "")), m) for m in modules)
-        ]
-        if not inside or (isinstance(stage.cheap, nn.Identity) and (stage.mix is None or stage.mix.layers == 2)):
+        ours = _by_call(self.converted, name, lambda node: self._makes_ghosts(node, name))
+        theirs = self._blocks(name)
+        if not theirs or (isinstance(stage.cheap, nn.Identity) and (stage.mix is None or stage.mix.layers == 2)):
             return None
-        twin = inside[-1].all_input_nodes[0] if stage.act is not None else inside[-1]
-        pools = [n for n in self.converted.graph.nodes if within(str(n.meta.get("module", "")), f"{name}.mix")]
-        pooled = tuple(n.all_input_nodes[0] for n in pools if "pool" in str(n.target) or "pool" in str(n.name))
-        kept = torch.tensor(ghost_channels(stage))
-        return Part("stage", name, stage, begin, begin, begin.all_input_nodes[0], twin, kept, pooled)
+        if len(ours) != len(theirs):
+            self.skipped[name] = "is called as often as no block of the original is"
+            return None
+        calls = []
+        for ran, block in zip(ours, theirs, strict=True):
+            begin, last = ran.nodes[0], block.nodes[-1]
+            twin = last.all_input_nodes[0] if stage.act is not None else last
+            pools = [node for node in ran.nodes if within(str(node.meta["module"]), f"{name}.mix")]
+            pooled = tuple(n.all_input_nodes[0] for n in pools if "pool" in str(n.target) or "pool" in str(n.name))
+            inputs = begin.all_input_nodes[0]
+            calls.append(Call(stage, begin, begin, inputs, twin, block.reads[0], pooled))
+        return Part("stage", name, stage, torch.tensor(ghost_channels(stage)), tuple(calls))
+
+    def _blocks(self, name: str) -> list[_Ran]:
+        """The calls of the original's block whose output a stage's ghosts are of."""
+        modules = self.origins.stages.get(name, ())
+        grouped: dict[int, list[fx.Node]] = {}
+        for node in self.original.graph.nodes:
+            home = next((m for m in modules if within(str(node.meta.get("module", "")), m)), None)
+            if node.users and home is not None and node.op != "get_attr":
+                grouped.setdefault(_call_number(node, home), []).append(node)
+        return [_Ran(tuple(nodes)) for nodes in grouped.values()]
 
     def _ghost(self, name: str) -> Part | None:
-        nodes = [n for n in self.converted.graph.nodes if n.op != "output" and within(str(n.meta["module"]), name)]
-        inside = set(nodes)
-        read = list(
-            dict.fromkeys(n for x in nodes for n in x.all_input_nodes if n not in inside and n.op != "get_attr")
-        )
-        given = [n for n in nodes if any(user not in inside for user in n.users)]
-        module, twins = self.ghosts[name], given_by(self.original, name)
+        module = self.ghosts[name]
+        ours, theirs = calls_of(self.converted, name), calls_of(self.original, name)
         if isinstance(module.primary, nn.Sequential):
             self.skipped[name] = "has norms and activations in its parts"
-            return None
-        if not all(len(found) == 1 for found in (self.calls.get(f"{name}.cheap.0", []), twins, read, given)):
-            self.skipped[name] = "is used more than once"
-            return None
-        if not isinstance(module, CGhostLinear) and not is_batched(module.primary, twins[0]):
+        elif len(ours) != len(theirs) or not all(_is_plain(ran) for ran in (*ours, *theirs)):
+            self.skipped[name] = "is called with more than one tensor, or gives more than one"
+        elif not all(_is_fed_maps(module, ran) for ran in theirs):
             self.skipped[name] = "is given an image without a batch"
-            return None
-        return Part("ghost", name, module, nodes[0], given[0], read[0], twins[0], None)
+        else:
+            return Part("ghost", name, module, None, _calls(module, ours, theirs))
+        return None
 
-    def _layer(self, node: fx.Node) -> Part | None:
-        name = str(node.target)
+    def _layer(self, name: str) -> Part | None:
         module: Any = self.root.get_submodule(name)
-        plain = type(module) in (*PLAIN.values(), nn.Linear)
-        if not plain or module.weight.is_complex() or len(self.calls[name]) != 1 or id(module.weight) in self.tied:
+        if not is_plain(module):
             return None
-        origin, kept = self.origins.layers.get(name, (name, None))
-        twins = self.twins.get(origin, [])
-        if len(twins) != 1 or len(node.all_input_nodes) != 1 or not is_batched(module, twins[0]):
+        names = [home for home, _ in self.holders[id(module.weight)]]
+        origins = [self.origins.layers.get(home, (home, None)) for home in names]
+        reason = self._obstacle(module, names, origins)
+        if reason is None:
+            calls = [
+                call for home, (origin, _) in zip(names, origins, strict=True) for call in self._paired(home, origin)
+            ]
+            reason = None if calls else "is not called as often as in the original"
+        if reason is not None:
+            if name in self.origins.layers:
+                self.skipped[name] = reason
             return None
-        made = twins[0].meta["shapes"][0][-1 if isinstance(module, nn.Linear) else 1]
-        fits = module.weight.shape[0] == (made if kept is None else len(kept))
-        return Part("layer", name, module, node, node, node.all_input_nodes[0], twins[0], kept) if fits else None
+        calls.sort(key=lambda call: self.order[call.begin])
+        kept = origins[0][1]
+        made = calls[0].twin.meta["shapes"][0][-1 if isinstance(module, nn.Linear) else 1]
+        if module.weight.shape[0] != (made if kept is None else len(kept)):
+            return None
+        return Part("layer", name, module, kept, tuple(calls))
+
+    def _obstacle(
+        self, module: nn.Module, names: Sequence[str], origins: Sequence[tuple[str, Tensor | None]]
+    ) -> str | None:
+        """Why a layer's weight cannot be fitted, as the end of a sentence that begins with its name."""
+        weight: Any = module.weight
+        if weight.is_complex():
+            return "has complex weights"
+        if id(weight) in self.read:
+            return "has its weight read elsewhere"
+        alike = all(
+            key == "weight" and type(self.root.get_submodule(home)) is type(module)
+            for home, key in self.holders[id(weight)]
+        )
+        if not alike or any(not _same(kept, origins[0][1]) for _, kept in origins):
+            others = ", ".join(home for home in names[1:])
+            return f"shares its weight with another kind of layer ({others})"
+        return None
+
+    def _paired(self, name: str, origin: str) -> tuple[Call, ...]:
+        """The calls of a plain layer; none where the original has another number, or any is of other inputs."""
+        module = self.root.get_submodule(name)
+        ours, theirs = calls_of(self.converted, name), calls_of(self.original, origin)
+        fed = all(len(ran.nodes[0].all_input_nodes) == 1 for ran in ours) and all(map(_is_plain, theirs))
+        if len(ours) != len(theirs) or not fed or not all(is_batched(module, ran.gives[0]) for ran in theirs):
+            return ()
+        return _calls(module, ours, theirs)
+
+    def _tied(self, part: Part) -> list[str]:
+        """The names of the modules of a part."""
+        return [home for home, _ in self.holders[id(part.module.weight)]] if part.kind == "layer" else []
+
+
+def calls_of(traced: Traced, name: str) -> list[_Ran]:
+    """The calls of a module in the order they ran: of a layer of torch's, one node each."""
+    nodes = [node for node in traced.graph.nodes if node.op == "call_module" and str(node.target) == name]
+    if nodes:
+        return [_Ran((node,)) for node in nodes]
+    return _by_call(traced, name, lambda node: within(str(node.meta.get("module", "")), name))
+
+
+def _by_call(traced: Traced, name: str, among: Callable[[fx.Node], bool]) -> list[_Ran]:
+    """Some nodes of a module, call by call."""
+    grouped: dict[int, list[fx.Node]] = {}
+    for node in traced.graph.nodes:
+        if node.op not in ("output", "get_attr") and among(node):
+            grouped.setdefault(_call_number(node, name), []).append(node)
+    return [_Ran(tuple(nodes)) for nodes in grouped.values()]
+
+
+def _call_number(node: fx.Node, name: str) -> int:
+    calls: dict[str, int] = node.meta.get("calls", {})
+    return calls.get(name, 0)
+
+
+def _calls(module: nn.Module, ours: Sequence[_Ran], theirs: Sequence[_Ran]) -> tuple[Call, ...]:
+    return tuple(
+        Call(module, one.nodes[0], one.gives[0], one.reads[0], other.gives[0], other.reads[0])
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def _is_plain(ran: _Ran) -> bool:
+    """Whether a call reads one tensor and gives one."""
+    return len(ran.reads) == 1 and len(ran.gives) == 1
+
+
+def _is_fed_maps(ghost: CGhost, ran: _Ran) -> bool:
+    return isinstance(ghost, CGhostLinear) or is_batched(ghost.primary, ran.gives[0])
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a layer is a convolution or linear layer of torch's own, which can be fitted as it is."""
+    return type(module) in (*PLAIN.values(), nn.Linear)
+
+
+def ghost_channels(stage: GGhostStage) -> list[int]:
+    """Which channels of a stage's output are ghosts."""
+    cheap: Any = stage.cheap
+    ghosts = stage.width - stage.kept if isinstance(cheap, nn.Identity) else cheap[0].out_channels
+    if stage.order is None:
+        return list(range(stage.width - ghosts, stage.width))
+    made: list[int] = stage.order.argsort().tolist()
+    return made[stage.width - ghosts :]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+def _holders(root: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    """By the ``id`` of a parameter, the modules that hold it and what it is to them."""
+    holders: dict[int, list[tuple[str, str]]] = {}
+    for name, module in root.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append((name, key))
+    return holders
 
 
 def changed(
@@ -153,11 +315,7 @@ def changed(
 
 def given_by(traced: Traced, name: str) -> list[fx.Node]:
     """What gives a layer's outputs: its calls or, of a class of its own, what others read of it."""
-    nodes = [node for node in traced.graph.nodes if node.op != "output"]
-    if calls := [node for node in nodes if node.op == "call_module" and str(node.target) == name]:
-        return calls
-    inside = {node for node in nodes if within(str(node.meta.get("module", "")), name)}
-    return [node for node in nodes if node in inside and any(user not in inside for user in node.users)]
+    return [node for ran in calls_of(traced, name) for node in ran.gives]
 
 
 def is_batched(layer: nn.Module, output: fx.Node) -> bool:
@@ -165,19 +323,5 @@ def is_batched(layer: nn.Module, output: fx.Node) -> bool:
     return isinstance(layer, nn.Linear) or len(output.meta["shapes"][0]) == dimensions(layer) + 2
 
 
-def _calls(traced: Traced) -> dict[str, list[fx.Node]]:
-    """The calls of each layer, under the layer's first name."""
-    calls: dict[str, list[fx.Node]] = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
-    return calls
-
-
 def _named(root: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     return {name: module for name, module in root.named_modules() if isinstance(module, kind)}
-
-
-def used_once(traced: Traced) -> set[str]:
-    """Layers that are called once."""
-    return {name for name, calls in _calls(traced).items() if len(calls) == 1}

@@ -5,13 +5,17 @@ linear layer  (B, …, C)                                      →  rows (P, C),
 its ghost     (B, H, W, C), P positions of the map           →  values (B·P, C), and of its own maps as a convolution
 
 Maps have one dimension, (B, C, L), two, or three, (B, C, T, H, W); k·k' stands for all of a kernel's sizes.
+
+A layer that a network calls more than once meets every batch as often, perhaps with maps of other sizes: a ``Block`` is
+one batch as one call meets it, and every call has positions of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +121,64 @@ def _enough(batches: int, held: int, enough: float) -> list[int]:
     count = min(free, max(2, math.ceil(enough * free / batches)))
     order = torch.randperm(free, generator=torch.Generator().manual_seed(0)).tolist()
     return [*sorted(order[:count]), *range(batches - math.ceil(held * count / free), batches)]
+
+
+class Block(NamedTuple):
+    """One batch as one call of a layer meets it."""
+
+    batch: int
+    call: int = 0
+
+
+class Samples:
+    """Positions of all calls of a layer, block by block."""
+
+    def __init__(self, calls: Sequence[Positions]) -> None:
+        self.calls = calls
+        self.total = sum(call.total for call in calls)
+        self.blocks = _blocks([call.batches for call in calls])
+        """Those that the fit is made of, or some of it is chosen by."""
+        self.judged = _blocks([call.judged for call in calls])
+        """Those that it is judged by."""
+
+    @property
+    def started(self) -> list[int]:
+        """The batches of any block."""
+        return sorted({block.batch for block in (*self.blocks, *self.judged)})
+
+    def of_calls(self, calls: Collection[int]) -> Samples:
+        """Those of some calls alone."""
+        some = Samples(self.calls)
+        some.blocks = [block for block in self.blocks if block.call in calls]
+        some.judged = [block for block in self.judged if block.call in calls]
+        some.total = sum(self.calls[call].total for call in calls)
+        return some
+
+    def rows(self, wanted: int, block: Block) -> Tensor:
+        """Which rows of a block to take so that all blocks make up ``wanted`` positions; all of few."""
+        return self.calls[block.call].rows(math.ceil(wanted / len(self.calls)))
+
+    def each(self, block: Block) -> int:
+        """How many positions every image of a block has."""
+        return self.calls[block.call].each
+
+    def values(self, x: Tensor, block: Block) -> Tensor:
+        """What stands at a block's positions: (N, C)."""
+        return self.calls[block.call].values(x, block.batch)
+
+    def patches(self, x: Tensor, layer: nn.Module, block: Block) -> Tensor:
+        """What ``layer`` reads for them: (N, g, D)."""
+        return self.calls[block.call].patches(x, layer, block.batch)
+
+    def shifts(self, y: Tensor, d: int, block: Block) -> Tensor:
+        """Their neighbourhoods, d wide each way: (N, C, d·d)."""
+        return self.calls[block.call].shifts(y, d, block.batch)
+
+
+def _blocks(batches: Sequence[Sequence[int]]) -> list[Block]:
+    """Blocks batch by batch, given the batches of every call."""
+    used = sorted({batch for own in batches for batch in own})
+    return [Block(batch, call) for batch in used for call, own in enumerate(batches) if batch in own]
 
 
 def padded(x: Tensor, conv: Conv) -> Tensor:

@@ -14,53 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.layers import LeastSquares, shift_mean, times
+from ghostify.fitting.intercepts import shift_mean
+from ghostify.fitting.layers import Input, LeastSquares, times
+from ghostify.fitting.sampling import Block
 from ghostify.fitting.surroundings import line
-from ghostify.fitting.targets import Pair, Targets
+from ghostify.fitting.targets import Targets
 from ghostify.ghosts import GGhostStage
-
-
-def ghost_channels(stage: GGhostStage) -> list[int]:
-    """Which channels of a stage's output are ghosts."""
-    cheap: Any = stage.cheap
-    ghosts = stage.width - stage.kept if isinstance(cheap, nn.Identity) else cheap[0].out_channels
-    if stage.order is None:
-        return list(range(stage.width - ghosts, stage.width))
-    made: list[int] = stage.order.argsort().tolist()
-    return made[stage.width - ghosts :]
 
 
 class StageFit(LeastSquares):
     """The ghosts of one stage."""
 
     def __init__(
-        self,
-        pair: Pair,
-        stage: GGhostStage,
-        base: Callable[[int], Tensor],
-        pooled: Sequence[Callable[[int], Tensor]],
-        targets: Targets,
+        self, stage: GGhostStage, base: Input, pooled: Callable[[Block], Sequence[Tensor]], targets: Targets
     ) -> None:
         """``base``: what the cheap operation reads; ``pooled``: the maps that the mix operation pools."""
-        super().__init__(pair, targets)
+        super().__init__(targets, [0] * len(targets.aims))
         self.base, self.pooled = base, pooled
         self.conv: Any = stage.cheap[0] if isinstance(stage.cheap, nn.Sequential) else None
         self.norm: Any = stage.cheap[1] if isinstance(stage.cheap, nn.Sequential) else None
         self.fc: Any = stage.mix.fc if stage.mix is not None and stage.mix.layers == 1 else None
         self.constant = self.fc is not None or self.norm is not None
-        rows = self._raw(targets.positions.batches[0])
+        rows = self._raw(targets.samples.blocks[0])
         deviation = rows.double().std(0, unbiased=False)
         self.scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
         self.start = (self._now() * self.scale)[None]
 
-    def features(self, batch: int) -> Tensor:
-        return (self._raw(batch) / self.scale.float())[:, None]
+    def features(self, block: Block) -> Tensor:
+        return (self._raw(block) / self.scale.float())[:, None]
 
-    def write(self, weight: Tensor, bias: Tensor | None) -> None:
+    def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
         weight = weight[0] / self.scale
         convolved = self._convolved
         slope, offset = line(self.norm, len(weight), weight)
-        bias = weight.new_zeros(1, len(weight)) if bias is None else bias
+        bias = weight.new_zeros(1, len(weight)) if biases is None else biases[0]
         with torch.no_grad():
             if self.conv is not None:
                 self.conv.weight.copy_((weight[:, :convolved] / slope[:, None]).reshape(self.conv.weight.shape))
@@ -70,10 +57,10 @@ class StageFit(LeastSquares):
             else:
                 shift_mean(self.norm, (bias[0] - offset) / slope)
 
-    def outputs(self, batch: int) -> Tensor:
+    def outputs(self, block: Block) -> Tensor:
         """What cheap and mix operation together give at the positions: (N, ghosts)."""
         offset = line(self.norm, self.start.shape[1], self.start)[1]
-        y = times(self._now()[None], self._raw(batch)[:, None]).flatten(1) + offset
+        y = times(self._now()[None], self._raw(block)[:, None]).flatten(1) + offset
         return y if self.fc is None else y + self.fc.bias.detach()
 
     @property
@@ -91,13 +78,13 @@ class StageFit(LeastSquares):
             parts.append(self.fc.weight.detach().double())
         return torch.cat(parts, 1)
 
-    def _raw(self, batch: int) -> Tensor:
+    def _raw(self, block: Block) -> Tensor:
         """(N, D), unscaled."""
         parts = []
-        positions = self.targets.positions
+        samples = self.targets.samples
         if self.conv is not None:
-            parts.append(positions.patches(self.base(batch), self.conv, batch)[:, 0])
+            parts.append(samples.patches(self.base(block), self.conv, block)[:, 0])
         if self.fc is not None:
-            means = torch.cat([maps(batch).mean((2, 3)) for maps in self.pooled], 1)
-            parts.append(means.repeat_interleave(positions.each, 0))
+            means = torch.cat([maps.mean((2, 3)) for maps in self.pooled(block)], 1)
+            parts.append(means.repeat_interleave(samples.each(block), 0))
         return torch.cat(parts, 1)

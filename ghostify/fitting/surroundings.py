@@ -9,6 +9,7 @@ good.  A norm in eval mode is the line a·y + b.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +44,11 @@ class Surroundings:
         return self.norm is not None, self.other is not None
 
 
-def surroundings(traced: Traced, output: fx.Node) -> Surroundings:
-    """What follows the node that gives a layer's output."""
+def surroundings(traced: Traced, output: fx.Node, outputs: Collection[fx.Node] = ()) -> Surroundings:
+    """What follows the node that gives a layer's output; ``outputs`` are those of all its calls (none: that one)."""
     here, norm, other = output, None, None
     after = _next(traced, here)
-    if after is not None and is_norm(traced, after) and _is_own(traced, after, output):
+    if after is not None and is_norm(traced, after) and _is_own(traced, after, output, outputs or [output]):
         norm = here = after
         after = _next(traced, here)
     if after is not None and (found := _other(traced, after, here)) is not None:
@@ -82,11 +83,21 @@ def is_norm(traced: Traced, node: fx.Node) -> bool:
     return isinstance(module, _NORMS) and module.running_mean is not None and len(node.all_input_nodes) == 1
 
 
-def _is_own(traced: Traced, norm: fx.Node, output: fx.Node) -> bool:
+def _is_own(traced: Traced, norm: fx.Node, output: fx.Node, outputs: Collection[fx.Node]) -> bool:
     """Whether a norm is that of one layer's channels, and no other's: of rows of vectors it norms the rows."""
-    calls = sum(node.op == "call_module" and node.target == norm.target for node in traced.graph.nodes)
     linear = output.op == "call_module" and isinstance(traced.leaf(output), nn.Linear)
-    return calls == 1 and not (linear and len(output.meta["shapes"][0]) > 2)
+    if linear and len(output.meta["shapes"][0]) > 2:
+        return False
+    calls = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == norm.target]
+    return all(_source(traced, call) in outputs for call in calls)
+
+
+def _source(traced: Traced, node: fx.Node) -> fx.Node:
+    """What a node reads first, before what changes nothing in eval mode."""
+    source = node.all_input_nodes[0]
+    while _passes(traced, source) and len(source.all_input_nodes) == 1:
+        source = source.all_input_nodes[0]
+    return source
 
 
 def line(norm: nn.Module | None, width: int, like: Tensor) -> tuple[Tensor, Tensor]:

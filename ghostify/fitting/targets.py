@@ -1,7 +1,7 @@
 """What one layer of the converted network is fitted to: the original's sums at sampled positions.
 
     z = a·y + b + r     y: the layer's output, a and b: its norm's line, r: what the converted network adds
-    y ← (z − b − r)/a   the target of the layer
+    y ← (z − b − r)/a   the target of the layer, by call: every call has a norm and an addition of its own
 
 Behind a rectifier only what is positive counts: with z* the original's sum and ẑ the present one, the target is z*
 where z* > 0 and min(ẑ, 0) elsewhere.  Fitting to that and renewing it in turns never raises
@@ -10,6 +10,7 @@ where z* > 0 and min(ẑ, 0) elsewhere.  Fitting to that and renewing it in turn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.fitting.sampling import Positions
+from ghostify.fitting.pairing import Call, Matching, Part
+from ghostify.fitting.sampling import Block, Samples
 from ghostify.fitting.surroundings import Surroundings, bare, line, surroundings, without_addition
 from ghostify.fitting.walking import Walk
 from ghostify.tracing import Traced
@@ -50,7 +52,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Aim:
-    """Where a layer is compared with its original: nodes of either network, and which channels of the original."""
+    """Where one call of a layer is compared with its original: nodes of either network, and which channels."""
 
     theirs: Surroundings
     ours: Surroundings
@@ -62,15 +64,16 @@ class Aim:
     """Else that of the original."""
 
     @staticmethod
-    def of(pair: Pair, output: fx.Node, twin: fx.Node, at: fx.Node, kept: Tensor | None, compensate: bool) -> Aim:
-        """``output`` of the converted network is to be as ``twin`` of the original; the layer begins at node ``at``."""
-        theirs, ours = surroundings(pair.original, twin), surroundings(pair.converted, output)
+    def of(original: Traced, matching: Matching, part: Part, call: Call, compensate: bool) -> Aim:
+        """One call of a convolution, linear layer or C-Ghost module."""
+        theirs = surroundings(original, call.twin, part.twins)
+        ours = surroundings(matching.converted, call.output, part.outputs)
         if theirs.form != ours.form:
             theirs, ours = bare(theirs), bare(ours)
         if not compensate:
             theirs, ours = without_addition(theirs), without_addition(ours)
-        known = ours.other is not None and pair.second.index[ours.other] < pair.second.index[at]
-        return Aim(theirs, ours, kept, ours.other if known else None, None if known else theirs.other)
+        known = ours.other is not None and matching.order[ours.other] < matching.order[call.begin]
+        return Aim(theirs, ours, part.kept, ours.other if known else None, None if known else theirs.other)
 
     @property
     def needed(self) -> list[fx.Node]:
@@ -79,70 +82,98 @@ class Aim:
 
 
 class Targets:
-    """The targets of one layer, batch by batch, at its positions."""
+    """The targets of one layer, block by block, at its positions."""
 
-    def __init__(self, pair: Pair, aim: Aim, positions: Positions, norm: nn.Module | None, rectified: bool) -> None:
-        self.positions, self.norm = positions, norm
-        self.ceiling = aim.ours.ceiling if rectified and aim.theirs.ceiling == aim.ours.ceiling else None
-        used = [*positions.batches, *positions.judged]
-        self.sums = {b: self._picked(pair.first.values[b][aim.theirs.sum], b, aim.kept) for b in used}
-        self.added = {b: self._added(pair, aim, b) for b in used}
-        like = self.sums[used[0]]
-        self.slope, self.offset = line(norm, like.shape[1], like)
-        self.alive = self.slope.abs() > _DEAD * self.slope.abs().max()
+    def __init__(
+        self, pair: Pair, aims: Sequence[Aim], samples: Samples, norms: Sequence[nn.Module | None], rectified: bool
+    ) -> None:
+        """``aims`` and ``norms``: by call."""
+        self.pair, self.aims, self.samples, self.norms = pair, aims, samples, norms
+        self.takers = norms
+        """The norms whose means may take an intercept in, by call."""
+        self.ceilings = [
+            aim.ours.ceiling if rectified and aim.theirs.ceiling == aim.ours.ceiling else None for aim in aims
+        ]
+        used = [*samples.blocks, *samples.judged]
+        self.sums = {block: self._sums(block) for block in used}
+        self.added = {block: self._added(block) for block in used}
+        self.slopes: list[Tensor] = []
+        self.offsets: list[Tensor] = []
+        self.refresh()
+        self._alive = [slope.abs() > _DEAD * slope.abs().max() for slope in self.slopes]
+        self.alive = torch.stack(self._alive).any(0)
+        """The outputs that any norm lets through."""
         self._bent = self.sums
 
     def refresh(self) -> None:
-        """Read the norm anew, for its mean has taken an intercept in."""
+        """Read the norms anew, for a mean has taken an intercept in."""
         like = next(iter(self.sums.values()))
-        self.slope, self.offset = line(self.norm, like.shape[1], like)
+        lines = [line(norm, like.shape[1], like) for norm in self.norms]
+        self.slopes, self.offsets = [slope for slope, _ in lines], [offset for _, offset in lines]
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a rectifier follows any call, so that targets are worth renewing."""
+        return any(ceiling is not None for ceiling in self.ceilings)
 
     @property
     def weights(self) -> Tensor:
-        """How much an error of each output counts, (n,): by the square of the norm's slope."""
-        return torch.where(self.alive, self.slope.square(), 0.0)
+        """How much an error of each output counts, (n,): by the square of its norm's slope, a mean over the calls."""
+        return torch.where(self.alive, torch.stack(self.slopes).square().mean(0), 0.0)
 
-    def outputs(self, batch: int) -> Tensor:
+    def is_held(self, block: Block) -> bool:
+        return self.pair.is_held(block.batch)
+
+    def outputs(self, block: Block) -> Tensor:
         """What the layer should give there, (N, n) in float64; zero for what its norm silences."""
-        y = (self._bent[batch].double() - self.offset - self.added[batch]) / torch.where(self.alive, self.slope, 1.0)
-        return torch.where(self.alive, y, 0.0)
+        alive, slope, offset = self._alive[block.call], self.slopes[block.call], self.offsets[block.call]
+        y = (self._bent[block].double() - offset - self.added[block]) / torch.where(alive, slope, 1.0)
+        return torch.where(alive, y, 0.0)
 
-    def bend(self, batch: int, y: Tensor) -> None:
-        """Renew a batch's targets, given what the layer gives now, (N, n); nothing where no rectifier follows."""
-        if self.ceiling is None:
+    def bend(self, block: Block, y: Tensor) -> None:
+        """Renew a block's targets, given what the layer gives now, (N, n); nothing where no rectifier follows."""
+        ceiling = self.ceilings[block.call]
+        if ceiling is None:
             return
         if self._bent is self.sums:
             self._bent = dict(self.sums)
-        now, wanted = self._sum(batch, y), self.sums[batch].double()
+        now, wanted = self._sum(block, y), self.sums[block].double()
         bent = torch.where(wanted > 0, wanted, now.clamp_max(0))
-        if self.ceiling < float("inf"):
-            bent = torch.where(wanted < self.ceiling, bent, now.clamp_min(self.ceiling))
-        self._bent[batch] = bent.to(self.sums[batch].dtype)
+        if ceiling < float("inf"):
+            bent = torch.where(wanted < ceiling, bent, now.clamp_min(ceiling))
+        self._bent[block] = bent.to(self.sums[block].dtype)
 
-    def error(self, batch: int, y: Tensor) -> float:
+    def error(self, block: Block, y: Tensor) -> float:
         """Mean squared error behind the rectifier."""
-        return float((self._shown(self._sum(batch, y)) - self._shown(self.sums[batch].double())).square().mean())
+        now, wanted = self._sum(block, y), self.sums[block].double()
+        return float((self._shown(now, block) - self._shown(wanted, block)).square().mean())
 
     @cached_property
     def variance(self) -> float:
-        """Of what is wanted behind the rectifier, over all batches and as a mean over channels."""
-        wanted = torch.cat([self._shown(sums.double()) for sums in self.sums.values()])
+        """Of what is wanted behind the rectifier, over all blocks and as a mean over channels."""
+        wanted = torch.cat([self._shown(sums.double(), block) for block, sums in self.sums.items()])
         return float(wanted.var(0, unbiased=False).mean())
 
-    def _shown(self, sums: Tensor) -> Tensor:
+    def _shown(self, sums: Tensor, block: Block) -> Tensor:
         """What the rectifier lets pass."""
-        return sums if self.ceiling is None else sums.clamp(0, self.ceiling)
+        ceiling = self.ceilings[block.call]
+        return sums if ceiling is None else sums.clamp(0, ceiling)
 
-    def _sum(self, batch: int, y: Tensor) -> Tensor:
-        return self.slope * y.double() + self.offset + self.added[batch]
+    def _sum(self, block: Block, y: Tensor) -> Tensor:
+        return self.slopes[block.call] * y.double() + self.offsets[block.call] + self.added[block]
 
-    def _picked(self, value: Any, batch: int, kept: Tensor | None) -> Tensor:
-        picked = self.positions.values(value, batch)
-        return picked if kept is None else picked[:, kept.to(picked.device)]
+    def _sums(self, block: Block) -> Tensor:
+        aim = self.aims[block.call]
+        return self._picked(self.pair.first.values[block.batch][aim.theirs.sum], block, aim.kept)
 
-    def _added(self, pair: Pair, aim: Aim, batch: int) -> Tensor | float:
+    def _added(self, block: Block) -> Tensor | float:
+        aim = self.aims[block.call]
         if aim.added is not None:
-            return self._picked(pair.second.values[batch][aim.added], batch, None)
+            return self._picked(self.pair.second.values[block.batch][aim.added], block, None)
         if aim.added_there is not None:
-            return self._picked(pair.first.values[batch][aim.added_there], batch, aim.kept)
+            return self._picked(self.pair.first.values[block.batch][aim.added_there], block, aim.kept)
         return 0.0
+
+    def _picked(self, value: Any, block: Block, kept: Tensor | None) -> Tensor:
+        picked = self.samples.values(value, block)
+        return picked if kept is None else picked[:, kept.to(picked.device)]

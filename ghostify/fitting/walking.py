@@ -9,7 +9,9 @@ follow when their turn comes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -26,17 +28,28 @@ _VALUES = 3 * 2**19
 """Numbers in one batch of images: some thousand times as many may stand in a network's maps."""
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a walk stood, batch by batch."""
+
+    reached: list[int]
+    values: list[dict[fx.Node, Any]]
+
+
 class Walk:
     """A recorded network on its way through batches of inputs.
 
     ``traced`` was recorded with inputs of the batches' shape, for sizes may be written into its graph; the layers are
-    those of ``root``, which has the same names.  Values are computed in eval mode, which the caller sees to.
+    those of ``root``, which has the same names.  Values are computed in eval mode, which the caller sees to.  ``order``
+    is another order of the same nodes (None: as they were recorded).
     """
 
-    def __init__(self, traced: Traced, root: nn.Module, batches: Iterable[Batch]) -> None:
+    def __init__(
+        self, traced: Traced, root: nn.Module, batches: Iterable[Batch], order: Sequence[fx.Node] | None = None
+    ) -> None:
         self.traced, self.root = traced, root
         self.constants = traced.constants
-        self.nodes = [node for node in traced.graph.nodes if node.op != "output"]
+        self.nodes = [node for node in order or traced.graph.nodes if node.op != "output"]
         (output,) = (node for node in traced.graph.nodes if node.op == "output")
         self.outputs = list(output.all_input_nodes)
         self.index = {node: index for index, node in enumerate(self.nodes)}
@@ -67,6 +80,15 @@ class Walk:
             if self._last[node] < reached:
                 values.pop(node, None)
 
+    @contextmanager
+    def keeping(self, nodes: Collection[fx.Node]) -> Iterator[None]:
+        """Hold on to the values of nodes for a while."""
+        mine = [node for node in nodes if node not in self._pinned]
+        self._pinned |= set(mine)
+        yield
+        for node in mine:
+            self.drop(node)
+
     def follow(self, other: Walk, same: Mapping[fx.Node, fx.Node], at: int) -> None:
         """Stand at ``at``, with the values that ``other`` has of the nodes that are the ``same`` there."""
         self.reached = [at] * len(self.values)
@@ -89,11 +111,19 @@ class Walk:
                         values.pop(read, None)
             self.reached[batch] = max(self.reached[batch], to)
 
+    def standing(self) -> Standing:
+        """Where the walk stands, to go back there with other weights."""
+        return Standing(list(self.reached), [dict(values) for values in self.values])
+
+    def go_back(self, standing: Standing) -> None:
+        """Stand where the walk stood then.  Nothing that it held was written to since, for what writes copies first."""
+        self.reached = list(standing.reached)
+        self.values = [dict(values) for values in standing.values]
+
     def bytes_at(self, index: int) -> int:
         """About how much memory a batch's values take where the node of that index is run; its own are among them."""
         alive = (node for at, node in enumerate(self.nodes[: index + 1]) if max(at, self._last[node]) >= index)
-        sizes = (math.prod(shape) for node in alive for shape in node.meta.get("shapes", ()))
-        return _FLOAT * sum(sizes)
+        return sum(map(size_of, alive))
 
     def room(self, node: fx.Node) -> int:
         """How many batches ``MEMORY`` has room for where a node is run."""
@@ -141,6 +171,11 @@ class Walk:
             return self.constants[name]
         owner, _, last = name.rpartition(".")
         return getattr(self.root.get_submodule(owner), last)
+
+
+def size_of(node: fx.Node) -> int:
+    """About how much memory a node's value takes for one batch."""
+    return _FLOAT * sum(math.prod(shape) for shape in node.meta.get("shapes", ()))
 
 
 def _overlap(leaf: Any, written: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -81,6 +82,9 @@ class Recorder(TorchFunctionMode):
         self.graph = fx.Graph()
         self.names = qualified_names(root)
         self.stack: list[str] = []
+        self.running: dict[str, int] = {}
+        """By module that runs now, which of its calls this is, counted from 0."""
+        self._times = Counter[str]()
         self.where = ""
         self.paused = False
         self.doubts: list[str] = []
@@ -134,6 +138,9 @@ class Recorder(TorchFunctionMode):
         if self.paused or names is None:
             return call(module, *args, **kwargs)
         self.stack.append(names[0])
+        outer = self.running
+        self.running = {**outer, names[0]: self._times[names[0]]}
+        self._times[names[0]] += 1
         try:
             leaf = is_leaf(module) and self._owns_weights(module)
             result = (self._call_leaf if leaf else _call)(call, module, args, kwargs)
@@ -146,6 +153,7 @@ class Recorder(TorchFunctionMode):
             raise
         finally:
             self.stack.pop()
+            self.running = outer
 
     def _note_seen(self, values: Any, by_leaf: bool) -> None:
         """What a module is given and returns, its caller's code sees and (unless it is a leaf) its own, too, whether or
@@ -226,6 +234,7 @@ class Recorder(TorchFunctionMode):
     def _bind(self, node: fx.Node, value: Any) -> None:
         """Let ``node`` stand for every tensor in ``value``; elements of a structure get a getitem node each."""
         node.meta.setdefault("module", self.stack[-1] if self.stack else "")
+        node.meta.setdefault("calls", self.running)
         node.meta["shapes"] = [tuple(leaf.shape) for leaf in tensors_in(value)]
         if (regions := current_regions()) != self._outside:
             node.meta["regions"] = regions

@@ -19,9 +19,9 @@ class Traced:
 
     ``graph`` has a ``call_module`` node per call of a ``torch.nn`` leaf and a ``call_function`` or ``call_method``
     node for everything else.  Each node's ``meta`` holds ``shapes`` (of its tensors, flattened), ``module`` (the
-    qualified name of the innermost module it ran in), ``seen`` (the modules whose code was given it, or had it
-    returned), and ``regions`` where autocast or gradients were switched by the network itself; ``run_node`` runs a node
-    within them.
+    qualified name of the innermost module it ran in), ``calls`` (by every module it ran in, which of that one's calls
+    it was, counted from 0), ``seen`` (the modules whose code was given it, or had it returned), and ``regions`` where
+    autocast or gradients were switched by the network itself; ``run_node`` runs a node within them.
     """
 
     module: nn.Module
