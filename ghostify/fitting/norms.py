@@ -8,7 +8,6 @@ where evaluation stands.  Renewing the statistics alone would lose the fit: leas
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -40,13 +39,11 @@ class Seen:
 
 
 def renew_all(module: nn.Module, batches: Sequence[Batch]) -> None:
-    """Renew every norm of a network in eval mode by what it sees of ``batches``, but those called twice a batch."""
+    """Renew every norm of a network in eval mode by what it sees of ``batches``, over all its calls."""
     norms: list[nn.Module] = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     seen = {norm: Seen() for norm in norms}
-    calls = Counter[nn.Module]()
 
     def watch(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[norm] += 1
         seen[norm](inputs[0])
 
     hooks = [norm.register_forward_pre_hook(watch) for norm in norms]
@@ -58,8 +55,7 @@ def renew_all(module: nn.Module, batches: Sequence[Batch]) -> None:
         for hook in hooks:
             hook.remove()
     for norm in norms:
-        if calls[norm] == len(batches):
-            renew(norm, seen[norm])
+        renew(norm, seen[norm])
 
 
 def renew(norm: nn.Module, seen: Seen) -> None:
