@@ -15,7 +15,8 @@ from typer.main import get_command
 import ghostify
 from ghostify.cli import options
 from ghostify.cli.app import app
-from ghostify.recipe import Recipe, known_keys, meaning
+from ghostify.recipe import Recipe, meaning
+from ghostify.settings import known_keys
 
 GROUPS = {options.SUBJECT, options.CHANGES, options.FITTING, options.TRAINING, options.OUTPUT, options.MORE}
 VERBS = ("scan", "analyze", "plan", "compress", "finetune", "eval", "report")
@@ -44,6 +45,7 @@ def test_an_option_that_is_a_setting_is_explained_in_the_recipes_words(verb: str
         if default not in (None, ()) and (verb, parameter.name) != ("compress", "epochs"):
             shown = default[0] if isinstance(default, tuple) else default
             text = f"{shown:g}" if isinstance(shown, float) else str(shown)
+            text = {"True": "yes", "False": "no"}.get(text, text)
             assert f"(default: {text})" in parameter.help
 
 

@@ -163,6 +163,8 @@ SIGNATURES = {
         "original: nn.Module | None = None",
         "state: str = 'converted'",
         "environment: dict[str, Any] | None = None",
+        "overwrite: bool = False",
+        "blank: Blank | None = None",
         "-> Path",
     ],
     "scan": [
