@@ -211,7 +211,7 @@ def test_linear_layers_become_ghosts_too(pointwise: str) -> None:
             linear.weight.copy_(linear.weight[torch.randperm(12)])
     pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     model = settled(nn.Sequential(conv_bn(3, 8), *pooled, linear, nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4)))
-    ghosted = fitted(model, pointwise=pointwise, min_saving=0, also=("classifier",), exclude=("6",))
+    ghosted = fitted(model, pointwise=pointwise, min_saving=0, also=("classifier",), include=("3",))
     assert isinstance(ghosted.module.get_submodule("3"), CGhostLinear)
     assert relative_error(model, ghosted.module) < EXACT
 

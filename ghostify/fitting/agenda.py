@@ -83,6 +83,8 @@ class Agenda:
                 yield from self.stand_ins(part, index).values()
 
     def _wants(self, part: Part) -> bool:
+        if part.kind == "layer" and self.origins.keeps(part.name):
+            return False
         replaced = part.kind != "layer" or part.name in self.origins.layers
         frozen = any(call.module in self.frozen for call in part.calls)
         if not replaced and (frozen or not self.settings.kept):
@@ -107,9 +109,17 @@ class Agenda:
     def _norms(self) -> dict[str, list[fx.Node]]:
         calls: dict[str, list[fx.Node]] = {}
         for node in self.converted.graph.nodes:
-            if is_norm(self.converted, node):
+            if is_norm(self.converted, node) and self._renews(node):
                 calls.setdefault(str(node.target), []).append(node)
         return {name: nodes for name, nodes in calls.items() if not self.dirty.isdisjoint(nodes)}
+
+    def _renews(self, node: fx.Node) -> bool:
+        """Whether a norm is to have new statistics: not where it, or the layer that it follows, is to stay."""
+        name, source = str(node.target), node.all_input_nodes[0]
+        layer = str(source.target if source.op == "call_module" else source.meta.get("module", ""))
+        if self.origins.keeps(name) or self.origins.keeps(layer):
+            return False
+        return self.settings.kept or self.origins.touch(layer) or self.origins.touch(name)
 
     def _begin(self) -> int:
         """Not past the first call of anything that is looked at, be it only another of its calls that differs."""

@@ -14,7 +14,7 @@ The search exchanges two channels at a time wherever that lowers the sum, many d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,9 +116,16 @@ class Arrangement:
     """By layer, for each output its place among the concatenated maps."""
 
 
-def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Batch], select: bool) -> Arrangement:
+def arranged(
+    traced: Traced,
+    swaps: Sequence[CGhostSwap],
+    batches: Sequence[Batch],
+    select: bool,
+    kept: Callable[[str], bool] = lambda name: False,
+) -> Arrangement:
     """The best arrangement found for the layers of ``swaps``, from the original's maps for ``batches`` of images.
 
+    Weights of layers that are to be ``kept``, by name, are not reordered.
     With ``select``, a layer that shares its order with others gets one of its own, by selecting channels.
     """
     try:
@@ -137,12 +144,21 @@ def arranged(traced: Traced, swaps: Sequence[CGhostSwap], batches: Sequence[Batc
     if moves and ordering is not None:
         try:
             module = ordering.permuted(moves)
+            _require_kept(traced.module, module, kept)
             traced = trace(module, traced.example, verify=False)
             own = {layer.target: layer for layer in together}
             orders = {name: own[name].moved(order, moves) for name, order in orders.items()}
         except Unreadable:
             orders |= {layer.target: _own_order(layer) for layer in moving if select and layer.selectable}
     return Arrangement(traced, orders)
+
+
+def _require_kept(original: nn.Module, module: nn.Module, kept: Callable[[str], bool]) -> None:
+    """Raise ``Unreadable`` where another order would change a layer that is to stay as it is."""
+    before = original.state_dict()
+    for name, value in module.state_dict().items():
+        if kept(name.rpartition(".")[0]) and isinstance(value, torch.Tensor) and not torch.equal(value, before[name]):
+            raise Unreadable(name)
 
 
 def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) -> Iterator[_Layer]:

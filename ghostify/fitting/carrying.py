@@ -27,7 +27,7 @@ from ghostify.fitting.ghosts import solved_for
 from ghostify.fitting.judging import Judge
 from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
-from ghostify.fitting.origins import origins
+from ghostify.fitting.origins import Origins, origins
 from ghostify.fitting.polish import polish
 from ghostify.fitting.report import Fit
 from ghostify.ghosts import intrinsic_maps, low_rank
@@ -80,27 +80,33 @@ def rewrite_fitted(
     choices = Choices(orders=arrangement.orders)
     ghosted = rewrite(work, plan, choices)
     came_from = origins(work, plan.swaps, ghosted.module)
+    came_from.excluded = plan.excludes
     found = fit(work.module, ghosted.module, calibration, settings, came_from, told or _silent)
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     if how == "polish":
-        found = _polished(found, work.module, ghosted.module, calibration, settings)
+        found = _polished(found, work.module, ghosted.module, calibration, settings, came_from)
     return replace(ghosted, module=_as_before(ghosted.module, traced.module), fit=found)
 
 
 def _silent(done: int, total: int) -> None: ...
 
 
-def _polished(found: Fit, original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings) -> Fit:
+def _polished(
+    found: Fit, original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings, came_from: Origins
+) -> Fit:
     """What came of the fit and of the descent after it.  Copies run, for a network may remember its runs."""
     began = time.perf_counter()
     original, tried = copy.deepcopy(original), copy.deepcopy(module)
+    for name, part in tried.named_modules():
+        if came_from.keeps(name):
+            part.requires_grad_(False)
     with evaluating(original, tried):
         polish(original, tried, images.seen, images.choosing, settings.seconds)
         error = _judged(original, tried, images)
         if error is not None and found.error is not None and not error <= found.error:
             tried.load_state_dict(module.state_dict())
             error = found.error
-        renew_all(tried, images.batches)
+        renew_all(tried, images.batches, came_from.keeps)
     for part, other in zip(module.modules(), tried.modules(), strict=True):
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.load_state_dict(other.state_dict())
@@ -197,7 +203,7 @@ def _arranged(traced: Traced, plan: Plan, images: Calibration, settings: FitSett
     swaps = [swap for swap in plan.swaps if isinstance(swap, CGhostSwap) and _minds_order(traced, swap, settings)]
     if settings.arrange == "none" or not swaps:
         return Arrangement(traced, {})
-    return arranged(traced, swaps, images.fitted, select=settings.arrange == "select")
+    return arranged(traced, swaps, images.fitted, settings.arrange == "select", plan.excludes)
 
 
 def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> bool:

@@ -8,7 +8,7 @@ where evaluation stands.  Renewing the statistics alone would lose the fit: leas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,14 @@ class Seen:
         return self.sum / self.count
 
 
-def renew_all(module: nn.Module, batches: Sequence[Batch]) -> None:
-    """Renew every norm of a network in eval mode by what it sees of ``batches``, over all its calls."""
-    norms: list[nn.Module] = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+def renew_all(module: nn.Module, batches: Sequence[Batch], kept: Callable[[str], bool] = lambda name: False) -> None:
+    """Renew every norm of a network in eval mode by what it sees of ``batches``, over all its calls, but those
+    ``kept``, by name."""
+    norms: list[nn.Module] = [
+        part
+        for name, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not kept(name)
+    ]
     seen = {norm: Seen() for norm in norms}
 
     def watch(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,13 @@ class Origins:
     """The layers that became C-Ghost modules; others may have been in the network before, and are made of layers."""
     roots: set[str] = field(default_factory=set)
     """The modules that hold everything that was replaced."""
+
+    excluded: Callable[[str], bool] = lambda name: False
+    """Whether a module is to stay as it is, by its name."""
+
+    def keeps(self, name: str) -> bool:
+        """Whether nothing of a module may change: it is excluded, and no rewrite had to narrow what it reads."""
+        return self.excluded(name) and not self.touch(name)
 
     def touch(self, name: str) -> bool:
         """Whether a module was replaced, or lies in what was."""
