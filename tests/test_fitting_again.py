@@ -85,8 +85,6 @@ FITS: list[dict[str, Any]] = [{}, {"kept": False}, {"arrange": "reorder"}, {"how
 
 
 @pytest.mark.parametrize("fit", FITS, ids=str)
-    "fit", [{}, {"kept": False}, {"arrange": "reorder"}, {"how": "polish", "seconds": 0.2}], ids=str
-)
 @pytest.mark.parametrize("excluded", ["3", "3.body.0", "5"])
 @pytest.mark.parametrize("method", ["plain", "pointwise", "thin"])
 def test_what_is_excluded_keeps_every_number(method: str, excluded: str, fit: dict[str, Any]) -> None:
