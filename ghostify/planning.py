@@ -95,7 +95,7 @@ class Plan(BaseModel):
         example, reason = next((skip.target, skip.reason) for skip in self.skips if _kind(skip.reason) == kind)
         others = f" (and {times - 1} more)" if times > 1 else ""
         raise PlanError(
-            f"The plan for {self.network} changes nothing, for all {len(self.skips)} layers are left alone: "
+            f"The plan for {self.network} changes nothing, because all {len(self.skips)} layers are left alone: "
             f"{example!r}{others} {reason}."
         )
 

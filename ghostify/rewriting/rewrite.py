@@ -179,7 +179,7 @@ def _traced_again(module: nn.Module, original: Traced) -> Traced:
     if again.output_shapes != original.output_shapes:
         if original.doubts:
             raise RewriteError(
-                f"The rewritten {type(module).__name__} gives outputs of other shapes, for they depend on values "
+                f"The rewritten {type(module).__name__} gives outputs of other shapes, because they depend on values "
                 f"({original.doubts[0]}); rewrite the parts that do not: ghostify.convert_parts."
             )
         raise RewriteError(

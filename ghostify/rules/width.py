@@ -34,7 +34,7 @@ WHOLE = "*"
 """Target of a swap that concerns the whole network."""
 _FIXED: dict[Stream, str] = {
     "scaled": "all its channels are outputs",
-    "kept": "none of its channels is inside a block, for all are outputs or added to others",
+    "kept": "none of its channels is inside a block, because all are outputs or added to others",
 }
 _IDLE = "did not run on the example or in training, so it stays as it is, and so do the channels it may read"
 _CLOSED = "is a G-Ghost stage, which keeps the channels that it reads and gives"
