@@ -11,7 +11,7 @@ from ghostify.arguments import example_input, network, takes
 from ghostify.batches import Batch
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
-from ghostify.recipe import FitSettings, GhostSettings, make_settings
+from ghostify.recipe import FitSettings, GhostSettings, make_settings, require_images
 from ghostify.rewriting import Ghosted, Parts, rehearse, rewrite, trace_parts
 from ghostify.running import undisturbed
 from ghostify.tracing import trace
@@ -45,6 +45,7 @@ def convert(
     """
     settings = make_settings(GhostSettings, ghost, changes)
     fitting = make_settings(FitSettings, fit, {})
+    require_images(fitting, images is not None, "images")
     traced = trace(model, example)
     plan = rehearse(traced, settings)
     how = fitting.resolved(images is not None)
@@ -68,5 +69,6 @@ def convert_parts(
     images, fit = changes.pop("images", None), changes.pop("fit", None)
     settings = make_settings(GhostSettings, ghost, changes)
     fitting = make_settings(FitSettings, fit, {})
+    require_images(fitting, images is not None, "images")
     recorded = trace_parts(model, example)
     return rewrite_parts_fitted(recorded, recorded.plan(settings), images, fitting)

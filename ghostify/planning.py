@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.arguments import as_path, instance, takes
 from ghostify.costs import Cost
+from ghostify.effects import given, needs, require_effect_by_name
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.names import matches, overlap, within
 from ghostify.patterns import meant, require_all_match, require_matches, spelled_out
@@ -184,6 +185,8 @@ def plan(
             f"{scan.network} has no stage (three or more blocks of one width and resolution) to become a G-Ghost "
             "stage; method c-ghost takes its convolutions."
         )
+    for pattern, own in settings.set.items():
+        require_effect_by_name(settings, pattern, own)
     settings = settings.model_copy(update={"exclude": spelled_out(scan, settings.exclude)})
     found = [] if method == "c-ghost" else scan.stages
     stages = [g_ghost.propose(stage, settings, scan.modules) for stage in found]
@@ -194,7 +197,41 @@ def plan(
         ]
     except PlanError as problem:
         raise PlanError(f"The settings cannot be met: {problem}") from None
+    _require_reached(scan, settings, [*stages, *sites])
     return _assembled(scan, [*stages, *sites], kept)
+
+
+def _require_reached(scan: Scan, settings: GhostSettings, entries: Sequence[Swap | Skip]) -> None:
+    """Refuse what is set for layers or stages by name where none of them is swapped, with the reason they are left."""
+    for pattern, own in settings.set.items():
+        meant_by_it = [entry for entry in entries if _is_meant(scan, entry.target, pattern)]
+        for name in given(own):
+            rules = {rule for need in needs(GhostSettings, name) if need.setting == "method" for rule in need.values}
+            if not any(not isinstance(entry, Skip) and entry.rule in rules for entry in meant_by_it):
+                kind = "convolution" if "c-ghost" in rules else "stage"
+                said = [entry for entry in meant_by_it if isinstance(entry, Skip) and _kind(scan, entry) == kind]
+                raise PlanError(f"set {pattern!r}: {name} = {getattr(own, name)} {_unreached(said, kind)}")
+
+
+def _unreached(left: Sequence[Skip], kind: str) -> str:
+    if not left:
+        return f"changes nothing, because no {kind} of its own is in it."
+    reason, times = Counter(skip.reason for skip in left).most_common(1)[0]
+    example = next(skip.target for skip in left if skip.reason == reason)
+    more = f" (and {times - 1} more)" if times > 1 else ""
+    return f"changes nothing, because every {kind} in it is left alone: {example!r}{more} {reason}."
+
+
+def _kind(scan: Scan, entry: Skip) -> str:
+    return "convolution" if scan.site(entry.target) else "stage"
+
+
+def _is_meant(scan: Scan, target: str, pattern: str) -> bool:
+    """Whether a pattern means a site or stage."""
+    site = scan.site(target)
+    if site is not None:
+        return site.matches(pattern)
+    return any(stage.name == target and stage.is_meant([pattern], scan.modules) for stage in scan.stages)
 
 
 def _proposed(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
@@ -228,7 +265,7 @@ def check(plan: Plan, scan: Scan) -> Plan:
     for entry in entries:
         agreed = _checked(entry, sites, stages, scan)
         if agreed.target in said:
-            raise PlanError(f"The plan names {entry.target!r} twice.")
+            raise PlanError(f"The plan names {entry.target!r} twice: {_places(entries, said[agreed.target], entry)}.")
         said[agreed.target] = agreed
     on_stages = [said[stage.name] for stage in scan.stages if stage.name in said]
     left = _left(scan, on_stages)
@@ -297,6 +334,14 @@ def _require_not_excluded(said: Mapping[str, Swap | Skip], kept: Sequence[str], 
         home = next((name for name in kept for module in touched if overlap(name, module)), None)
         if home is not None:
             raise PlanError(f"The plan swaps {swap.target!r}, and its exclude keeps {home!r} as it is; take out one.")
+
+
+def _places(entries: Sequence[Swap | Skip], first: Swap | Skip, second: Swap | Skip) -> str:
+    """Where two entries for one layer stand in a plan, as its file counts: ``swaps.0 and skips.3; delete one``."""
+    swaps = sum(not isinstance(entry, Skip) for entry in entries)
+    alike = [i for i, entry in enumerate(entries) if entry.target in (first.target, second.target)]
+    found = [f"swaps.{i}" if i < swaps else f"skips.{i - swaps}" for i in alike]
+    return f"{' and '.join(found[:2])} (counted from 0); delete one"
 
 
 def _checked(entry: Swap | Skip, sites: Mapping[str, Site], stages: Mapping[str, Stage], scan: Scan) -> Swap | Skip:

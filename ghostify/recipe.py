@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
+from ghostify.effects import With, given, overruled, require_effect
 from ghostify.errors import RecipeError, did_you_mean
 from ghostify.files import near_path
 from ghostify.inputs import GRAMMAR, settled_inputs
@@ -35,6 +36,17 @@ Rounding = Literal["nearest", "down"]
 Stream = Literal["scaled", "kept"]
 Arrange = Literal["none", "reorder", "select"]
 FitMode = Literal["auto", "none", "weights", "data", "polish"]
+_CONVS = With("method", ("c-ghost", "both", "auto"))
+_STAGES = With("method", ("g-ghost", "both", "auto"))
+_THINNED = With("method", ("g-ghost", "both", "auto", "width", "thin"))
+_NARROWED = With("method", ("width", "thin"))
+_MIXED = With("mix", without=(0,), choose="a mix of 1 or 2")
+_CHEAP = With("cheap", without=("none",), choose="another cheap operation")
+_TRAINED = With("epochs", without=(0,), choose="epochs of 1 or more")
+_TAUGHT = With("distill", without=(0,), choose="a distill above 0")
+_LABELLED = With("distill", without=(1,), choose="a distill below 1")
+_FITTED = With("how", ("auto", "data", "weights", "polish"))
+_POLISHED = With("how", ("polish",))
 Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
 
 
@@ -68,24 +80,28 @@ def _settled_inputs(value: Any) -> Any:
 class StageForm(Settings):
     """The form of a G-Ghost stage; what is None comes from the preset (``rules/g_ghost`` tells what each has)."""
 
-    cheap: Annotated[Cheap | None, Field(description="cheap operation")] = None
+    cheap: Annotated[Cheap | None, Field(description="cheap operation"), _STAGES] = None
     cheap_input: Annotated[
-        CheapInput | None, Field(description="what it reads: the other channels of Y1, or all of them")
+        CheapInput | None, Field(description="what it reads: the other channels of Y1, or all of them"), _STAGES, _CHEAP
     ] = None
     entry: Annotated[
-        Entry | None, Field(description="thin path: a slice of Y1, or all of it with a projection shortcut")
+        Entry | None, Field(description="thin path: a slice of Y1, or all of it with a projection shortcut"), _STAGES
     ] = None
-    mix: Annotated[Literal[0, 1, 2] | None, Field(description="layers of the mix operation; 0 for none")] = None
-    mix_y1: Annotated[bool | None, Field(description="whether the mix operation pools Y1, too")] = None
-    end: Annotated[bool | None, Field(description="whether the last block keeps its full width, after the ghosts")] = (
+    mix: Annotated[Literal[0, 1, 2] | None, Field(description="layers of the mix operation; 0 for none"), _STAGES] = (
         None
     )
+    mix_y1: Annotated[bool | None, Field(description="whether the mix operation pools Y1, too"), _STAGES, _MIXED] = None
+    end: Annotated[
+        bool | None, Field(description="whether the last block keeps its full width, after the ghosts"), _STAGES
+    ] = None
     group_width: Annotated[
-        float | None, Field(gt=0, le=1, description="share of a group kept in grouped convolutions; 1 drops groups")
+        float | None,
+        Field(gt=0, le=1, description="share of a group kept in grouped convolutions; 1 drops groups"),
+        _THINNED,
     ] = None
-    keep: Annotated[Keep | None, Field(description="which channels stay: the first, or those of strongest filters")] = (
-        None
-    )
+    keep: Annotated[
+        Keep | None, Field(description="which channels stay: the first, or those of strongest filters"), _THINNED
+    ] = None
 
 
 class SiteSettings(StageForm):
@@ -116,12 +132,12 @@ class GhostSettings(StageForm):
             "narrower (a baseline); thin: blocks are narrower inside, and what they add to each other stays as it is"
         ),
     ] = "c-ghost"
-    s: Ratio = 2
-    d: Kernel = 3
+    s: Annotated[Ratio, _CONVS] = 2
+    d: Annotated[Kernel, _CONVS] = 3
     parts: Annotated[
-        Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part")
+        Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part"), _CONVS
     ] = "linear"
-    pointwise: Pointwise = "auto"
+    pointwise: Annotated[Pointwise, _CONVS] = "auto"
     include: Annotated[tuple[str, ...], Field(description="pattern of layers to consider, as in 'layer[34].*'")] = (
         "*",
     )
@@ -132,6 +148,7 @@ class GhostSettings(StageForm):
             description="take layers that are left alone by default: stem, classifier, pooled (on 1x1 maps), "
             "depthwise, or channels-last (linear layers on maps)"
         ),
+        _CONVS,
     ] = ()
     min_saving: Annotated[
         float,
@@ -140,20 +157,31 @@ class GhostSettings(StageForm):
             description="leave a layer alone that saves fewer multiply-adds (MACs) than this for each number more that "
             "it must read or write, because it would get slower; 0 takes every layer",
         ),
+        _CONVS,
     ] = 16.0
-    ratio: GhostRatio = 0.5
+    ratio: Annotated[GhostRatio, _STAGES] = 0.5
     preset: Annotated[
         Preset,
         Field(
             description="form of a G-Ghost stage: default (our own), or as the paper has it: literal, cifar, "
             "imagenet or regnet"
         ),
+        _STAGES,
     ] = "default"
     width: Annotated[
-        float, Field(gt=0, lt=1, description="share of channels kept by methods width and thin, where they narrow")
+        float,
+        Field(gt=0, lt=1, description="share of channels kept by methods width and thin, where they narrow"),
+        _NARROWED,
     ] = 0.75
-    round_to: Annotated[int, Field(ge=1, description="thinner widths are multiples of this")] = 8
-    rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down")] = "nearest"
+    round_to: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="thinner widths are multiples of this, at least one; a layer of fewer channels keeps them all",
+        ),
+        _THINNED,
+    ] = 8
+    rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down"), _THINNED] = "nearest"
     set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}  # noqa: RUF012 - pydantic copies it
 
     @field_validator("include", "exclude", "also", mode="before")
@@ -247,17 +275,18 @@ class TrainSettings(Settings):
     lr: Annotated[
         float | None,
         Field(gt=0, description=f"peak learning rate; by default {FITTED_LR:g} after a fit, else {LR:g}"),
+        _TRAINED,
     ] = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    warmup: Annotated[float, Field(ge=0, le=1, description="share of all steps spent warming up")] = 0.1
-    distill: Annotated[float, Field(ge=0, le=1, description="weight of the original network's soft labels, 0 to 1")] = (
-        0.0
-    )
-    temperature: Annotated[float, Field(gt=0, description="temperature of the soft labels")] = 4.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this")] = None
-    amp: Annotated[bool, Field(description="mixed precision (bfloat16)")] = False
+    momentum: Annotated[float, Field(ge=0, lt=1), _TRAINED] = 0.9
+    weight_decay: Annotated[float, Field(ge=0), _TRAINED] = 5e-4
+    warmup: Annotated[float, Field(ge=0, le=1, description="share of all steps spent warming up"), _TRAINED] = 0.1
+    distill: Annotated[
+        float, Field(ge=0, le=1, description="weight of the original network's soft labels, 0 to 1"), _TRAINED
+    ] = 0.0
+    temperature: Annotated[float, Field(gt=0, description="temperature of the soft labels"), _TRAINED, _TAUGHT] = 4.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), _TRAINED, _LABELLED] = 0.0
+    clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this"), _TRAINED] = None
+    amp: Annotated[bool, Field(description="mixed precision (bfloat16)"), _TRAINED] = False
 
     def resolved(self, fitted: bool) -> TrainSettings:
         """These settings with a learning rate: the one given, or the default for a network that was fitted or not."""
@@ -286,19 +315,24 @@ class FitSettings(Settings):
             "images, else none"
         ),
     ] = "auto"
-    images: Annotated[int, Field(ge=1, description="calibration images, without labels")] = 512
-    seconds: Annotated[float, Field(gt=0, description="time for polish")] = 60.0
-    compensate: Annotated[bool, Field(description="sums are fitted, so that a layer makes good earlier errors")] = True
-    rectified: Annotated[bool, Field(description="errors that the activation hides do not count")] = True
-    kept: Annotated[bool, Field(description="layers that are kept are fitted to their new inputs, too")] = True
+    images: Annotated[int, Field(ge=1, description="calibration images, without labels"), _FITTED] = 512
+    seconds: Annotated[float, Field(gt=0, description="time for polish"), _POLISHED] = 60.0
+    compensate: Annotated[
+        bool, Field(description="sums are fitted, so that a layer makes good earlier errors"), _FITTED
+    ] = True
+    rectified: Annotated[bool, Field(description="errors that the activation hides do not count"), _FITTED] = True
+    kept: Annotated[bool, Field(description="layers that are kept are fitted to their new inputs, too"), _FITTED] = True
     arrange: Annotated[
         Arrange,
         Field(
             description="how it is chosen which maps are intrinsic: reorder: by the order of the network's channels; "
             "select: that, and by a selection of channels at run time where layers share an order; none: the first are"
         ),
+        _FITTED,
     ] = "select"
-    joint: Annotated[bool, Field(description="intrinsic maps are those that serve all maps best, together")] = True
+    joint: Annotated[
+        bool, Field(description="intrinsic maps are those that serve all maps best, together"), _FITTED
+    ] = True
 
     def resolved(self, images: bool) -> FitMode:
         """``auto`` by whether there are images; any other way is itself."""
@@ -365,11 +399,55 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def make_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "Recipe") -> Recipe:
-    """A recipe from plain values, with ``overrides`` (dotted key → value) laid over them."""
-    merged = _copied(values)
-    for key, value in (overrides or {}).items():
+    """A recipe from plain values, with ``overrides`` (dotted key → value) laid over them.
+
+    What the overrides leave without an effect in ``values`` falls away: a recipe of one method can be carried out by
+    another.  Raises ``RecipeError``, also for a setting that has no effect with the others.
+    """
+    merged, overrides = _copied(values), overrides or {}
+    for group in _groups():
+        if isinstance(merged.get(group), dict):
+            changes = {key.removeprefix(f"{group}."): value for key, value in overrides.items()}
+            merged[group] = overruled(_groups()[group], merged[group], changes)
+    for key, value in overrides.items():
         _override(merged, key, value, where)
-    return validated(Recipe, merged, where)
+    recipe = validated(Recipe, merged, where)
+    _require_effect_of_all(recipe, where)
+    _require_epochs(recipe, overrides, where)
+    return recipe
+
+
+def _require_effect_of_all(recipe: Recipe, where: str) -> None:
+    try:
+        for name in _groups():
+            group = getattr(recipe, name)
+            if group is not None:
+                require_effect(group, f"{name}.")
+        require_images(recipe.fit, recipe.data is not None, "data.source, as in --data folder:PATH")
+    except RecipeError as problem:
+        raise RecipeError(f"{where}: {problem}") from None
+
+
+def _require_epochs(recipe: Recipe, overrides: Mapping[str, Any], where: str) -> None:
+    """Refuse to train for a setting of fine-tuning alone: nobody said that it is to take place."""
+    key = next((key for key in overrides if key.startswith("finetune.")), None)
+    if key and recipe.finetune and "epochs" not in recipe.finetune.model_fields_set:
+        raise RecipeError(f"{where}: {key} = {overrides[key]} has no effect without finetune.epochs, as in --epochs 1.")
+
+
+def require_images(fit: FitSettings, images: bool, wanted: str) -> None:
+    """Raise ``RecipeError`` for settings of a fit that does not take place, for want of images."""
+    idle = next((name for name in given(fit) if name != "how"), None)
+    if fit.resolved(images) == "none" and idle:
+        raise RecipeError(
+            f"fit.{idle} = {getattr(fit, idle)} has no effect without images; give {wanted}, or choose how weights."
+        )
+
+
+def _groups() -> dict[str, type[BaseModel]]:
+    """The groups of settings in a recipe."""
+    found = {name: list(models_in(field.annotation)) for name, field in Recipe.model_fields.items()}
+    return {name: models[0] for name, models in found.items() if models}
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -399,6 +477,11 @@ def _override(values: dict[str, Any], key: str, value: Any, where: str) -> None:
         return
     _put(values, "ghost.set", values.get("ghost", {}).get("set", {}), where)
     values["ghost"]["set"].setdefault(head, {})[last] = value
+
+
+def group_of(key: str) -> str:
+    """The group of the recipe that a key of ``make_recipe`` changes; that of ``LAYERS.s`` is ghost."""
+    return key.partition(".")[0] if _is_setting(Recipe, key.split(".")) else "ghost"
 
 
 def _is_setting(model: type[BaseModel], path: list[str]) -> bool:

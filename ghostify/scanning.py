@@ -282,14 +282,17 @@ def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list
     patterns = tuple(steady)
     held = {module for module, names in traced.names.items() if any(matches(n, p) for n in names for p in patterns)}
     called = {node: None for node in nodes if node.op.startswith("call_") and node.meta["shapes"]}
-    kept = [node for node in called if _home(traced, node) in held]
+    kept = [node for node in called if any(owner in held for owner in _owners(traced, node))]
     read = [source for node in kept for source in node.all_input_nodes if source in called]
     return [nodes], None, list(dict.fromkeys([*output.all_input_nodes, *read, *kept]))
 
 
-def _home(traced: Traced, node: fx.Node) -> nn.Module:
-    """The module that a node calls, or that it runs in."""
-    return traced.part(str(node.target if node.op == "call_module" else node.meta["module"]))
+def _owners(traced: Traced, node: fx.Node) -> Iterator[nn.Module]:
+    """The module that a node calls, or that it runs in, and those whose parameters it reads."""
+    yield traced.part(str(node.target if node.op == "call_module" else node.meta["module"]))
+    for source in node.all_input_nodes:
+        if source.meta.get("parameter"):
+            yield traced.part(str(source.meta["parameter"]).rpartition(".")[0])
 
 
 def _followed(traced: Traced, steady: Sequence[str], stream: Stream) -> tuple[Channels | None, str]:

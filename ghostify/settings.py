@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from ghostify.effects import overruled, require_effect
 from ghostify.errors import GhostifyError, RecipeError, did_you_mean
 from ghostify.files import near_path
 
@@ -147,11 +148,14 @@ def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
 def make_settings(
     model: type[_Settings], settings: _Settings | Mapping[str, Any] | str | None, changes: Mapping[str, Any]
 ) -> _Settings:
-    """``settings`` (or the defaults) with ``changes`` laid over them, validated.  Raises ``RecipeError``.
+    """``settings`` (or the defaults) with ``changes`` laid over them, validated.
 
+    What ``changes`` leave without an effect in ``settings``, as another method does, falls away.  Raises
+    ``RecipeError``, also for a setting that has no effect with the others.
     They may be a dict, too, or the one word that such settings have (``"weights"`` of ``FitSettings``).
     """
     if isinstance(settings, model) and not changes:
+        require_effect(settings)
         return settings
     if isinstance(settings, str) and model.word:
         settings = {model.word: settings}
@@ -160,7 +164,9 @@ def make_settings(
     if not (settings is None or isinstance(settings, Mapping)):
         given = repr(settings) if isinstance(settings, (str, int, float)) else f"a {type(settings).__name__}"
         raise RecipeError(f"Settings are {model.__name__}(…) or a dict of them, and {given} was given.")
-    return validated(model, {**(settings or {}), **changes}, "Settings")
+    made = validated(model, {**overruled(model, settings or {}, changes), **changes}, "Settings")
+    require_effect(made)
+    return made
 
 
 def known_keys(model: type[BaseModel]) -> Iterator[str]:

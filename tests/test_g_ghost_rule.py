@@ -210,7 +210,7 @@ def test_settings_by_name_win_and_the_last_of_them() -> None:
         (0.3, 1, "nearest", 22),
         (0.28, 1, "nearest", 23),  # 23.04
         (0.3, 1, "down", 22),
-        (0.9, 8, "nearest", 3),  # less than one multiple: a whole number
+        (0.9, 8, "nearest", 8),  # 3.2 is less than one multiple
     ],
 )
 def test_widths_are_rounded_as_asked(ratio: float, round_to: int, rounding: str, kept: int) -> None:

@@ -181,7 +181,7 @@ def test_the_strongest_channels_take_the_place_of_the_first(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("width", "round_to", "rounding", "kept"),
-    [(0.75, 8, "nearest", (6, 16)), (0.75, 1, "nearest", (6, 12)), (0.7, 1, "down", (5, 11)), (0.5, 4, "down", (4, 8))],
+    [(0.6, 8, "nearest", (8, 8)), (0.75, 1, "nearest", (6, 12)), (0.7, 1, "down", (5, 11)), (0.5, 4, "down", (4, 8))],
 )
 def test_every_layer_keeps_the_share_asked_for(
     width: float, round_to: int, rounding: str, kept: tuple[int, int]

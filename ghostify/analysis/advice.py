@@ -71,9 +71,10 @@ def advised(layers: Iterable[LayerRedundancy], stages: Iterable[StageRedundancy]
     of_stages = {stage.name: stage for stage in stages if method != "c-ghost"}
     taken = [stage for stage in of_stages.values() if stage.advice.ratio is not None]
     chosen = {stage.name: SiteSettings(ratio=stage.advice.ratio) for stage in taken}
-    chosen |= {name: SiteSettings(s=one.s, d=one.d) for name, one in of_layers.items() if one.s is not None}
     replaced = [end for stage in taken for block in stage.blocks[1:] for end in block.split("..")]
-    left = [name for name in of_layers if name not in chosen and not any(within(name, block) for block in replaced)]
+    apart = {name: one for name, one in of_layers.items() if not any(within(name, block) for block in replaced)}
+    chosen |= {name: SiteSettings(s=one.s, d=one.d) for name, one in apart.items() if one.s is not None}
+    left = [name for name in apart if name not in chosen]
     if method == "g-ghost":
         left = [name for name in of_stages if name not in chosen]
     return GhostSettings(method=method, include=tuple(chosen), exclude=tuple(left), set=chosen)

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -24,11 +23,11 @@ from ghostify.analysis.result import Analysis, LayerRedundancy, StageRedundancy
 from ghostify.analysis.stages import compare_blocks, stage_positions
 from ghostify.arguments import given, network, takes
 from ghostify.batches import Batch, count, move, per_sample, take
-from ghostify.errors import DataError, FitError, PlanError, did_you_mean
+from ghostify.errors import DataError, FitError, PlanError
 from ghostify.fitting.calibration import HELD
 from ghostify.fitting.pairs import pair_positions
 from ghostify.fitting.walking import Walk, batched
-from ghostify.names import prefixes
+from ghostify.patterns import require_matches
 from ghostify.planning import plan
 from ghostify.recipe import AnalysisSettings, make_settings
 from ghostify.running import evaluating, in_single_precision, undisturbed
@@ -157,7 +156,7 @@ class _Job:
             if node.op == "call_module":
                 calls.setdefault(str(node.target), []).append(node)
         for site in self.seen.sites:
-            if not any(fnmatchcase(site.name, glob) for glob in self.settings.layers):
+            if not any(map(site.matches, self.settings.layers)):
                 continue
             reason = _unfit(site, len(calls.get(site.name, ())))
             if reason:
@@ -199,7 +198,7 @@ class _Job:
 
     def _stages(self) -> Iterator[tuple[int, Callable[[], None]]]:
         for stage in self.seen.stages:
-            if not any(fnmatchcase(stage.name, glob) for glob in self.settings.layers):
+            if not stage.is_meant(self.settings.layers, self.seen.modules):
                 continue
             exits = [self.nodes.get(block.exit) for block in stage.blocks]
             if any(node is None or len(node.meta["shapes"][0]) != 4 for node in exits):
@@ -295,13 +294,16 @@ def _require_finite(name: str, maps: Callable[[int], Tensor], batches: Sequence[
         )
 
 
-def _require_matches(seen: Scan, globs: Sequence[str]) -> None:
-    names = [*(site.name for site in seen.sites), *(stage.name for stage in seen.stages)]
+def _require_matches(seen: Scan, patterns: Sequence[str]) -> None:
     if not any(site.kind == "conv" for site in seen.sites):
         others = any(site.kind in ("conv1d", "conv3d") for site in seen.sites)
         kind = "two-dimensional convolutions, whose maps alone are compared" if others else "convolutions"
         raise PlanError(f"{seen.network} has no {kind}, so there are no maps to compare.")
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
-            near = did_you_mean(glob, prefixes(names))
-            raise PlanError(f"layers {glob!r} matches no layer or stage of {seen.network}.{near}")
+    require_matches(seen, "layers", patterns)
+    for pattern in patterns:
+        inside = [site.matches(pattern) for site in seen.sites]
+        inside += [stage.is_meant([pattern], seen.modules) for stage in seen.stages]
+        if not any(inside):
+            raise PlanError(
+                f"layers {pattern!r} names no layer or stage to look at, only modules without convolutions."
+            )

@@ -7,6 +7,7 @@ only the number kept matters for the cost.  A *vector* is the channels of one te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -82,18 +83,23 @@ class Coupling(BaseModel):
             for segment, each in vector.parts
         )
 
-    def keep(self, target: Callable[[int], int], lanes: float = 1.0, apart: bool = False) -> list[int]:
+    def keep(self, target: Callable[[int], int], lanes: float = 1.0, apart: bool = False, step: int = 1) -> list[int]:
         """How many components of each segment to keep, that a tensor of w channels keeps about ``target(w)``.
 
         Narrow tensors choose first; of a wider one that holds their channels too, the rest is shared out evenly.  With
-        ``apart``, channels that are always kept count for nothing: w are the others.
+        ``apart``, channels that are always kept count for nothing: w are the others.  Something is kept of each
+        segment; where that makes a tensor wider than its target, it is rounded up to a multiple of ``step``.
         """
         kept: dict[int, int] = {}
         for vector in sorted(self.producers, key=self.width):
             known = sum(self._channels(s, each, lanes) * kept[s] for s, each in vector.parts if s in kept)
             free = [(s, each) for s, each in vector.parts if s not in kept]
             stays = vector.fixed if apart else 0
-            left = target(self.width(vector) - stays) + stays - vector.fixed - known
+            wanted = target(self.width(vector) - stays) + stays
+            least = vector.fixed + known + sum(self._channels(s, each, lanes) for s, each in free)
+            if wanted < least:
+                wanted = min(self.width(vector), math.ceil((least - stays) / step) * step + stays)
+            left = wanted - vector.fixed - known
             whole = self.width(Vector(parts=tuple(free)))
             for segment, each in free:
                 size = self.segments[segment].size

@@ -155,7 +155,7 @@ def plan(
     settings = options.recipe_of(recipe, set, **asked)
     if from_analysis:
         decided = {name: asked[name] for name in options.GHOST_OPTIONS if name in asked and name != "method"}
-        options.refuse_together("--from-analysis", from_analysis, decided)
+        options.refuse_together("--from-analysis", from_analysis, decided | options.set_for_plans(set))
         settings = _as_advised(settings, from_analysis)
     from ghostify.experiment import propose
 
@@ -214,7 +214,8 @@ def compress(
     ghostify compress torchvision:resnet50 --weights DEFAULT --data folder:images
     """
     asked = options.given(locals())
-    options.refuse_together("--plan", plan, {name: asked[name] for name in options.GHOST_OPTIONS if name in asked})
+    decided = {name: asked[name] for name in options.GHOST_OPTIONS if name in asked}
+    options.refuse_together("--plan", plan, decided | options.set_for_plans(set))
     options.refuse_together("--resume", resume, {**asked, "plan": plan, "recipe": recipe, "set": set, "output": output})
     settings = resumable(resume, "compress") if resume else options.recipe_of(recipe, set, **asked)
     if dry_run:

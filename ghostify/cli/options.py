@@ -17,7 +17,7 @@ from ghostify import __version__
 from ghostify.cli import streams
 from ghostify.errors import RecipeError
 from ghostify.inputs import GRAMMAR, settled_inputs
-from ghostify.recipe import Recipe, find_recipe, make_recipe, meaning, read_yaml
+from ghostify.recipe import Recipe, find_recipe, group_of, make_recipe, meaning, read_yaml
 
 KEYS: dict[str, str] = {}
 """The setting that each option stands for, by the option's name in Python (``min_saving`` → ``ghost.min_saving``)."""
@@ -214,8 +214,15 @@ def refuse_together(option: str, value: Any, others: Mapping[str, Any]) -> None:
     if value is None:
         return
     if clashing := [name for name, other in others.items() if other is not None]:
-        name = clashing[0] if clashing[0] == "model" else f"--{clashing[0].replace('_', '-')}"
+        option_name, *key = clashing[0].split()
+        name = " ".join([option_name if option_name == "model" else f"--{option_name.replace('_', '-')}", *key])
         raise RecipeError(f"{option} {str(value)!r} decides that already; leave out {name}.")
+
+
+def set_for_plans(assignments: list[str] | None) -> dict[str, Any]:
+    """What ``--set`` says of how a network is rewritten, by ``set KEY``; the method is not among it."""
+    said = dict(_assignment(text) for text in assignments or [])
+    return {f"set {key}": value for key, value in said.items() if group_of(key) == "ghost" and key != "ghost.method"}
 
 
 def _value(name: str, value: Any) -> Any:

@@ -137,15 +137,17 @@ class Skip(BaseModel):
     reason: str
 
 
-def thinner(share: float, round_to: int, rounding: Rounding) -> Callable[[int], int]:
-    """How many of w channels are kept: so large a share, to a multiple of ``round_to``.
+def thinner(share: float, round_to: int, rounding: Rounding, *, narrow: bool = False) -> Callable[[int], int]:
+    """How many of w channels are kept: so large a share, to a multiple of ``round_to`` of at least one.
 
-    Where the share is less than one multiple, to the nearest whole number.
+    Of no more channels than one multiple all are kept; with ``narrow`` as near the share as whole numbers come,
+    because a stage that keeps all its channels has no ghosts.
     """
 
     def of(width: int) -> int:
         exact = share * width + 1e-9  # 0.7 · 10 is a little less than 7
-        step = round_to if exact >= round_to else 1
-        return max(1, int(exact / step + (0.5 if rounding == "nearest" else 0)) * step)
+        step = 1 if narrow and width <= round_to else round_to
+        multiples = int(exact / step + (0.5 if rounding == "nearest" else 0))
+        return min(width, max(1, multiples) * step)
 
     return of

@@ -159,7 +159,7 @@ def _selected(traced: Traced, swap: WidthSwap) -> tuple[Channels, np.ndarray]:
 def _counts(coupling: Coupling, swap: WidthSwap) -> list[int]:
     """How many components of each segment stay."""
     target = thinner(swap.width, swap.round_to, swap.rounding)
-    return coupling.keep(target, swap.group_width, apart=swap.stream == "kept")
+    return coupling.keep(target, swap.group_width, apart=swap.stream == "kept", step=swap.round_to)
 
 
 def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.ndarray, refused: str) -> None:

@@ -19,7 +19,7 @@ class Form:
         self.stage, self.swap, self.coupling = stage, swap, stage.coupling
         self.lanes = swap.group_width
         self.thin = range(stage.n - 1 - swap.end)
-        self.counts = self.coupling.keep(self._target(), self.lanes)
+        self.counts = self.coupling.keep(self._target(), self.lanes, step=swap.round_to)
         widths = [self.coupling.width(end, self.counts, self.lanes) for end in self.coupling.ends]
         self.raw, self.outs = widths[0], [widths[block + 1] for block in self.thin]
         if swap.cheap == "none":
@@ -83,10 +83,10 @@ class Form:
     def _target(self) -> Callable[[int], int]:
         """How many of w channels to keep: of the stage's width (1 − λ), and of every other the share that gave."""
         swap, c = self.swap, self.stage.width
-        raw = thinner(1 - swap.ratio, swap.round_to, swap.rounding)(c)
+        raw = thinner(1 - swap.ratio, swap.round_to, swap.rounding, narrow=True)(c)
         groups = {segment.lanes for segment in self.coupling.segments if segment.lanes}
         if swap.group_width < 1 and groups:
             unit = max(1, int(swap.group_width * max(groups)))
             raw = max(1, int((1 - swap.ratio) * c + 1e-9) // unit) * unit
-        other = thinner(raw / c, swap.round_to, swap.rounding)
+        other = thinner(raw / c, swap.round_to, swap.rounding, narrow=True)
         return lambda width: raw if width == c else other(width)
