@@ -125,7 +125,11 @@ def rate(folder: Path) -> float | None:
 
 def test_the_default_rate_is_that_of_a_fitted_network_where_it_was_fitted(tmp_path: Path) -> None:
     for how, expected in (("data", 0.005), ("none", 0.02)):
-        values = {**DIGITS, "fit": {"how": how} if how == "none" else {"how": how, "images": 64}, "finetune": {"epochs": 1}}
+        values = {
+            **DIGITS,
+            "fit": {"how": how} if how == "none" else {"how": how, "images": 64},
+            "finetune": {"epochs": 1},
+        }
         listener = Listener()
         experiment.compress(make_recipe(values), tmp_path / how, listener)
         assert rate(tmp_path / how) == expected
