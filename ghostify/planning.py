@@ -209,7 +209,7 @@ def _require_reached(scan: Scan, settings: GhostSettings, entries: Sequence[Swap
             rules = {rule for need in needs(GhostSettings, name) if need.setting == "method" for rule in need.values}
             if not any(not isinstance(entry, Skip) and entry.rule in rules for entry in meant_by_it):
                 kind = "convolution" if "c-ghost" in rules else "stage"
-                said = [entry for entry in meant_by_it if isinstance(entry, Skip) and _kind(scan, entry) == kind]
+                said = [entry for entry in meant_by_it if isinstance(entry, Skip) and _kind_of(scan, entry) == kind]
                 raise PlanError(f"set {pattern!r}: {name} = {getattr(own, name)} {_unreached(said, kind)}")
 
 
@@ -222,7 +222,7 @@ def _unreached(left: Sequence[Skip], kind: str) -> str:
     return f"changes nothing, because every {kind} in it is left alone: {example!r}{more} {reason}."
 
 
-def _kind(scan: Scan, entry: Skip) -> str:
+def _kind_of(scan: Scan, entry: Skip) -> str:
     return "convolution" if scan.site(entry.target) else "stage"
 
 
