@@ -319,7 +319,9 @@ def test_a_scan_says_what_becomes_of_the_stream() -> None:
 
 
 def test_a_network_without_inner_channels_is_refused() -> None:
-    message = r"has no width that may change: none of its channels is inside a block, because all are outputs or added to"
+    message = (
+        r"has no width that may change: none of its channels is inside a block, because all are outputs or added to"
+    )
     net = next(net for net in ZOO if net.name == STEADY)
     with pytest.raises(PlanError, match=message):
         convert(net.build(), net.example(), **T)
