@@ -179,6 +179,13 @@ def test_the_dtype_of_whole_numbers_stays() -> None:
     assert seen == {torch.int32}
 
 
+def test_a_fit_tells_the_networks_own_precision() -> None:
+    """Not that of the work, so that whoever loads the run feeds it in that."""
+    images = move(KINDS["image and step"][1], torch.device("cpu"), torch.float64)
+    ghosted = convert(settled(Conditioned().double(), images), take(images, slice(2)), images=images, min_saving=0)
+    assert ghosted.before.kinds == ghosted.after.kinds == ("float64", "int64") and ghosted.before.names == ("x", "t")
+
+
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "one tensor": ("two images", seeded(8, 3, 8, 8), "takes other inputs than one tensor of images; give a tuple"),
     "one too few": ("two images", (seeded(8, 3, 8, 8),), "tensors of N x 3 x 8 x 8 and N x 3 x 8 x 8, is needed"),

@@ -36,6 +36,7 @@ from ghostify.recipe import FitSettings, make_settings
 from ghostify.rewriting import Choices, Ghosted, a_plan, a_recording, rewrite
 from ghostify.rules import CGhostSwap
 from ghostify.running import evaluating, in_single_precision, undisturbed
+from ghostify.scanning import forms
 from ghostify.tracing import Traced, call_arguments, trace
 
 
@@ -85,7 +86,9 @@ def rewrite_fitted(
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     if how == "polish":
         found = _polished(found, work.module, ghosted.module, calibration, settings, came_from)
-    return replace(ghosted, module=_as_before(ghosted.module, traced.module), fit=found)
+    own = {"kinds": forms(traced.example)[0]}  # the network's own precision, not that of the work
+    before, after = ghosted.before.model_copy(update=own), ghosted.after.model_copy(update=own)
+    return replace(ghosted, module=_as_before(ghosted.module, traced.module), before=before, after=after, fit=found)
 
 
 def _silent(done: int, total: int) -> None: ...
