@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from zoo import conv_bn, head
 
 import ghostify
 from ghostify import Ghosted, convert
+from ghostify.errors import FitError
 from ghostify.fitting.calibration import Calibration
 from ghostify.fitting.judging import squared_difference
 
@@ -206,3 +208,28 @@ def test_outputs_of_every_kind_are_compared() -> None:
     ghosted = converted(64, "plain", Several().eval())
     assert ghosted.fit is not None and ghosted.fit.error is not None and ghosted.fit.unfitted is not None
     assert 0 < ghosted.fit.error < ghosted.fit.unfitted
+
+
+class Random(nn.Module):
+    """Random in eval mode: a sampled code, dropout left on, or noise from outside of torch."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.body, self.how = network(), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.how == "code":
+            return y + torch.randn_like(y)
+        if self.how == "dropout":
+            return F.dropout(y, 0.5, training=True)
+        return y * (1 + random.random())
+
+
+@pytest.mark.parametrize("how", ["code", "dropout", "python"])
+def test_a_random_network_is_said_to_be_random(how: str) -> None:
+    """And where, if it is an operation of torch's."""
+    with pytest.raises(FitError, match="is random in eval mode, too") as refused:
+        converted(16, "plain", Random(how).eval())
+    named = {"code": "randn_like", "dropout": "dropout", "python": ""}[how]
+    assert named in str(refused.value) and "\n" not in str(refused.value)

@@ -358,6 +358,7 @@ def _require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None
 
     A copy runs, for a network may remember its runs, and write into what it is given.
     """
+    _require_repeatable(original, traced, batch)
     given = called(copy.deepcopy(original), batch)
     for one, other in zip(given, outputs(traced, original, batch), strict=False):
         if not agree(one, other, ELSEWHERE):
@@ -365,6 +366,28 @@ def _require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None
                 f"{type(original).__name__} does on other images something else than its recording, so nothing can be "
                 "fitted to it; use fit none."
             )
+
+
+def _require_repeatable(original: nn.Module, traced: Traced, batch: Batch) -> None:
+    """Refuse a network that draws random numbers in eval mode: what it gives once cannot be fitted to."""
+    given = (called(copy.deepcopy(original), batch) for _ in range(2))
+    if all(agree(one, other, ELSEWHERE) for one, other in zip(*given, strict=False)):
+        return
+    walks = [Walk(traced, original, [batch]) for _ in range(2)]
+    where = ""
+    for index, node in enumerate(walks[0].nodes):
+        for walk in walks:
+            walk.keep(node)
+            walk.advance(index + 1)
+        one, other = (walk.values[0].get(node) for walk in walks)
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and not agree(one, other, ELSEWHERE):
+            module = str(node.meta.get("module", ""))
+            where = f" ({node.name} in {module!r})" if module else f" ({node.name})"
+            break
+    raise FitError(
+        f"{type(original).__name__} is random in eval mode, too: it gives something else each time it runs on the same "
+        f"images{where}, so nothing can be fitted to it; make it draw nothing in eval mode, or use fit none."
+    )
 
 
 def _require_finite(part: Part, targets: Targets, pair: Pair) -> None:
