@@ -42,8 +42,12 @@ def require_effect(settings: BaseModel, group: str = "") -> None:
     for name in given(settings):
         value = getattr(settings, name)
         for need in needs(type(settings), name):
-            if not need.met_by(getattr(settings, need.setting)):
-                raise RecipeError(f"{group}{name} = {_shown(value)} {_idle(need, getattr(settings, need.setting))}")
+            other = getattr(settings, need.setting)
+            if not need.met_by(other):
+                raise RecipeError(
+                    f"{group}{name} = {_shown(value)} has no effect with {need.setting} {_shown(other)}; "
+                    f"choose {need.advice}."
+                )
 
 
 def overruled(model: type[BaseModel], values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,11 +89,10 @@ def require_effect_by_name(settings: BaseModel, pattern: str, own: BaseModel) ->
             named = getattr(own, need.setting, None)
             other = getattr(settings, need.setting) if named is None else named
             if not need.met_by(other):
-                raise RecipeError(f"set {pattern!r}: {name} = {_shown(getattr(own, name))} {_idle(need, other)}")
-
-
-def _idle(need: With, value: Any) -> str:
-    return f"has no effect with {need.setting} {_shown(value)}; choose {need.advice}."
+                raise RecipeError(
+                    f"set {pattern!r}: {name} = {_shown(getattr(own, name))} has no effect with {need.setting} "
+                    f"{_shown(other)}; choose {need.advice}."
+                )
 
 
 def _stays(model: type[BaseModel], name: str, changes: Mapping[str, Any]) -> bool:

@@ -210,16 +210,18 @@ def _require_reached(scan: Scan, settings: GhostSettings, entries: Sequence[Swap
             if not any(not isinstance(entry, Skip) and entry.rule in rules for entry in meant_by_it):
                 kind = "convolution" if "c-ghost" in rules else "stage"
                 said = [entry for entry in meant_by_it if isinstance(entry, Skip) and _kind_of(scan, entry) == kind]
-                raise PlanError(f"set {pattern!r}: {name} = {getattr(own, name)} {_unreached(said, kind)}")
+                raise PlanError(
+                    f"set {pattern!r}: {name} = {getattr(own, name)} changes nothing, because {_unreached(said, kind)}."
+                )
 
 
 def _unreached(left: Sequence[Skip], kind: str) -> str:
     if not left:
-        return f"changes nothing, because no {kind} of its own is in it."
+        return f"no {kind} of its own is in it"
     reason, times = Counter(skip.reason for skip in left).most_common(1)[0]
     example = next(skip.target for skip in left if skip.reason == reason)
     more = f" (and {times - 1} more)" if times > 1 else ""
-    return f"changes nothing, because every {kind} in it is left alone: {example!r}{more} {reason}."
+    return f"every {kind} in it is left alone: {example!r}{more} {reason}"
 
 
 def _kind_of(scan: Scan, entry: Skip) -> str:
