@@ -132,7 +132,8 @@ def test_networks_of_any_input_are_fitted_to_noise_and_polished(kind: str, how: 
     build, images = KINDS[kind]
     model = settled(build(), images)
     given = images if how == "polish" else None
-    ghosted = convert(model, images, images=given, fit={"how": how, "images": 40, "seconds": 0.5}, **METHODS["plain"])
+    fit = {"how": "polish", "seconds": 0.5} if how == "polish" else {"how": "weights", "images": 40}
+    ghosted = convert(model, images, images=given, fit=fit, **METHODS["plain"])
     assert ghosted.fit and ghosted.fit.error < ghosted.fit.unfitted
     assert (ghosted.fit.polished is not None) == (how == "polish")
 
