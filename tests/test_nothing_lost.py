@@ -18,7 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from ghostify import experiment
+from ghostify import job
 from ghostify.cli.app import app
 from ghostify.cli.runs import RunInterrupted
 from ghostify.errors import GhostifyError, PlanError, RunError
@@ -72,7 +72,7 @@ def test_a_folder_to_go_on_with_survives_what_goes_wrong(
     cli: Cli, verb: str, problem: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = users_folder(Path("exp"), RECIPE)
-    monkeypatch.setattr(experiment, "prepare", failing(problem))
+    monkeypatch.setattr(job, "prepare", failing(problem))
     result = cli(verb, "--resume", "exp")
     assert result.exit_code != 0
     assert contents(Path("exp")) == before
@@ -104,7 +104,7 @@ VERBS = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_new_folder_goes_when_nothing_came_of_it(cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the folders above it that were made for it."""
-    monkeypatch.setattr(experiment, "prepare", failing(GhostifyError("no")))
+    monkeypatch.setattr(job, "prepare", failing(GhostifyError("no")))
     assert cli(*VERBS[verb]).exit_code == 1
     assert not Path("new").exists()
 
@@ -119,7 +119,7 @@ def test_what_a_person_puts_into_a_new_folder_survives(cli: Cli, verb: str, monk
             Path("new/run", name).write_text("precious")
         raise GhostifyError("no")
 
-    monkeypatch.setattr(experiment, "prepare", meanwhile)
+    monkeypatch.setattr(job, "prepare", meanwhile)
     assert cli(*VERBS[verb]).exit_code == 1
     kept = {"notes.txt": b"precious", "deep/notes.txt": b"precious", "recipe.yaml": b"precious"}
     assert contents(Path("new/run")) == kept
@@ -128,7 +128,7 @@ def test_what_a_person_puts_into_a_new_folder_survives(cli: Cli, verb: str, monk
 def test_an_interrupted_run_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also before anything was trained: what was asked for is kept."""
     with monkeypatch.context() as patched:
-        patched.setattr(experiment, "prepare", failing(KeyboardInterrupt()))
+        patched.setattr(job, "prepare", failing(KeyboardInterrupt()))
         result = cli(*VERBS["compress"])
     assert isinstance(result.exception, RunInterrupted)
     assert "ghostify compress --resume new/run" in str(result.exception)
@@ -138,7 +138,7 @@ def test_an_interrupted_run_says_how_to_go_on(cli: Cli, monkeypatch: pytest.Monk
 def test_sigterm_ends_a_run_as_ctrl_c_does(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the signal is afterwards dealt with as it was."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(experiment, "prepare", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(job, "prepare", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     result = cli(*VERBS["compress"])
     assert isinstance(result.exception, RunInterrupted)
     assert "ghostify compress --resume new/run" in str(result.exception)
@@ -151,7 +151,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(cli: Cli, monkeypatch: pytest.MonkeyP
 def interrupted(cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """A run of a verb, stopped at once; what its folder holds."""
     with monkeypatch.context() as patched:
-        patched.setattr(experiment, "prepare", failing(KeyboardInterrupt()))
+        patched.setattr(job, "prepare", failing(KeyboardInterrupt()))
         assert isinstance(cli(*VERBS[verb]).exception, RunInterrupted)
     return contents(Path("new/run"))
 
@@ -227,7 +227,7 @@ def test_a_folder_with_a_foreign_file_of_a_runs_name_is_refused_before_the_work(
 ) -> None:
     before = users_folder(Path("exp"), RECIPE)
     Path("exp/plan.yaml").write_text("my own plan")
-    monkeypatch.setattr(experiment, "rewrite_fitted", failing(AssertionError("too late")))
+    monkeypatch.setattr(job, "rewrite_fitted", failing(AssertionError("too late")))
     problem = cli("compress", "--resume", "exp").exception
     assert isinstance(problem, RunError) and "exp/plan.yaml" in str(problem)
     assert contents(Path("exp")) == {**before, "plan.yaml": b"my own plan"}
@@ -237,7 +237,7 @@ def test_a_network_that_would_not_come_back_is_refused_before_the_work(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("luck_net.py").write_text(LUCK)
-    monkeypatch.setattr(experiment, "rewrite_fitted", failing(AssertionError("too late")))
+    monkeypatch.setattr(job, "rewrite_fitted", failing(AssertionError("too late")))
     args = ("--input", "3,8,8", "--data", "fake", "--method", "width", "--width", "0.5", "-o", "new/run")
     problem = cli("compress", "luck_net:build", *args).exception
     assert isinstance(problem, RunError) and "The run would not come back" in str(problem)
@@ -260,21 +260,21 @@ def build():
 # -- injected failures -----------------------------------------------------------------------------------------
 
 CHAPTERS: dict[str, tuple[Any, str]] = {
-    "prepare": (experiment, "prepare"),
-    "plan": (experiment, "agreed"),
-    "rehearse": (experiment, "rehearse"),
-    "fit": (experiment, "rewrite_fitted"),
-    "test": (experiment, "evaluate"),
-    "report": (experiment, "compare"),
-    "train": (experiment, "finetune"),
-    "save": (experiment, "save"),
+    "prepare": (job, "prepare"),
+    "plan": (job, "agreed"),
+    "rehearse": (job, "rehearse"),
+    "fit": (job, "rewrite_fitted"),
+    "test": (job, "evaluate"),
+    "report": (job, "compare"),
+    "train": (job, "finetune"),
+    "save": (job, "save"),
     "weights": (runs, "write_weights"),
     "read back": (runs.blanks, "require_readable"),
     "install": (installing.Installation, "add"),
     "commit": (installing.Installation, "commit"),
     "rename": (Path, "replace"),
     "flush": (installing, "flush"),
-    "clear": (experiment, "remove_checkpoint"),
+    "clear": (job, "remove_checkpoint"),
 }
 PROBLEMS: dict[str, Callable[[], BaseException]] = {
     "ours": lambda: GhostifyError("no"),
@@ -299,7 +299,7 @@ def test_files_of_the_user_survive_a_failure_anywhere(
     with monkeypatch.context() as patched:
         if not resume:
             theirs = {"notes.txt": b"precious", "finetune/thoughts.txt": b"precious, too"}
-            patched.setattr(experiment, "pick_device", first_writing(folder, theirs, experiment.pick_device))
+            patched.setattr(job, "pick_device", first_writing(folder, theirs, job.pick_device))
         holder, name = CHAPTERS[chapter]
         # a folder is not written to for the first time here, which the tests above do
         patched.setattr(holder, name, failing_sometimes(getattr(holder, name), PROBLEMS[problem], chapter))

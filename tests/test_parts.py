@@ -21,6 +21,7 @@ from ghostify import (
     compare,
     convert_parts,
     experiment,
+    job,
     load,
     plan,
     read_plan,
@@ -375,8 +376,8 @@ def test_a_network_that_resists_only_once_it_is_fitted_is_rewritten_in_parts_aft
     def refuse(*args: object, **kwargs: object) -> None:
         raise RewriteError("The rewritten Detector gives outputs of other shapes.")
 
-    monkeypatch.setattr(experiment, "agreed", _as_a_whole)
-    monkeypatch.setattr(experiment, "rewrite_fitted", refuse)
+    monkeypatch.setattr(job, "agreed", _as_a_whole)
+    monkeypatch.setattr(job, "rewrite_fitted", refuse)
     settings = recipe("detector", data={"source": "fake", "limit": 24}, fit={"images": 16}, ghost=ANY)
     listener = Listener()
     outcome = experiment.compress(settings, tmp_path / "run", listener)

@@ -14,7 +14,7 @@ from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
 from ghostify.recipe import Recipe, find_recipe, make_recipe, read_yaml, shipped_recipes
 
 if TYPE_CHECKING:
-    from ghostify.experiment import Outcome
+    from ghostify.job import Outcome
     from ghostify.planning import Plan
 
 app = typer.Typer(
@@ -55,8 +55,8 @@ def scan(
     ghostify scan torchvision:resnet50
     """
     settings = options.recipe_of(recipe, set, **options.given(locals()))
-    from ghostify.experiment import prepare
     from ghostify.rewriting import survey
+    from ghostify.subject import prepare
 
     subject = prepare(settings.model, settings.data, settings.seed)
     for note in subject.notes:
@@ -222,7 +222,7 @@ def compress(
         _dry_run(settings, plan, as_json)
         return
     from ghostify.experiment import compress as run
-    from ghostify.experiment import require_source
+    from ghostify.subject import require_source
 
     require_source(settings.model)
     given = _read_plan(plan, resume)
@@ -265,7 +265,8 @@ def finetune(
     settings = resumable(resume, "finetune") if resume else options.recipe_of(recipe, set, **{"epochs": 1, **asked})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
-    from ghostify.experiment import require_source, train
+    from ghostify.experiment import train
+    from ghostify.subject import require_source
 
     require_source(settings.model)
     with run_folder(settings, output, resume, None, "finetune") as folder:

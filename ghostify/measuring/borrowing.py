@@ -35,6 +35,13 @@ def place_for(model: nn.Module, device: Device | None) -> torch.device:
         raise GhostifyError(f"Device {str(device)!r} cannot be used: {_why(device, problem)}") from problem
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, else the CPU.  Raises ``GhostifyError``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return place_for(nn.Identity(), name)
+
+
 def _why(device: Any, problem: BaseException) -> str:
     """torch's own words, but for a kind of device that it does not know, where they are a list of all it does."""
     kind = str(device).partition(":")[0]

@@ -1,0 +1,325 @@
+"""A recipe being carried out in its folder, step by step: what the verbs of an experiment are put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ghostify import measuring
+from ghostify.errors import DataError, ModelError, RewriteError
+from ghostify.finetuning import Progress, check_checkpoint, finetune, remove_checkpoint
+from ghostify.finetuning.losses import OwnLoss
+from ghostify.fitting import rewrite_fitted
+from ghostify.fitting.parts import rewrite_parts_fitted
+from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
+from ghostify.measuring.accuracy import samples_in
+from ghostify.measuring.borrowing import pick_device
+from ghostify.planning import Plan
+from ghostify.recipe import DataSettings, Recipe, TrainSettings
+from ghostify.reporting import Report, compare
+from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
+from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save
+from ghostify.sources import Data
+from ghostify.subject import Subject, prepare
+from ghostify.tracing import Traced
+
+_UNCOMPARED = "there is no --metric to compare epochs by"
+_FEW = 4
+"""Samples on which a metric is tried before the long work."""
+MEASURE_IT = "What it is good for can be measured by a function of yours: --metric package.module:function."
+
+
+class Watcher(Protocol):
+    """Somebody who watches an experiment: told what happens next, and shown each training run."""
+
+    def say(self, text: str) -> None:
+        """One line on what happens next."""
+
+    def training(self) -> Progress:
+        """Who watches the next training run."""
+
+    def counting(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Who is told how many of ``total`` images (or layers) are done."""
+
+
+@dataclass
+class Outcome:
+    """What an experiment gave: the network, its report, and the folder it was saved in."""
+
+    ghosted: Ghosted
+    report: Report
+    folder: Path
+
+
+def measured(
+    module: nn.Module,
+    data: Data,
+    feeding: DataSettings,
+    metric: Metric | None,
+    place: torch.device,
+    watcher: Watcher,
+    title: str,
+) -> Accuracy | Score:
+    """The score of a network on the test images, by ``metric`` where there is one, else its accuracy."""
+    loader = data.test_loader(feeding.batch_size, feeding.workers)
+    with watcher.counting(title, len(data.test)) as progress:
+        if metric is not None:
+            return metric.score(module, loader, device=place, progress=progress)
+        return evaluate(module, loader, device=place, progress=progress)
+
+
+def _loss(recipe: Recipe) -> OwnLoss | None:
+    """The user's loss, for what is to be trained.  Raises ``RecipeError``."""
+    if recipe.data is None or not recipe.data.loss:
+        return None
+    loss = OwnLoss.named(recipe.data.loss)
+    if recipe.finetune:
+        loss.require_outputs(recipe.finetune.distill)
+    return loss
+
+
+def metric_of(feeding: DataSettings | None) -> Metric | None:
+    """The user's metric, where one is named.  Raises ``RecipeError``."""
+    return Metric.named(feeding.metric) if feeding and feeding.metric else None
+
+
+def planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
+    """The network recorded, whole or in parts, and the plan for it: ``given``, checked, or made by the recipe."""
+    return agreed(subject.model, subject.example, given or recipe.ghost, pick_device(recipe.device))
+
+
+def _trains(recipe: Recipe) -> bool:
+    return any(part and part.epochs for part in (recipe.pretrain, recipe.finetune))
+
+
+@dataclass
+class Job:
+    """A recipe being carried out: what all its steps share."""
+
+    recipe: Recipe
+    folder: Path
+    watcher: Watcher
+    subject: Subject
+    place: torch.device
+    metric: Metric | None = None
+    """What is measured in place of accuracy."""
+    loss: OwnLoss | None = None
+    """What training lowers in place of the cross entropy."""
+    verdicts: list[str] = field(default_factory=list)
+    """Which epoch of each training was kept, in sentences."""
+    blank: Blank | None = None
+    """What the run is read back into when it is saved."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> Job:
+        for name in CHECKPOINTS:
+            check_checkpoint(folder / name)
+        place = pick_device(recipe.device)
+        metric, loss = metric_of(recipe.data), _loss(recipe)
+        if recipe.pretrain:
+            recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.resolved(fitted=False)})
+        subject = prepare(recipe.model, recipe.data, recipe.seed)
+        if _trains(recipe) and subject.data is None:
+            raise DataError("Training needs images, and none are named; give them, as in --data folder:PATH.")
+        images = subject.data.description if subject.data else "none"
+        watcher.say(f"Network {recipe.model.source}; images: {images}")
+        for note in subject.notes:
+            watcher.say(note)
+        return cls(recipe, folder, watcher, subject, place, metric, loss)
+
+    def rehearse(self, plan: Plan) -> None:
+        """Find out before the long work whether the run could be saved and would come back."""
+        require_own_run(self.folder, self.recipe)
+        subject = self.subject
+        whole = self._with_earlier_swaps(plan)
+        self.blank = rehearse(subject.settings, whole, subject.model, subject.example, self.folder, subject.run is None)
+
+    def _with_earlier_swaps(self, plan: Plan) -> Plan:
+        """What rebuilds the network from its first source: the swaps of the run it came from, and the new ones."""
+        earlier = self.subject.run
+        if earlier is None or plan is earlier.plan:
+            return plan
+        return plan.model_copy(update={"swaps": (*earlier.plan.swaps, *plan.swaps)})
+
+    def planned(self, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
+        return planned(self.subject, self.recipe, given)
+
+    def rewritten(self, recorded: Traced | TracedParts, plan: Plan, given: Plan | None) -> Ghosted:
+        """The network rewritten; in parts after all, if only its fitted weights show that it resists as a whole."""
+        try:
+            return self._fitted(recorded, plan)
+        except RewriteError:
+            if isinstance(recorded, TracedParts) or not recorded.doubts:
+                raise
+            reason = recorded.doubts[0].removesuffix(".")
+        wanted = given or self.recipe.ghost
+        parts, plan = agreed_in_parts(self.subject.model, self.subject.example, wanted, reason, self.place)
+        self.watcher.say(plan.partly)
+        return self._fitted(parts, plan)
+
+    def _fitted(self, recorded: Traced | TracedParts, plan: Plan) -> Ghosted:
+        """The network rewritten, its weights fitted as the recipe asks: to training images, where there are any."""
+        data, settings = self.subject.data, self.recipe.fit
+        there = data is not None and data.train is not None
+        how = settings.resolved(there)
+        if how in ("data", "polish") and not there:
+            raise DataError(
+                f"fit {how} needs training images, and there are none; give them, as in --data folder:PATH, or choose "
+                "fit weights."
+            )
+        if how == "none":
+            return rewrite(recorded, plan) if isinstance(recorded, Traced) else rewrite_parts(recorded, plan).whole
+        images = data.calibration(settings.images) if data is not None and how != "weights" else None
+        what = "noise, for want of images"
+        if data is not None and images is not None:
+            what = f"{samples_in(images, ())} {data.noun}, without labels"
+        self.watcher.say(f"Fitting the weights to {what}")
+        if isinstance(recorded, TracedParts):
+            watched = partial(counted, self.watcher)
+            return rewrite_parts_fitted(recorded, plan, images, settings, device=self.place, watched=watched).whole
+        with counted(self.watcher) as told:
+            return rewrite_fitted(recorded, plan, images, settings, device=self.place, told=told)
+
+    def agreement(self, module: nn.Module) -> float | None:
+        """Share of test images that the network puts where the original does; None without images, or classes."""
+        data, feeding = self.subject.data, self.recipe.data
+        if data is None or feeding is None or self.metric or self.subject.unscored:
+            return None
+        loader = data.test_loader(feeding.batch_size, feeding.workers)
+        return measuring.agreement(module, self.subject.model, loader, device=self.place)
+
+    def require_measurable(self) -> None:
+        """Try the metric on a few images before any long work is done, and refuse to train what nobody can judge."""
+        if _trains(self.recipe) and self.subject.unscored and self.loss is None:
+            raise ModelError(
+                f"{self.subject.unscored} Only classifiers are trained here without a loss of your own; give one: "
+                "--loss package.module:function."
+            )
+        if self.metric is not None and self.subject.data is not None:
+            self.metric.rehearse(self.subject.model, self.subject.data.test_loader(_FEW))
+
+    def as_it_is(self) -> Ghosted:
+        """The subject with the swaps it came with and no others."""
+        if self.subject.run:
+            return self.subject.run
+        seen = survey(self.subject.model, self.subject.example)
+        unchanged = Plan(network=seen.network, inputs=seen.inputs, before=seen.cost, after=seen.cost)
+        return Ghosted(self.subject.model, unchanged, seen, seen)
+
+    def settle_rate(self, fitted: bool) -> None:
+        """Put the learning rate of fine-tuning into the recipe where none was given, so that the run tells it."""
+        if self.recipe.finetune:
+            self.recipe = self.recipe.model_copy(update={"finetune": self.recipe.finetune.resolved(fitted)})
+
+    def finetune(self, ghosted: Ghosted, teacher: nn.Module | None) -> None:
+        settings = self.recipe.finetune
+        assert settings, "asked for"
+        how = f", taught by the original (weight {settings.distill:g})" if settings.distill else ""
+        self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate of {settings.peak:g}{how}")
+        self.train(ghosted.module, settings, "finetune", teacher)
+
+    def train(self, module: nn.Module, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None) -> None:
+        """Train a network in place, and say, here and in the report, which epoch's weights it has now."""
+        data, feeding = self.subject.data, self.recipe.data
+        assert data and feeding, "checked when the job began"
+        history = finetune(
+            module,
+            data,
+            settings,
+            teacher=teacher,
+            seed=self.recipe.seed,
+            device=self.place,
+            batch_size=feeding.batch_size,
+            workers=feeding.workers,
+            checkpoint=self.folder / checkpoint,
+            progress=self.watcher.training(),
+            measure=self.metric,
+            loss=self.loss,
+        )
+        module.to("cpu")
+        name = {"pretrain": "Training the original", "finetune": "Fine-tuning"}[checkpoint]
+        uncompared = _UNCOMPARED if data.held is not None else data.held_from
+        if verdict := history.verdict(name, settings, data.chosen_by, uncompared):
+            self.watcher.say(verdict)
+            self.verdicts.append(verdict)
+
+    def clear_checkpoints(self) -> None:
+        """Remove what a finished run no longer needs to go on from."""
+        for name in CHECKPOINTS:
+            remove_checkpoint(self.folder / name)
+
+    def accuracies(self, **modules: nn.Module) -> dict[str, Accuracy | Score]:
+        """Accuracy of each module by its stage, or the metric's score; nothing without images, or classes."""
+        data, feeding = self.subject.data, self.recipe.data
+        if data is None or feeding is None or (self.subject.unscored and self.metric is None):
+            return {}
+        return {
+            stage: measured(
+                module, data, feeding, self.metric, self.place, self.watcher, f"Testing the {stage} network"
+            )
+            for stage, module in modules.items()
+        }
+
+    def save(
+        self,
+        ghosted: Ghosted,
+        accuracy: Mapping[str, Accuracy | Score],
+        state: str,
+        latency: Comparison | None = None,
+        original: nn.Module | None = None,
+        agreement: float | None = None,
+    ) -> Outcome:
+        report = compare(ghosted, latency, accuracy, self._notes(), agreement)
+        whole = replace(ghosted, plan=self._with_earlier_swaps(ghosted.plan))
+        save(
+            whole,
+            self.folder,
+            model=self.subject.settings,
+            recipe=self.recipe,
+            report=report,
+            original=original,
+            state=state,
+            environment={"seed": self.recipe.seed, "device": str(self.place)},
+            overwrite=state == "converted",  # of this very run, before it was stopped: others were refused at once
+            blank=self.blank,
+        )
+        return Outcome(ghosted, report, self.folder)
+
+    def _notes(self) -> list[str]:
+        notes = list(self.subject.notes)
+        if self.subject.data is None:
+            return notes
+        if not (self.recipe.model.weights or self.recipe.pretrain or self.subject.run):
+            notes.append("No --weights were given: unless the source sets its own, they are random.")
+        if self.subject.data.synthetic:
+            notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
+        notes += self.verdicts
+        if self.metric is not None:
+            return notes
+        if self.subject.unscored:
+            notes.append(f"Accuracy was not measured: {self.subject.unscored} {MEASURE_IT}")
+        elif self.subject.on_classes:
+            notes.append(self.subject.on_classes)
+        return notes
+
+
+@contextmanager
+def counted(watcher: Watcher, part: str = "", title: str = "Fitting layers") -> Iterator[Callable[[int, int], None]]:
+    """Somebody to be told how much is done of a total that is known once it begins."""
+    with ExitStack() as stack:
+        counters: list[Callable[[int], None]] = []
+        of = f" of {part}" if part else ""
+
+        def told(done: int, total: int) -> None:
+            if not counters:
+                counters.append(stack.enter_context(watcher.counting(f"{title}{of}", total)))
+            counters[0](done)
+
+        yield told

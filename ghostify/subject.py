@@ -1,0 +1,117 @@
+"""A network as an experiment finds it: built or loaded, with a sample of what it takes and the images there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ghostify.batches import Batch, call, example_of
+from ghostify.errors import ModelError, RecipeError
+from ghostify.inputs import Inputs, described, parse_inputs
+from ghostify.measuring.accuracy import class_scores
+from ghostify.recipe import DataSettings, ModelSettings
+from ghostify.rewriting import Ghosted
+from ghostify.running import evaluating
+from ghostify.saving import is_run, load, read_run
+from ghostify.sources import Data, build_model, load_data, model_inputs, require_form, sample_inputs
+
+
+@dataclass
+class Subject:
+    """A network as an experiment finds it: the module, one sample of what it takes, and the images, if any."""
+
+    model: nn.Module
+    example: Batch
+    data: Data | None
+    settings: ModelSettings
+    """The source that rebuilds the network as it was before the swaps of ``run``."""
+    run: Ghosted | None = None
+    """The run the network was loaded from, if it was."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of its weights, a sentence each."""
+
+    @cached_property
+    def outputs(self) -> int:
+        """How many class scores the network gives.  Raises ``ModelError`` for one that is no classifier."""
+        with evaluating(self.model), torch.no_grad():
+            return class_scores(call(self.model, self.example)).shape[1]
+
+    @cached_property
+    def unscored(self) -> str:
+        """Why there is no accuracy to be told of the network (a detector, say) on its data; empty for a classifier."""
+        try:
+            outputs = self.outputs
+        except ModelError as problem:
+            return str(problem)
+        if outputs == 1:
+            return "The network gives one number for each sample, not class scores of shape (N, classes)."
+        if self.data is not None and not self.data.has_classes:
+            return f"The labels of {self.data.name!r} are not class numbers."
+        return ""
+
+    @property
+    def on_classes(self) -> str:
+        """A sentence where the images may be of other classes than the network's outputs; else empty."""
+        if self.data is None or not 0 < len(self.data.classes) < self.outputs:
+            return ""
+        names = self.data.classes
+        return (
+            f"The network has {self.outputs} outputs and the data {len(names)} classes, of which {names[0]!r} is "
+            "counted as output 0: accuracy means something only if the network numbers its classes in the same way."
+        )
+
+
+def require_source(model: ModelSettings) -> None:
+    """Refuse, before a run folder is made, what names no network.  Raises ``ModelError``."""
+    if not is_run(model.source):
+        require_form(model.source)
+
+
+def prepare(
+    model: ModelSettings, data: DataSettings | None = None, seed: int = 0, sample: DataSettings | None = None
+) -> Subject:
+    """The network, an example and the images that the settings name; those of ``sample`` only say their shape.
+
+    Raises ``ModelError``, ``WeightsError``, ``DataError``, ``RunError``, and ``RecipeError`` when nothing says what
+    the network takes.
+    """
+    torch.manual_seed(seed)
+    if is_run(model.source):
+        run = load(model.source)
+        inputs, settings = _inputs_of(run, model), read_run(model.source).model or model
+        return Subject(run.module, _example(inputs, seed), load_data(data, inputs) if data else None, settings, run)
+    notes: list[str] = []
+    module = build_model(model, told=notes.append)
+    wanted = model_inputs(model, module)
+    images = load_data(data, wanted) if data else None
+    wanted = wanted or (images.inputs if images else None) or (sample_inputs(sample) if sample else None)
+    if wanted is None:
+        raise RecipeError(
+            f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224, once for each input."
+        )
+    return Subject(module, _example(wanted, seed), images, model, notes=tuple(notes))
+
+
+def _inputs_of(run: Ghosted, model: ModelSettings) -> Inputs:
+    """What a run's network takes: as its scan tells, in the sizes that are set."""
+    if model.input is not None:
+        return parse_inputs(model.input)
+    try:
+        return run.before.specs
+    except ValueError:
+        shapes = list(run.before.inputs)
+        raise RecipeError(
+            f"The run's network takes inputs of {shapes} in something else than a tensor, a tuple or a dict of them; "
+            "use it in Python."
+        ) from None
+
+
+def _example(inputs: Inputs, seed: int) -> Batch:
+    try:
+        return example_of(inputs, seed)
+    except RuntimeError as problem:
+        reason = str(problem).partition("\n")[0]
+        raise RecipeError(f"An input of {described(inputs)} cannot be made: {reason}.") from None
