@@ -18,7 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from ghostify import job
+from ghostify import experiment, job
 from ghostify.cli.app import app
 from ghostify.cli.runs import RunInterrupted
 from ghostify.errors import GhostifyError, PlanError, RunError
@@ -101,10 +101,16 @@ VERBS = {
 }
 
 
+def prepare_by(other: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every verb prepare its network by ``other``."""
+    for room in (experiment, job):
+        monkeypatch.setattr(room, "prepare", other)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_new_folder_goes_when_nothing_came_of_it(cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the folders above it that were made for it."""
-    monkeypatch.setattr(job, "prepare", failing(GhostifyError("no")))
+    prepare_by(failing(GhostifyError("no")), monkeypatch)
     assert cli(*VERBS[verb]).exit_code == 1
     assert not Path("new").exists()
 
@@ -119,7 +125,7 @@ def test_what_a_person_puts_into_a_new_folder_survives(cli: Cli, verb: str, monk
             Path("new/run", name).write_text("precious")
         raise GhostifyError("no")
 
-    monkeypatch.setattr(job, "prepare", meanwhile)
+    prepare_by(meanwhile, monkeypatch)
     assert cli(*VERBS[verb]).exit_code == 1
     kept = {"notes.txt": b"precious", "deep/notes.txt": b"precious", "recipe.yaml": b"precious"}
     assert contents(Path("new/run")) == kept
