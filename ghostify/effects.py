@@ -24,6 +24,8 @@ class With:
     without: tuple[Any, ...] = ()
     choose: str = ""
     """What to choose instead, where that is not one of ``values``."""
+    harmless: tuple[Any, ...] = ()
+    """Values of the setting itself that ask for nothing, so that nobody misses their effect."""
 
     def met_by(self, value: Any) -> bool:
         """Whether the other setting lets this one have an effect."""
@@ -43,7 +45,7 @@ def require_effect(settings: BaseModel, group: str = "") -> None:
         value = getattr(settings, name)
         for need in needs(type(settings), name):
             other = getattr(settings, need.setting)
-            if not need.met_by(other):
+            if value not in need.harmless and not need.met_by(other):
                 raise RecipeError(
                     f"{group}{name} = {_shown(value)} has no effect with {need.setting} {_shown(other)}; "
                     f"choose {need.advice}."

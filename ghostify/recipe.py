@@ -6,6 +6,7 @@ An unknown key is an error, never ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,7 +158,7 @@ class GhostSettings(StageForm):
             description="leave a layer alone that saves fewer multiply-adds (MACs) than this for each number more that "
             "it must read or write, because it would get slower; 0 takes every layer",
         ),
-        _CONVS,
+        replace(_CONVS, harmless=(0,)),  # "leave out nothing" holds with every method
     ] = 16.0
     ratio: Annotated[GhostRatio, _STAGES] = 0.5
     preset: Annotated[

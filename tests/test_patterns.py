@@ -15,7 +15,7 @@ from ghostify.errors import GhostifyError, PlanError, RecipeError
 from ghostify.names import matches
 from ghostify.networks import resnet20
 from ghostify.planning import check
-from ghostify.recipe import GhostSettings, find_recipe, make_recipe, read_recipe, shipped_recipes
+from ghostify.recipe import GhostSettings, find_recipe, make_recipe, make_settings, read_recipe, shipped_recipes
 
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 METHODS: dict[str, dict[str, Any]] = {
@@ -143,7 +143,7 @@ def test_what_is_set_by_name_and_reaches_no_swap_is_refused(changes: dict[str, A
 
 # -- settings that would be ignored ----------------------------------------------------------------------------
 
-OF_CONVS = {"s": 4, "d": 5, "pointwise": "none", "parts": "norm-act", "also": ["stem"], "min_saving": 0}
+OF_CONVS = {"s": 4, "d": 5, "pointwise": "none", "parts": "norm-act", "also": ["stem"], "min_saving": 4}
 OF_STAGES = {
     "ratio": 0.5,
     "preset": "cifar",
@@ -257,3 +257,8 @@ def test_a_layer_named_twice_in_a_plan_is_told_with_both_places() -> None:
     values["swaps"].append(values["swaps"][1])
     with pytest.raises(PlanError, match=rf"twice: swaps\.1 and swaps\.{len(values['swaps']) - 1} \(counted from 0\)"):
         check(Plan.model_validate(values), seen)
+
+
+@pytest.mark.parametrize("method", ["c-ghost", "g-ghost", "both", "auto", "width", "thin"])
+def test_to_leave_out_nothing_is_fine_with_every_method(method: str) -> None:
+    make_settings(GhostSettings, None, {"method": method, "min_saving": 0})
