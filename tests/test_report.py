@@ -185,6 +185,15 @@ def test_a_report_survives_json_with_everything_measured() -> None:
     assert json.loads(report.model_dump_json())["accuracy"]["original"]["top1"] == 0.925
 
 
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_survives_json(loss: float) -> None:
+    """As where the network rules a label out: its score is -inf."""
+    told = a_report(accuracy={"original": Accuracy(top1=0.5, correct=1, total=2, loss=loss)}).model_dump_json()
+    json.loads(told, parse_constant=pytest.fail)
+    read = Report.model_validate_json(told).accuracy["original"].loss
+    assert read == loss or (read != read and loss != loss)
+
+
 def test_a_report_with_an_unknown_key_is_no_report() -> None:
     values = a_report().model_dump(mode="json") | {"speed": 3}
     with pytest.raises(ValidationError, match="speed"):

@@ -20,7 +20,7 @@ class Epoch(BaseModel):
     time of both.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     epoch: int
     lr: float
@@ -38,7 +38,7 @@ class Epoch(BaseModel):
 class History(BaseModel):
     """The finished epochs of a run, in order, and what the measure gave before them (for epoch 0)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     before: float | None = None
     epochs: tuple[Epoch, ...] = ()

@@ -20,7 +20,7 @@ from ghostify.running import as_called, evaluating, undisturbed
 class Accuracy(BaseModel):
     """Top-1 accuracy (0 to 1) and mean cross entropy (nats per image) over ``total`` images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     top1: float
     correct: int

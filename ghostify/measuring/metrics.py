@@ -47,7 +47,7 @@ class Running(Protocol):
 class Score(BaseModel):
     """What a metric says of a network over ``total`` samples; larger is better."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     metric: str
     """As it was named: ``package.module:function``."""
