@@ -13,8 +13,6 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from ghostify.channels.idle import exposed, idle_modules, outermost, seen_in
+from ghostify.channels.numbering import Numbering, argument, lies_along, shape_of, unspread
 from ghostify.channels.operations import (
     CREATIONS,
     CUTS,
@@ -34,7 +33,6 @@ from ghostify.channels.operations import (
     SOFTMAX,
     SPATIAL,
     SUMS,
-    WEIGHT_AT,
 )
 from ghostify.channels.resolving import (
     NONE,
@@ -44,7 +42,6 @@ from ghostify.channels.resolving import (
     Selection,
     Ties,
     Unreadable,
-    Use,
     along,
     constant_along,
 )
@@ -81,39 +78,15 @@ def follow(
     return _Follower(traced, entry, sums).followed(blocks, fixed, others)
 
 
-class _Follower:
+class _Follower(Numbering):
     """One pass over the nodes."""
-
-    def __init__(self, traced: Traced, entry: fx.Node | None, sums: bool) -> None:
-        self.traced = self.whole = traced
-        self.entry = entry
-        self.sums = sums
-        self.stays: list[np.ndarray] = []
-        """Channels that are kept, for they are added to others or held where nothing can cut them."""
-        self.constants: set[fx.Node] = set()
-        self.count = 0
-        self.ids: dict[fx.Node, Any] = {}
-        self.uses: dict[tuple[str, int], Use] = {}
-        self.selections: dict[str, Selection] = {}
-        self.reads: list[Read] = []
-        self.producers: list[np.ndarray] = []
-        self.marks: list[np.ndarray] = []
-        self.ties: list[tuple[np.ndarray, np.ndarray]] = []
-        self.groups: list[tuple[np.ndarray, np.ndarray]] = []
-        self.lanes: list[tuple[np.ndarray, np.ndarray]] = []
-        self.block = 0
-        self.block_entry: fx.Node | None = entry
-        self.counted: set[str] = set()
-        self.shortcuts: list[bool] = []
-        self.ordered = False
-        self.costs_count = True
 
     def followed(
         self, blocks: Sequence[Sequence[fx.Node]], fixed: Iterable[fx.Node], others: Sequence[Traced] = ()
     ) -> Channels:
         ends = []
         if self.entry is not None:
-            shape = _shape(self.entry)
+            shape = shape_of(self.entry)
             self.ids[self.entry] = self._spread(self._fresh(shape[1]), shape, 1)
             ends.append(self._vector(self.entry, self.entry, 1))
         for self.block, nodes in enumerate(blocks):
@@ -162,7 +135,7 @@ class _Follower:
 
     def _numbers(self, node: fx.Node) -> list[np.ndarray]:
         """The channels of each tensor of a node's value."""
-        return [np.unique(_small(ids)) for ids in self._all_ids(node)]
+        return [np.unique(unspread(ids)) for ids in self._all_ids(node)]
 
     # -- one node ----------------------------------------------------------------------------------------------
 
@@ -170,7 +143,7 @@ class _Follower:
         if node.op == "output":
             return
         if node.op == "placeholder":
-            self.ids[node] = torch.full((1,) * len(_shape(node)), NONE).expand(_shape(node))
+            self.ids[node] = torch.full((1,) * len(shape_of(node)), NONE).expand(shape_of(node))
             return
         if node.op == "get_attr":
             return  # read where it is used
@@ -204,7 +177,7 @@ class _Follower:
         if name in PADS or name.endswith(("Pad1d", "Pad2d", "Pad3d")):
             return self._padded(node)
         if name in CREATIONS and not node.all_input_nodes:
-            return torch.full((1,) * len(_shape(node)), NONE).expand(_shape(node))
+            return torch.full((1,) * len(shape_of(node)), NONE).expand(shape_of(node))
         if name in MOVES:
             return self._moved(node, name)
         if name in ("prelu", "PReLU"):
@@ -232,7 +205,7 @@ class _Follower:
     def _conv(self, node: fx.Node, name: str) -> Tensor:
         shape, groups, transposed = self._filters(node, name)
         source = node.all_input_nodes[0]
-        out_shape = _shape(node)
+        out_shape = shape_of(node)
         weight, bias = self._parameters(node)
         if shape[:2] == (1, 1) and not constant_along(self._ids(source, node), -1):
             return self._along_channels(node, source, weight, bias, shape)
@@ -245,7 +218,7 @@ class _Follower:
             out = self._made(weight, 1 if transposed else 0, out_shape[1])
             self._use(weight, 0 if transposed else 1, inputs, entry=source is self.block_entry)
             if transposed:
-                sides["positions"] = math.prod(_shape(source)) // _shape(source)[1]
+                sides["positions"] = math.prod(shape_of(source)) // shape_of(source)[1]
             self._read(node, weight, out, reads=inputs, **sides)
         elif shape[1] == 1 and groups == len(inputs):
             out = np.repeat(inputs, out_shape[1] // groups)
@@ -266,11 +239,11 @@ class _Follower:
         With some dropped, the others have other neighbours; where the first are kept, what is past the end was zero.
         """
         ids = self._ids(source, node)
-        if _shape(node) != _shape(source) or not self._only_varies(ids, -1):
+        if shape_of(node) != shape_of(source) or not lies_along(ids, -1):
             raise self._stop(node, "slides over the channels and makes fewer")
         self.ordered = True
         channels, one, area = along(ids, ids.dim() - 1), np.array([NONE]), math.prod(shape[2:])
-        maps = math.prod(_shape(node)) // len(channels)
+        maps = math.prod(shape_of(node)) // len(channels)
         self._count(Read(self.block, channels, area=area, positions=maps, outputs=maps, params=False))
         for name, size in ((weight, area), (bias, 1)):
             if name and name not in self.counted:
@@ -280,35 +253,14 @@ class _Follower:
 
     def _linear(self, node: fx.Node) -> Tensor:
         source = node.all_input_nodes[0]
-        inputs = self._vector(source, node, len(_shape(source)) - 1)
-        out_shape = _shape(node)
+        inputs = self._vector(source, node, len(shape_of(source)) - 1)
+        out_shape = shape_of(node)
         weight, bias = self._parameters(node)
         out = self._made(weight, 0, out_shape[-1])
         self._use(weight, 1, inputs, entry=source is self.block_entry)
         self._read(node, weight, out, reads=inputs, positions=math.prod(out_shape[:-1]))
         self._vector_parameter(node, bias, out)
         return self._spread(out, out_shape, len(out_shape) - 1)
-
-    def _made(self, weight: str, dim: int, n: int) -> np.ndarray:
-        """New channels that ``weight`` makes, the same as before where it is used again."""
-        if (weight, dim) in self.uses:
-            return self.uses[weight, dim].channels
-        out = self._fresh(n)
-        self._use(weight, dim, out)
-        return out
-
-    def _read(self, node: fx.Node, weight: str, out: np.ndarray, **sides: Any) -> None:
-        entry = self.block_entry is not None and node.all_input_nodes[0] is self.block_entry
-        first = weight not in self.counted
-        self.counted.add(weight)
-        self._count(Read(self.block, out, entry=entry, params=first, **sides))
-
-    def _count(self, read: Read) -> None:
-        """What runs on the example costs; the parameters that other runs alone use are there all the same."""
-        if self.costs_count:
-            self.reads.append(read)
-        elif read.params:
-            self.reads.append(replace(read, positions=0, outputs=0))
 
     def _grouped(self, inputs: np.ndarray, out: np.ndarray) -> None:
         """Every group of a grouped convolution is one component; where both sides are alike, places in it are lanes."""
@@ -323,7 +275,7 @@ class _Follower:
     def _norm(self, node: fx.Node, name: str) -> Tensor:
         source = node.all_input_nodes[0]
         ids, kind = self._ids(source, node), NORMS[name]
-        shape = _shape(source)
+        shape = shape_of(source)
         if kind == "layer":
             return self._layer_norm(node, ids, shape)
         channels = self._vector(source, node, 1)
@@ -338,7 +290,7 @@ class _Follower:
 
     def _layer_norm(self, node: fx.Node, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         varying = [dim for dim in range(len(shape)) if not constant_along(ids, dim)]
-        normalized = self.traced.leaf(node).normalized_shape if node.op == "call_module" else _argument(node, 1, "")
+        normalized = self.traced.leaf(node).normalized_shape if node.op == "call_module" else argument(node, 1, "")
         dims = 1 if isinstance(normalized, int) else len(normalized)  # type: ignore[arg-type]
         if varying and varying != [len(shape) - 1]:
             raise self._stop(node, "normalises other dimensions than the channels")
@@ -353,7 +305,7 @@ class _Follower:
     def _group_count(self, node: fx.Node) -> int:
         if node.op == "call_module":
             return int(self.traced.leaf(node).num_groups)  # type: ignore[arg-type]
-        return int(_argument(node, 1, "num_groups"))
+        return int(argument(node, 1, "num_groups"))
 
     # -- channel by channel ------------------------------------------------------------------------------------
 
@@ -366,74 +318,23 @@ class _Follower:
             streams = not (self._is_constant(first) or self._is_constant(other) or self._in_ghost(node))
             if self.sums and name in SUMS and streams:
                 self.stays += [side for pair in self.ties[known:] for side in pair]
-        return result.expand(_shape(node)) if result.shape != _shape(node) else result
+        return result.expand(shape_of(node)) if result.shape != shape_of(node) else result
 
     def _in_ghost(self, node: fx.Node) -> bool:
         """Whether a node is code of a ghost module, whose maps are sums and no stream that goes around it."""
         return isinstance(self.traced.part(str(node.meta["module"])), CGhost)
-
-    def _is_constant(self, node: fx.Node) -> bool:
-        """Whether a value is a parameter or a buffer, or computed from those alone."""
-        return node.op == "get_attr" or node in self.constants
-
-    def _operand(self, source: fx.Node, node: fx.Node) -> Tensor:
-        """Numbers of an operand; a parameter's one long dimension gets new ones."""
-        if source.op != "get_attr":
-            return self._ids(source, node)
-        shape = _shape(source)
-        long = [dim for dim, size in enumerate(shape) if size > 1]
-        if len(long) > 1:
-            raise self._stop(node, f"uses {source.target!r}, which has several long dimensions")
-        name = self._first_name(str(source.target))
-        if name in self.traced.constants:  # the code holds it in a list or the like, where nothing can cut it
-            channels = self._fresh(shape[long[0]], chosen=False) if long else np.array([NONE])
-            self.stays.append(channels)
-        else:
-            channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
-        if name not in self.counted:
-            self.counted.add(name)
-            self._count(Read(self.block, channels, params=bool(source.meta.get("parameter"))))
-        if not long:
-            return torch.full(shape, NONE)
-        return self._spread(channels, shape, long[0])
-
-    def _tied(self, a: Tensor, b: Tensor) -> Tensor:
-        """The numbers of ``a`` and ``b`` broadcast together, tied place by place.
-
-        A side that is spread over the other's channels is tied to none of them.
-        """
-        size = max(a.dim(), b.dim())
-        a, b = a.reshape((1,) * (size - a.dim()) + a.shape), b.reshape((1,) * (size - b.dim()) + b.shape)
-        for dim in range(size):
-            if a.shape[dim] == 1 < b.shape[dim] and not constant_along(b, dim):
-                a = torch.full((1,) * size, NONE)
-            elif b.shape[dim] == 1 < a.shape[dim] and not constant_along(a, dim):
-                b = torch.full((1,) * size, NONE)
-        a, b = torch.broadcast_tensors(a, b)
-        small = tuple(
-            slice(0, 1) if a.stride(dim) == 0 and b.stride(dim) == 0 else slice(None) for dim in range(a.dim())
-        )
-        left, right = a[small].reshape(-1).numpy(), b[small].reshape(-1).numpy()
-        both = (left >= 0) & (right >= 0) & (left != right)
-        if both.any():
-            pairs = np.unique(np.stack([left[both], right[both]]), axis=1)
-            self.ties.append((pairs[0], pairs[1]))
-        if (left < 0).any():
-            merged = torch.where(a[small] >= 0, a[small], b[small])
-            return merged.expand(a.shape)
-        return a
 
     def _product(self, node: fx.Node) -> Tensor:
         """A matrix product over positions (attention over the map): rows of one, columns of the other."""
         a, b = (self._ids(source, node) for source in node.all_input_nodes)
         if min(a.dim(), b.dim()) < 2 or not (constant_along(a, -1) and constant_along(b, -2)):
             raise self._stop(node, "sums over the channels")
-        out = self._tied(a.narrow(-1, 0, 1), b.narrow(-2, 0, 1)).expand(_shape(node))
+        out = self._tied(a.narrow(-1, 0, 1), b.narrow(-2, 0, 1)).expand(shape_of(node))
         varying = [dim for dim in range(out.dim()) if not constant_along(out, dim)]
         if len(varying) > 1:
             raise self._stop(node, "has channels along several dimensions")
         channels = along(out, varying[0]) if varying else np.array([NONE])
-        positions = math.prod(_shape(node)) * a.shape[-1] // len(channels)
+        positions = math.prod(shape_of(node)) * a.shape[-1] // len(channels)
         self._count(Read(self.block, channels, positions=positions, params=False))
         return out
 
@@ -449,12 +350,12 @@ class _Follower:
     def _spatial(self, node: fx.Node) -> Tensor:
         """Pools, interpolation: each channel's map becomes another map."""
         source = node.all_input_nodes[0]
-        return self._spread(self._vector(source, node, 1), _shape(node), 1)
+        return self._spread(self._vector(source, node, 1), shape_of(node), 1)
 
     def _padded(self, node: fx.Node) -> Tensor:
         """Padding of maps changes no channel; padding of channels adds constant ones, which occupy their own place."""
         source = node.all_input_nodes[0]
-        ids, before, after = self._ids(source, node), _shape(source), _shape(node)
+        ids, before, after = self._ids(source, node), shape_of(source), shape_of(node)
         varying = [dim for dim in range(len(before)) if not constant_along(ids, dim)]
         grown = [dim for dim in varying if before[dim] != after[dim]]
         if not grown:
@@ -465,7 +366,7 @@ class _Follower:
         if varying != grown or len(grown) > 1:
             raise self._stop(node, "pads channels and more at once")
         (dim,) = grown
-        pads = _argument(node, 1, "pad")
+        pads = argument(node, 1, "pad")
         low = int(pads[2 * (len(before) - 1 - dim)])
         high = after[dim] - before[dim] - low
         inner = self._vector(source, node, dim)
@@ -477,8 +378,8 @@ class _Follower:
         source = node.all_input_nodes[0]
         ids = self._ids(source, node)
         place = 2 if name == "norm" else 1
-        dims = _argument(node, place, "dim")
-        keepdim = bool(_argument(node, place + 1, "keepdim") or False)
+        dims = argument(node, place, "dim")
+        keepdim = bool(argument(node, place + 1, "keepdim") or False)
         if dims is None:
             raise self._stop(node, "sums over all channels")
         listed = [dims] if isinstance(dims, int) else list(dims)
@@ -487,25 +388,22 @@ class _Follower:
         for dim in reversed(reduced):
             if not constant_along(ids, dim):
                 if not others:
-                    return torch.full((1,) * len(_shape(node)), NONE).expand(_shape(node))
+                    return torch.full((1,) * len(shape_of(node)), NONE).expand(shape_of(node))
                 for index in range(1, ids.shape[dim]):
                     self._tied(ids.narrow(dim, 0, 1), ids.narrow(dim, index, 1))
             ids = ids.narrow(dim, 0, 1)
             ids = ids if keepdim else ids.squeeze(dim)
-        return ids.expand(_shape(node))
+        return ids.expand(shape_of(node))
 
     def _softmax(self, node: fx.Node, name: str) -> Tensor:
         source = node.all_input_nodes[0]
         ids = self._ids(source, node)
-        dim: Any = self.traced.leaf(node).dim if node.op == "call_module" else _argument(node, 1, "dim")
-        if dim is None or (not constant_along(ids, dim) and self._only_varies(ids, dim)):
+        dim: Any = self.traced.leaf(node).dim if node.op == "call_module" else argument(node, 1, "dim")
+        if dim is None or (not constant_along(ids, dim) and lies_along(ids, dim)):
             raise self._stop(node, "is a softmax over the channels")
         for index in range(1, ids.shape[dim]) if not constant_along(ids, dim) else ():
             self._tied(ids.narrow(dim, 0, 1), ids.narrow(dim, index, 1))
         return ids
-
-    def _only_varies(self, ids: Tensor, dim: int) -> bool:
-        return all(constant_along(ids, other) for other in range(ids.dim()) if other != dim % ids.dim())
 
     # -- moving --------------------------------------------------------------------------------------------------
 
@@ -526,7 +424,7 @@ class _Follower:
 
     def _selected(self, node: fx.Node) -> Tensor:
         """Some channels, by a buffer of their places: it is cut with them."""
-        source, dim, index = (_argument(node, place, name) for place, name in enumerate(("input", "dim", "index")))
+        source, dim, index = (argument(node, place, name) for place, name in enumerate(("input", "dim", "index")))
         ids = self._ids(source, node)
         if index.op != "get_attr":
             raise self._stop(node, "selects channels by indices that are computed on the way")
@@ -551,146 +449,13 @@ class _Follower:
         total = self.ids[whole]
         if isinstance(total, list) or len(pieces) == 0:
             return
-        everything = np.unique(_small(total))
+        everything = np.unique(unspread(total))
         for piece in pieces:
-            part, times = np.unique(_small(piece), return_counts=True)
+            part, times = np.unique(unspread(piece), return_counts=True)
             if 0 < len(part) < len(everything):
                 self.marks.append(part)
             if len(often := np.unique(times)) > 1:  # the cut took one of the places that some channels have
                 self.marks += [part[times == one] for one in often]
-
-    # -- parameters --------------------------------------------------------------------------------------------
-
-    def _parameters(self, node: fx.Node) -> tuple[str, str]:
-        """Qualified names of a node's weight and bias, empty where there is none."""
-        if node.op == "call_module":
-            own = dict(self.traced.leaf(node).named_parameters(recurse=False))
-            if own.keys() - {"weight", "bias"}:
-                raise self._stop(node, "computes its weight from other parameters")
-            weight, bias = (
-                self._first_name(f"{node.target}.{name}") if name in own else "" for name in ("weight", "bias")
-            )
-            return weight, bias
-        found = []
-        for place, key in ((WEIGHT_AT.get(op_name(self.traced, node), 1), "weight"), (None, "bias")):
-            place = place if key == "weight" else WEIGHT_AT.get(op_name(self.traced, node), 1) + 1
-            source = _argument(node, place, key)
-            if source is not None and not (isinstance(source, fx.Node) and source.op == "get_attr"):
-                raise self._stop(node, f"has a {key} that is computed on the way")
-            found.append(self._first_name(str(source.target)) if source is not None else "")
-        return found[0], found[1]
-
-    def _parameters_and_buffers(self, node: fx.Node, n: int) -> list[str]:
-        """Names of all tensors of length n a norm works with."""
-        if node.op == "call_module":
-            module = self.traced.leaf(node)
-            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            named = (f"{node.target}.{name}" for name, tensor in own if tensor.dim() == 1 and len(tensor) == n)
-            return [self._first_name(name) for name in named]
-        return [self._first_name(str(source.target)) for source in node.all_input_nodes[1:] if source.op == "get_attr"]
-
-    def _vector_parameter(self, node: fx.Node, name: str, channels: np.ndarray) -> None:
-        """A parameter (or buffer) with one element per channel."""
-        if not name:
-            return
-        self._use(name, 0, channels)
-        if name not in self.counted:
-            self.counted.add(name)
-            if name in self._named:
-                self._count(Read(self.block, channels))
-
-    @cached_property
-    def _named(self) -> frozenset[str]:
-        return frozenset(self.traced.parameter_names.values())
-
-    def _first_name(self, name: str) -> str:
-        owner, _, last = name.rpartition(".")
-        tensor = getattr(self.traced.part(owner), last, None)
-        return self.traced.parameter_names.get(id(tensor), name)
-
-    def _size(self, node: fx.Node, name: str) -> int:
-        return self.traced.module.get_parameter(name).numel()
-
-    def _use(self, name: str, dim: int, channels: np.ndarray, lanes: bool = False, entry: bool = False) -> None:
-        known = self.uses.get((name, dim))
-        if known is None:
-            self.uses[name, dim] = Use(name, dim, channels, entry, lanes)
-        elif not lanes:
-            self._tied(torch.from_numpy(known.channels), torch.from_numpy(channels))
-
-    # -- numbers -----------------------------------------------------------------------------------------------
-
-    def _fresh(self, n: int, chosen: bool = True) -> np.ndarray:
-        """New numbers, of a tensor whose width may be ``chosen``, or that follows from others."""
-        numbers = np.arange(self.count, self.count + n)
-        self.count += n
-        if n:
-            (self.producers if chosen else self.marks).append(numbers)
-        return numbers
-
-    def _spread(self, channels: np.ndarray, shape: tuple[int, ...], dim: int) -> Tensor:
-        """A tensor of ``shape`` that holds ``channels`` along ``dim``."""
-        view = [1] * len(shape)
-        view[dim] = len(channels)
-        return torch.from_numpy(channels).view(view).expand(shape)
-
-    def _ids(self, source: fx.Node, node: fx.Node) -> Tensor:
-        found = self.ids.get(source)
-        if found is None and source.op == "get_attr":
-            return self._operand(source, node)
-        if found is None and from_parameters(source):
-            self._step(source)
-            found = self.ids[source]
-        if found is None:
-            raise self._stop(node, "reads a value from outside the part")
-        if isinstance(found, list):
-            raise self._stop(node, "reads several tensors at once")
-        return found
-
-    def _all_ids(self, node: fx.Node) -> list[Tensor]:
-        """The numbers of a node's tensor, or of each where it gives several."""
-        found = self.ids.get(node)
-        return [ids for ids in found if isinstance(ids, Tensor)] if isinstance(found, list) else [self._ids(node, node)]
-
-    def _vector(self, source: fx.Node, node: fx.Node, dim: int) -> np.ndarray:
-        """The numbers of a tensor along ``dim``; the only dimension they may vary along."""
-        ids = self._ids(source, node)
-        if not _lies_along(ids, dim):
-            raise self._scattered(source, node, dim)
-        return along(ids, dim)
-
-    def _scattered(self, source: fx.Node, node: fx.Node, dim: int) -> Unreadable:
-        """What is wrong with channels that lie elsewhere than along ``dim``, by the operation that put them there."""
-        reader = f"{op_name(self.traced, node)} in {_home(node)!r}"
-        while moved := [one for one in source.all_input_nodes if len(self._varying(one)) > 1]:
-            source = moved[0]
-        if source.op == "placeholder":
-            return self._stop(node, f"reads a tensor whose channels do not lie along dimension {dim} alone")
-        places = " and ".join(map(str, self._varying(source)))
-        return self._stop(source, f"puts channels into dimension {places}, where {reader} reads dimension {dim}")
-
-    def _varying(self, node: fx.Node) -> list[int]:
-        """The dimensions along which a tensor's channels lie."""
-        ids = self.ids.get(node)
-        return [dim for dim in range(ids.dim()) if not constant_along(ids, dim)] if isinstance(ids, Tensor) else []
-
-    def _stop(self, node: fx.Node, why: str) -> Unreadable:
-        return Unreadable(f"{op_name(self.traced, node)} in {_home(node)!r} {why}")
-
-
-def _lies_along(ids: Tensor, dim: int) -> bool:
-    """Whether channels vary along no other dimension."""
-    return all(constant_along(ids, other) for other in range(ids.dim()) if other != dim % ids.dim())
-
-
-def _home(node: fx.Node) -> str:
-    return node.meta.get("module") or "(root)"
-
-
-def from_parameters(node: fx.Node) -> bool:
-    """Whether a value is a parameter, or computed from parameters and constants alone."""
-    computed = node.op in ("call_module", "call_function", "call_method")
-    return node.op == "get_attr" or (computed and all(map(from_parameters, node.all_input_nodes)))
 
 
 def _compact(ids: Tensor) -> Tensor:
@@ -702,20 +467,6 @@ def _compact(ids: Tensor) -> Tensor:
     return ids.expand(shape)
 
 
-def _small(ids: Tensor) -> np.ndarray:
-    return ids[tuple(slice(0, 1) if ids.stride(d) == 0 else slice(None) for d in range(ids.dim()))].reshape(-1).numpy()
-
-
 def _shuffled(ids: Tensor, groups: int) -> Tensor:
     n, c, *rest = ids.shape
     return ids.reshape(n, groups, c // groups, *rest).transpose(1, 2).reshape(ids.shape)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["shapes"][0])
-
-
-def _argument(node: fx.Node, place: int | None, name: str) -> Any:
-    if place is not None and len(node.args) > place:
-        return node.args[place]
-    return node.kwargs.get(name)

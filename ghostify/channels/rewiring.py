@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.channels.following import from_parameters
+from ghostify.channels.numbering import from_parameters
 from ghostify.channels.operations import CUTS, MOVES
 from ghostify.channels.resolving import Channels, constant_along
 from ghostify.channels.thinning import sliced, thinned
