@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ghostify.analysis.layers import PAIRS
 from ghostify.analysis.result import CurvePoint, MapPair
-from ghostify.fitting.moments import RIDGES, Moments, Normal, best_strength
+from ghostify.fitting.moments import RIDGES, Moments, Normal
 from ghostify.fitting.sampling import Positions, positions_wanted
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -61,12 +61,10 @@ def compare_blocks(
     for batch in positions.batches:
         x, y = positions.values(first(batch), batch)[:, None], positions.values(last(batch), batch)[:, None]
         (out if batch >= batches - held else seen).add(x, y)
-    start = torch.zeros(1, seen.mean_t.shape[1], seen.mean_u.shape[1], dtype=torch.float64, device=seen.mean_t.device)
-    index = best_strength(seen, out, start, torch.ones_like(seen.mean_t))[0]
-    weight = Normal(seen.features(), start, RIDGES[index]).solve(seen.crossed())
     judge = out if held else seen
+    weight, error = _cheapest(seen, judge)
     variances = (judge.tt[0] / judge.count).cpu()
-    cheap = judge.error(weight, seen.intercept(weight))[0].cpu()
+    cheap = error[0].cpu()
     gained = _gained(weight[0], first, last, blocks, positions)
     shares = 1 / variances.clamp_min(_TINY)
     silent = variances <= 1e-12 * variances.max()
@@ -79,6 +77,21 @@ def compare_blocks(
         mixed=tuple(mixed_shares.tolist()),
         pairs=_pairs(seen),
     )
+
+
+def _cheapest(seen: Moments, judge: Moments) -> tuple[Tensor, Tensor]:
+    """The weights (1, n, D) that make each channel of the last block's output of the first's, and their errors (1, n).
+
+    Each channel has the ridge that does best for it: one that nothing explains would ask for a strong ridge, which would
+    spoil those that are there already.
+    """
+    shape = (1, seen.mean_t.shape[1], seen.mean_u.shape[1])
+    start = torch.zeros(shape, dtype=torch.float64, device=seen.mean_t.device)
+    weights = [Normal(seen.features(), start, ridge).solve(seen.crossed()) for ridge in RIDGES]
+    errors = torch.stack([judge.error(weight, seen.intercept(weight)) for weight in weights])
+    error, best = errors.min(0)
+    weight = torch.stack(weights).gather(0, best[None, :, :, None].expand(1, *shape))[0]
+    return weight, error
 
 
 def _point(ratio: float, cheap: Tensor, mixed: Tensor) -> CurvePoint:
