@@ -82,8 +82,8 @@ def compare_blocks(
 def _cheapest(seen: Moments, judge: Moments) -> tuple[Tensor, Tensor]:
     """The weights (1, n, D) that make each channel of the last block's output of the first's, and their errors (1, n).
 
-    Each channel has the ridge that does best for it: one that nothing explains would ask for a strong ridge, which would
-    spoil those that are there already.
+    Each channel has the ridge that does best for it: one that nothing explains would ask for a strong ridge, which
+    would spoil those that are there already.
     """
     shape = (1, seen.mean_t.shape[1], seen.mean_u.shape[1])
     start = torch.zeros(shape, dtype=torch.float64, device=seen.mean_t.device)
