@@ -758,7 +758,9 @@ def test_polish_goes_on_from_the_fit_and_never_back(method: str) -> None:
 
 def test_polish_without_images_to_judge_by_changes_nothing() -> None:
     model = settled(plain())
-    polished, plainly = (fitted(model, IMAGES[:7], fit=fit) for fit in ({"how": "polish", "seconds": 1.0}, {"how": "data"}))
+    polished, plainly = (
+        fitted(model, IMAGES[:7], fit=fit) for fit in ({"how": "polish", "seconds": 1.0}, {"how": "data"})
+    )
     images = torch.randn(16, 3, 8, 8)
     (one,), (other,) = outputs(polished.module, images), outputs(plainly.module, images)
     assert torch.allclose(one, other, atol=1e-5)
