@@ -164,6 +164,12 @@ class Masked(nn.Module):
             mask = (x.mean((1, 2, 3)) > 0)[:, None] & (torch.arange(scores.shape[1]) < 3)
         elif self.how == "added":
             return scores + torch.zeros_like(scores).masked_fill(x.mean((1, 2, 3))[:, None] > 0, self.value)
+        elif self.how == "added in front, in place":
+            mask = torch.where(x[:, 0, 0, : scores.shape[1]] > 0, 0.0, self.value)
+            mask += scores
+            return mask
+        elif self.how == "added by score":
+            return scores + torch.where(scores >= scores.topk(4).values[:, -1:], 0.0, self.value)
         else:
             mask = scores < scores.topk(4).values[:, -1:]
         return scores.masked_fill(mask, self.value)
@@ -171,7 +177,7 @@ class Masked(nn.Module):
 
 @pytest.mark.parametrize("method", ["plain", "pointwise"])
 @pytest.mark.parametrize("value", [-INF, INF, NAN])
-@pytest.mark.parametrize("how", ["constant", "by image", "best"])
+@pytest.mark.parametrize("how", ["constant", "by image", "best", "added", "added in front, in place", "added by score"])
 def test_masked_scores_are_fitted_and_the_report_is_json(how: str, value: float, method: str) -> None:
     model = Masked(how, value).eval()
     ghosted = converted(64, method, model)
@@ -180,6 +186,13 @@ def test_masked_scores_are_fitted_and_the_report_is_json(how: str, value: float,
     assert not any("worse" in note for note in ghosted.fit.notes)
     report = ghostify.compare(ghosted).model_dump_json()
     json.loads(report, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+
+
+@pytest.mark.parametrize("how", ["added", "added in front, in place", "added by score"])
+def test_a_mask_that_is_added_does_not_hide_what_is_fitted(how: str) -> None:
+    """A large number drowns the score that it is added to: a layer is fitted to what it gave before that."""
+    weights = [converted(64, "plain", Masked(how, value)).module.state_dict() for value in (-INF, -1e9)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("value", [-INF, NAN])

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.running import op_name
+from ghostify.running import is_weighted, op_name
 from ghostify.tracing import Traced
 
 _ADDS = frozenset({"add", "__add__", "__iadd__", "__radd__"})
 _PASSES = frozenset({"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "dropout", "contiguous"})
 _RECTIFIERS = {"relu": float("inf"), "relu6": 6.0}
+_MAKES_FROM_A_SHAPE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+_COMPARES = ("gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__")
+_MAKES_MASKS = frozenset({*_MAKES_FROM_A_SHAPE, *_COMPARES})
+"""What reads a value and gives no number that an error in it would change a little."""
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -139,7 +143,30 @@ def _other(traced: Traced, node: fx.Node, one: fx.Node) -> fx.Node | None:
     if len(others) != 1 or others[0].op == "get_attr":
         return None
     shapes = {tuple(operand.meta["shapes"][0]) for operand in (one, others[0], node)}
-    return others[0] if len(shapes) == 1 else None
+    return others[0] if len(shapes) == 1 and _is_computed_by_layers(traced, others[0]) else None
+
+
+def _is_computed_by_layers(traced: Traced, node: fx.Node) -> bool:
+    """Whether any layer takes part in the numbers of a value.
+
+    Where none does, as in a mask or a position, there is no earlier error to make good; and a mask of minus infinity,
+    or of -1e9, leaves nothing in the sum to fit to.
+    """
+    seen, waiting = {node}, [node]
+    while waiting:
+        here = waiting.pop()
+        kind = op_name(traced, here)
+        if is_weighted(kind) or _has_parameters(traced, here):
+            return True
+        if kind not in _MAKES_MASKS:
+            fresh = [source for source in here.all_input_nodes if source not in seen]
+            seen.update(fresh)
+            waiting.extend(fresh)
+    return False
+
+
+def _has_parameters(traced: Traced, node: fx.Node) -> bool:
+    return node.op == "call_module" and any(True for _ in traced.leaf(node).parameters())
 
 
 def _kind(traced: Traced, node: fx.Node) -> str:
