@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from test_fitting import EXACT, fitted, ghosts, missed, outputs, parted, planned, settled
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from zoo import CoveringConv, StandardConv
 
 from ghostify import Ghosted, convert, rewrite
@@ -476,3 +477,62 @@ def test_complex_layers_after_a_ghost_stay() -> None:
     found = convert(model, x[:1], min_saving=0, images=x)
     assert torch.equal(found.module.mix.weight, model.mix.weight)
     assert [layer.target for layer in found.fit.layers] == ["body"] if found.fit else False
+
+
+# -- weights made by hooks, and layers within autocast ---------------------------------------------------------
+
+
+def held_by(prepare: Callable[[nn.Module], Any]) -> nn.Module:
+    """A ghost-to-be in front of a convolution and a linear layer that ``prepare`` gives a hook."""
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(body, nn.Conv2d(16, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    for layer in (model[1], model[5]):
+        prepare(layer)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("method", ["c-ghost", "both"])
+@pytest.mark.parametrize(
+    "prepare",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)],
+    ids=["weight norm", "spectral norm", "pruned"],
+)
+def test_layers_that_a_hook_gives_their_weights_stay_as_they_are(prepare: Any, method: str) -> None:
+    torch.manual_seed(0)
+    model = held_by(prepare).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ghosted = convert(model, images(2)[:2], method=method, min_saving=0, images=images(2))
+    after = ghosted.module.state_dict()
+    assert [swap.target for swap in ghosted.plan.swaps] == ["0.2"] and ghosted.fit is not None
+    assert ghosted.fit.error is not None and ghosted.fit.unfitted is not None
+    assert ghosted.fit.error < ghosted.fit.unfitted
+    held = [name for name in before if name.startswith(("1.weight", "5.weight"))]
+    assert held and all(torch.equal(before[name], after[name]) for name in held)
+
+
+class InAutocast(nn.Module):
+    """A network that computes in bfloat16 by itself."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y: Tensor = self.inner(x)
+        return y.float()
+
+
+@pytest.mark.parametrize("pointwise", ["none", "full", 2])
+def test_a_network_with_autocast_of_its_own_is_fitted(pointwise: Any) -> None:
+    """About as well as the same one without: what a layer reads there has fewer bits than its weights."""
+    torch.manual_seed(0)
+    inner = network(partial(nn.Conv2d, kernel_size=3, padding=1), nn.BatchNorm2d)
+    settings = {"pointwise": pointwise, "min_saving": 0}
+    errors = [
+        fit.error
+        for model in (inner, InAutocast(inner))
+        if (fit := convert(model.eval(), images(2)[:2], settings, images=images(2)).fit)
+    ]
+    assert None not in errors and errors[1] == pytest.approx(errors[0], rel=0.2, abs=0.02)

@@ -257,10 +257,10 @@ class _Job:
 
         def inputs(block: Block) -> Tensor:
             read: Tensor = values[block.batch][part.calls[block.call].inputs]
-            return read
+            return read.float()  # as the weights are, also where autocast has made it less
 
         def pooled(block: Block) -> list[Tensor]:
-            return [values[block.batch][node] for node in part.calls[block.call].pooled]
+            return [values[block.batch][node].float() for node in part.calls[block.call].pooled]
 
         if part.kind == "ghost":
             start: Any = self.original.get_submodule(part.name).weight

@@ -261,8 +261,11 @@ def _is_fed_maps(ghost: CGhost, ran: _Ran) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a layer is a convolution or linear layer of torch's own, which can be fitted as it is."""
-    return type(module) in (*PLAIN.values(), nn.Linear)
+    """Whether a layer is a convolution or linear layer of torch's own, which can be fitted as it is.
+
+    One that a hook gives its weight before each run (``torch.nn.utils.weight_norm``, pruning) has none to be set.
+    """
+    return type(module) in (*PLAIN.values(), nn.Linear) and isinstance(module.weight, nn.Parameter)
 
 
 def ghost_channels(stage: GGhostStage) -> list[int]:
