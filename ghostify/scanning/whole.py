@@ -1,0 +1,121 @@
+"""Traced → Scan: the sites where a network could be rewritten, its stages, and what everything costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from ghostify.arguments import network, takes
+from ghostify.batches import inputs_in
+from ghostify.channels import Channels, Unreadable, follow
+from ghostify.costs import Cost, count, own_params
+from ghostify.names import matches
+from ghostify.recipe import Stream
+from ghostify.running import undisturbed
+from ghostify.scanning.result import Scan
+from ghostify.scanning.sites import sites_in
+from ghostify.stages import find_stages, name_stage
+from ghostify.tracing import Traced, trace
+
+
+def forms(example: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A scan's ``kinds`` and ``names`` for an example; empty where it is more than a tuple or a dict of tensors."""
+    try:
+        specs = inputs_in(example)
+    except ValueError:
+        return (), ()
+    return tuple(spec.dtype for spec in specs), tuple(spec.name for spec in specs if spec.name)
+
+
+def _recorded_or_network(value: Any) -> Any:
+    return value if isinstance(value, Traced) else network(value)
+
+
+@takes(model=_recorded_or_network)
+@undisturbed()
+def scan(
+    model: Traced | nn.Module,
+    example: Any = None,
+    *,
+    stages: Sequence[Sequence[str]] = (),
+    whole: bool = False,
+    steady: Sequence[str] = (),
+    stream: Stream = "scaled",
+) -> Scan:
+    """Scan a recorded run, or a module on an example (then recorded first).
+
+    ``stages`` names stages by hand, each by the modules of its blocks; ``whole`` asks for the channels of the whole
+    network (for rule width), of which what modules meant by ``steady`` read and give stays, and with a kept ``stream``
+    what is added to each other.  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
+    """
+    traced = model if isinstance(model, Traced) else trace(model, example)
+    ops, unknown = count(traced)
+    kinds, names = forms(traced.example)
+    cost = Cost(params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
+    found = find_stages(traced)
+    known = {tuple(block.name for block in stage.blocks) for stage in found}
+    named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
+    channels, uncoupled = _followed(traced, steady, stream) if whole else (None, "")
+    return Scan(
+        network=type(traced.module).__name__,
+        inputs=tuple(traced.input_shapes),
+        kinds=kinds,
+        names=names,
+        sites=tuple(sites_in(traced, ops)),
+        cost=cost,
+        ops=tuple(ops),
+        stages=(*found, *named),
+        unknown=dict(unknown),
+        params=_params_by_module(traced),
+        modules=tuple(map(tuple, traced.names.values())),
+        doubts=tuple(traced.doubts),
+        coupling=channels.coupling if channels else None,
+        uncoupled=uncoupled,
+        closed=channels.closed if channels else (),
+        idle=channels.idle if channels else (),
+        steady=tuple(steady),
+        stream=stream,
+    )
+
+
+def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
+    """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and what keeps all its
+    channels: the outputs of the network, and what the modules that patterns of ``steady`` mean read and give.
+    """
+    nodes = [node for node in traced.graph.nodes if node.op != "output"]
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    patterns = tuple(steady)
+    held = {module for module, names in traced.names.items() if any(matches(n, p) for n in names for p in patterns)}
+    called = {node: None for node in nodes if node.op.startswith("call_") and node.meta["shapes"]}
+    kept = [node for node in called if any(owner in held for owner in _owners(traced, node))]
+    read = [source for node in kept for source in node.all_input_nodes if source in called]
+    return [nodes], None, list(dict.fromkeys([*output.all_input_nodes, *read, *kept]))
+
+
+def _owners(traced: Traced, node: fx.Node) -> Iterator[nn.Module]:
+    """The module that a node calls, or that it runs in, and those whose parameters it reads."""
+    yield traced.part(str(node.target if node.op == "call_module" else node.meta["module"]))
+    for source in node.all_input_nodes:
+        if source.meta.get("parameter"):
+            yield traced.part(str(source.meta["parameter"]).rpartition(".")[0])
+
+
+def _followed(traced: Traced, steady: Sequence[str], stream: Stream) -> tuple[Channels | None, str]:
+    try:
+        return follow(traced, *network_nodes(traced, steady), sums=stream == "kept"), ""
+    except Unreadable as problem:
+        return None, str(problem)
+
+
+def _params_by_module(traced: Traced) -> dict[str, int]:
+    """Own parameters of each module, a tied one counted where it is met first."""
+    seen: set[int] = set()
+    sizes: dict[str, int] = {}
+    for module, names in traced.names.items():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen.update(id(p) for p in own)
+        if own:
+            sizes[names[0]] = sum(p.numel() for p in own)
+    return sizes
