@@ -110,6 +110,8 @@ def _of_pattern(model: type[BaseModel], own: Any, changes: Mapping[str, Any]) ->
 
 def _shown(value: Any) -> str:
     """A value as a person writes it."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

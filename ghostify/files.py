@@ -98,12 +98,21 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+_NEAR = 0.7
+"""How alike names must be, of 1: below that, ``missing`` is near ``sig``."""
+
+
 def near_path(path: Path) -> str:
-    """`` Did you mean 'x'?`` for the file or folder beside a missing ``path`` whose name, endings aside, is nearest."""
+    """`` Did you mean 'x'?`` for the file or folder beside a missing ``path`` whose name, endings aside, is nearest.
+
+    Empty where none is near, and for a ``path`` that is there: it is wrong for another reason.
+    """
+    if path.exists():
+        return ""
     try:
         beside = [other for other in path.parent.iterdir() if other.name != path.name]
     except OSError:
         return ""
-    near = get_close_matches(path.stem, [other.stem for other in beside], n=1)
+    near = get_close_matches(path.stem, [other.stem for other in beside], n=1, cutoff=_NEAR)
     found = next((other for other in beside if near and other.stem == near[0]), None)
     return f" Did you mean {str(found)!r}?" if found else ""

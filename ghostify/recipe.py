@@ -48,6 +48,7 @@ _TAUGHT = With("distill", without=(0,), choose="a distill above 0")
 _LABELLED = With("distill", without=(1,), choose="a distill below 1")
 _FITTED = With("how", ("auto", "data", "weights", "polish"))
 _POLISHED = With("how", ("polish",))
+_LOADED = With("weights", without=(None, "DEFAULT"), choose="a checkpoint file, as in --weights FILE")
 Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
 
 
@@ -211,11 +212,15 @@ class ModelSettings(Settings):
         str | None, Field(description="a checkpoint file, or DEFAULT for the weights the source itself offers")
     ] = None
     weights_key: Annotated[
-        str | None, Field(description="which weights of a checkpoint that holds several, as in model_ema")
+        str | None, Field(description="which weights of a checkpoint that holds several, as in model_ema"), _LOADED
     ] = None
-    weights_strict: Annotated[bool, Field(description="no: load what fits of a checkpoint and leave the rest")] = True
+    weights_strict: Annotated[
+        bool, Field(description="no: load what fits of a checkpoint and leave the rest"), _LOADED
+    ] = True
     weights_allow: Annotated[
-        tuple[str, ...], Field(description="classes a checkpoint may hold besides tensors, as in argparse.Namespace")
+        tuple[str, ...],
+        Field(description="classes a checkpoint may hold besides tensors, as in argparse.Namespace"),
+        _LOADED,
     ] = ()
     input: Annotated[
         tuple[int, ...] | tuple[str, ...] | None,
@@ -431,6 +436,11 @@ def _require_effect_of_all(recipe: Recipe, where: str) -> None:
 
 def _require_epochs(recipe: Recipe, overrides: Mapping[str, Any], where: str) -> None:
     """Refuse to train for a setting of fine-tuning alone: nobody said that it is to take place."""
+    trains = any(training and training.epochs for training in (recipe.pretrain, recipe.finetune))
+    if "data.loss" in overrides and not trains:
+        raise RecipeError(
+            f"{where}: data.loss = {overrides['data.loss']} has no effect without training, as by --epochs 1."
+        )
     key = next((key for key in overrides if key.startswith("finetune.")), None)
     if key and recipe.finetune and "epochs" not in recipe.finetune.model_fields_set:
         raise RecipeError(f"{where}: {key} = {overrides[key]} has no effect without finetune.epochs, as in --epochs 1.")

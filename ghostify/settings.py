@@ -74,16 +74,24 @@ def validated(model: type[_Model], values: Any, where: str, error: type[Ghostify
     try:
         return model.model_validate(values)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(map(str, _without_tags(first["loc"]))) or "value"
-        found = error(f"{where}: {_in_words(model, key, first)}")
+        key, said = first_problem(model, problem)
+        found = error(f"{where}: {said}")
         found.key = key
         raise found from None
+
+
+def first_problem(model: type[BaseModel], problem: ValidationError) -> tuple[str, str]:
+    """The key of the first thing wrong with a ``model``'s values, and a sentence that names it."""
+    first = problem.errors()[0]
+    key = ".".join(map(str, _without_tags(first["loc"]))) or "value"
+    return key, _in_words(model, key, first)
 
 
 def _in_words(model: type[BaseModel], key: str, problem: ErrorDetails) -> str:
     """What pydantic found, in words for somebody who has typed it."""
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "json_invalid":
+        return f"it is no JSON: {context['error']}."
     if kind == "union_tag_invalid":
         tag, known = str(context["tag"]), context["expected_tags"].replace("'", "")
         return f"{key}.rule = {tag!r}: it must be one of {known}.{did_you_mean(tag, known.split(', '))}"

@@ -8,15 +8,16 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ghostify.batches import Batch, call, example_of
+from ghostify.batches import Batch, example_of
 from ghostify.errors import ModelError, RecipeError
 from ghostify.inputs import Inputs, described, parse_inputs
 from ghostify.measuring.accuracy import class_scores
 from ghostify.recipe import DataSettings, ModelSettings
 from ghostify.rewriting import Ghosted
-from ghostify.running import evaluating
+from ghostify.running import Failed, attempt, evaluating
 from ghostify.saving import is_run, load, read_run
 from ghostify.sources import Data, build_model, load_data, model_inputs, require_form, sample_inputs
+from ghostify.tracing import call_arguments, cannot_run
 
 
 @dataclass
@@ -35,9 +36,18 @@ class Subject:
 
     @cached_property
     def outputs(self) -> int:
-        """How many class scores the network gives.  Raises ``ModelError`` for one that is no classifier."""
+        """How many class scores the network gives.
+
+        Raises ``ModelError`` for one that is no classifier, ``TraceError`` for one that does not run.
+        """
         with evaluating(self.model), torch.no_grad():
-            return class_scores(call(self.model, self.example)).shape[1]
+            try:
+                scores = attempt(self.model, *call_arguments(self.example))
+            except Failed as failed:
+                problem = failed.__cause__
+                assert isinstance(problem, Exception)
+                raise cannot_run(self.model, failed.where, self.example, problem) from problem
+        return class_scores(scores).shape[1]
 
     @cached_property
     def unscored(self) -> str:

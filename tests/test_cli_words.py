@@ -8,10 +8,20 @@ import pytest
 import torch
 from command import Cli, refused
 
+import ghostify
 from ghostify.errors import did_you_mean
 from ghostify.files import near_path
+from ghostify.networks import resnet8
 
 TINY = ("mine:tiny", "--input", "3,8,8")
+PICTURES = """
+import torch
+from torch.utils.data import TensorDataset
+
+def data():
+    images = TensorDataset(torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))
+    return images, images
+"""
 
 
 @pytest.mark.parametrize(
@@ -63,12 +73,24 @@ TINY = ("mine:tiny", "--input", "3,8,8")
         (["compress", *TINY, "--plan", "mien.yaml"], ["does not exist", "Did you mean 'mine.yaml'"]),
         (["compress", *TINY, "--plan", "pictures"], ["'pictures' cannot be read", "a folder"]),
         (["plan", *TINY, "-o", "no/such/plan.yaml"], ["there is no folder 'no/such'"]),
+        (
+            ["eval", *TINY, "--data", "fake", "--weights-strict", "no"],
+            ["weights_strict", "no effect", "--weights FILE"],
+        ),
+        (["eval", *TINY, "--data", "fake", "--weights-key", "ema"], ["weights_key", "no effect", "--weights FILE"]),
+        (["scan", *TINY, "--weights-allow", "argparse.Namespace"], ["weights_allow", "no effect", "--weights FILE"]),
+        (["compress", *TINY, "--data", "fake", "--loss", "torch.nn:MSELoss"], ["data.loss", "no effect", "--epochs 1"]),
+        (["eval", "mine:tiny", "--input", "1,8,8", "--data", "pictures:data"], ["does not run on", "module '0'"]),
+        (["eval", *TINY, "--data", "fake", "--device", "meta"], ["'meta' cannot be used", "no numbers"]),
+        (["scan", "mine:half", "--input", "3,8,8"], ["weights are float16", "--input 3,224,224:float16"]),
     ],
     ids=lambda value: " ".join(value)[:60],
 )
 def test_wrong_words_are_named_with_what_is_right(cli: Cli, args: list[str], words: list[str]) -> None:
     for folder in ("runs/other", "pictures"):
         Path(folder).mkdir(parents=True)
+    Path("pictures.py").write_text(PICTURES)
+    Path("mine.py").write_text(Path("mine.py").read_text() + "def half():\n    return tiny().half()\n")
     torch.save({}, "some.pt")
     Path("mine.yaml").write_text("model: {source: 'mine:tiny'}\n")
     Path("sourceless.yaml").write_text("model: {}\n")
@@ -108,3 +130,35 @@ def test_only_what_lies_beside_a_path_is_suggested_for_it(tmp_path: Path) -> Non
     assert near_path(tmp_path / "weights.pth") == f" Did you mean '{tmp_path / 'weights.pt'}'?"
     assert near_path(tmp_path / "pln.yaml") == ""
     assert near_path(tmp_path / "nowhere" / "weights.pt") == ""
+
+
+def test_what_is_not_near_or_there_already_is_not_mended(tmp_path: Path) -> None:
+    for name in ("sig", "1.png", "11.png"):
+        (tmp_path / name).touch()
+    assert near_path(tmp_path / "missing") == ""
+    assert near_path(tmp_path / "1.png") == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "key"),
+    [
+        (["eval", "run", "--data", "digits", "--weights", "some.pt"], "weights"),
+        (["scan", "run", "--set", "model.args.width=4"], "args"),
+        (["plan", "run", "--weights", "DEFAULT"], "weights"),
+        (["finetune", "run", "--data", "fake", "--weights", "some.pt", "--weights-strict", "no"], "weights"),
+        (["scan", "--recipe", "of_run.yaml"], "weights"),
+    ],
+    ids=lambda value: " ".join(value)[:60],
+)
+def test_a_run_takes_no_weights_or_arguments_of_another_source(cli: Cli, args: list[str], key: str) -> None:
+    ghosted = ghostify.convert(resnet8(), torch.randn(1, 3, 32, 32))
+    ghostify.save(ghosted, "run", model="ghostify:resnet8")
+    torch.save({}, "some.pt")
+    Path("of_run.yaml").write_text("model: {source: run, weights: some.pt}\n")
+    refused(cli(*args), f"model.{key}", "'run'", "leave it out")
+
+
+def test_a_run_is_carried_on_with_a_recipe_of_another_source(cli: Cli) -> None:
+    ghostify.save(ghostify.convert(resnet8(), torch.randn(1, 3, 32, 32)), "run", model="ghostify:resnet8")
+    Path("mine.yaml").write_text("model: {source: 'mine:tiny', args: {classes: 4}}\n")
+    assert cli("scan", "run", "--recipe", "mine.yaml").code == 0

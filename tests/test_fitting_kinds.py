@@ -536,3 +536,27 @@ def test_a_network_with_autocast_of_its_own_is_fitted(pointwise: Any) -> None:
         if (fit := convert(model.eval(), images(2)[:2], settings, images=images(2)).fit)
     ]
     assert None not in errors and errors[1] == pytest.approx(errors[0], rel=0.2, abs=0.02)
+
+@pytest.mark.parametrize("where", [2, 4])
+def test_a_layer_whose_bias_is_pruned_stays_as_it_is(where: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(128, 4)).eval()
+    prune.l1_unstructured(model[where], "bias", 0.5)
+    x = torch.randn(64, 3, 8, 8)
+    made = convert(model, x[:1], images=x, also=["stem"], min_saving=0)
+    before, after = model[where].state_dict(), made.module.get_submodule(str(where)).state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_a_norm_that_is_pruned_does_not_undo_the_fit(which: str) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(16)
+    nn.init.normal_(norm.bias)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), prune.l1_unstructured(norm, which, 0.3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    images = torch.randn(64, 3, 8, 8)
+    made = convert(model, images[:1], images=images, also=["stem"], min_saving=0)
+    assert made.fit is not None and made.fit.error is not None and made.fit.unfitted is not None
+    assert made.fit.error < 0.5 * made.fit.unfitted
+    assert not made.fit.notes

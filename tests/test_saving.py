@@ -112,6 +112,14 @@ def test_a_damaged_report_is_refused(tmp_path: Path) -> None:
         read_report(tmp_path / "run")
 
 
+def test_a_key_that_is_missing_in_a_run_file_is_named(tmp_path: Path) -> None:
+    ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"state"', '"stat"'))
+    with pytest.raises(RunError, match=r"run\.json' cannot be read: .*'(stat|state)'"):
+        ghostify.load(tmp_path / "run")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 99'])
 def test_a_broken_run_file_is_one_line(tmp_path: Path, text: str) -> None:
     ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8")

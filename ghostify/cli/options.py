@@ -15,6 +15,7 @@ import yaml
 
 from ghostify import __version__
 from ghostify.cli import streams
+from ghostify.effects import given as given_in
 from ghostify.errors import RecipeError
 from ghostify.inputs import GRAMMAR, settled_inputs
 from ghostify.recipe import Recipe, find_recipe, group_of, make_recipe, meaning, read_yaml
@@ -195,9 +196,28 @@ def recipe_of(name: str | None, assignments: list[str] | None, **options: Any) -
     if not isinstance(values, dict):
         raise RecipeError(f"Recipe {name!r} must hold settings as 'key: value'.")
     try:
-        return make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
+        recipe = make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
     except RecipeError as problem:
         raise _of_option(problem, options) from None
+    _refuse_beside_run(recipe, overrides)
+    return recipe
+
+
+def _refuse_beside_run(recipe: Recipe, overrides: Mapping[str, Any]) -> None:
+    """Refuse what builds a network or loads weights where a run folder is named: a run holds both."""
+    said = [key.split(".")[1] for key in overrides if key.startswith("model.")]
+    if "source" not in said:  # the recipe's own
+        said += given_in(recipe.model)
+    idle = [name for name in said if name == "args" or name.startswith("weights")]
+    if not idle:
+        return
+    from ghostify.saving import is_run
+
+    if is_run(recipe.model.source):
+        raise RecipeError(
+            f"model.{idle[0]} has no effect on the run folder {recipe.model.source!r}, which holds its own network and "
+            "weights; leave it out."
+        )
 
 
 def _of_option(problem: RecipeError, options: Mapping[str, Any]) -> RecipeError:

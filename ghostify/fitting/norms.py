@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostify.batches import Batch, call
+from ghostify.ghosts.narrowing import holds_its_weights
 from ghostify.tracing import cloned
 
 
@@ -66,11 +67,14 @@ def renew_all(module: nn.Module, batches: Sequence[Batch], kept: Callable[[str],
 def renew(norm: nn.Module, seen: Seen) -> None:
     """Give ``norm`` the statistics seen, and the slope and offset with which its function in eval mode stays.
 
-    Channels that do not vary keep theirs, and so do norms without a slope and offset of their own.
+    Channels that do not vary keep theirs, and so do norms without a slope and offset of their own, which a hook
+    may compute.
     """
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     mean, var, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
     if mean is None or var is None or weight is None or bias is None or not seen.count:
+        return
+    if not holds_its_weights(norm):
         return
     varies = seen.variance > 1e-8 * var.double().clamp_min(norm.eps)
     slope = weight.detach().double() * (var.double() + norm.eps).rsqrt()

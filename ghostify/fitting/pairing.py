@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ghostify.fitting.origins import Origins
 from ghostify.ghosts import CGhost, CGhostLinear, GGhostStage
-from ghostify.ghosts.narrowing import PLAIN, dimensions
+from ghostify.ghosts.narrowing import PLAIN, dimensions, holds_its_weights
 from ghostify.names import within
 from ghostify.tracing import Traced
 
@@ -261,11 +261,8 @@ def _is_fed_maps(ghost: CGhost, ran: _Ran) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a layer is a convolution or linear layer of torch's own, which can be fitted as it is.
-
-    One that a hook gives its weight before each run (``torch.nn.utils.weight_norm``, pruning) has none to be set.
-    """
-    return type(module) in (*PLAIN.values(), nn.Linear) and isinstance(module.weight, nn.Parameter)
+    """Whether a layer is a convolution or linear layer of torch's own, which can be fitted as it is."""
+    return type(module) in (*PLAIN.values(), nn.Linear) and holds_its_weights(module)
 
 
 def ghost_channels(stage: GGhostStage) -> list[int]:

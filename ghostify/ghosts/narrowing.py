@@ -160,3 +160,12 @@ def _beside_preparing(seen: _Run, conv: Conv) -> str | None:
     if call["weight"].shape != conv.weight.shape:
         return "convolves with a weight of another shape than its own"
     return None if torch.equal(call["output"], seen.output) else "goes on after its convolution"
+
+
+def holds_its_weights(module: nn.Module) -> bool:
+    """Whether ``weight`` and ``bias`` are a layer's own parameters (or None).
+
+    Else a hook computes them before each call, as those of the old ``weight_norm`` and of pruning do, and would write
+    over what they are set to.
+    """
+    return {"weight", "bias"} <= module._parameters.keys()

@@ -30,9 +30,14 @@ def place_for(model: nn.Module, device: Device | None) -> torch.device:
         first = next(chain(model.parameters(), model.buffers()), None)
         return torch.device("cpu") if first is None else first.device
     try:
-        return torch.empty(0, device=device).device
+        place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as problem:
         raise GhostifyError(f"Device {str(device)!r} cannot be used: {_why(device, problem)}") from problem
+    if place.type == "meta":
+        raise GhostifyError(
+            f"Device {str(device)!r} cannot be used: it holds shapes only, no numbers; give cpu or cuda."
+        )
+    return place
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,7 +11,12 @@ _LONGEST = 300
 
 
 class Failed(Exception):
-    """A module did not run: the message is what went wrong and in which of its modules, in one line."""
+    """A module did not run: the message is what went wrong and in which of its modules, in one line.
+
+    ``where`` is that module's name, and the cause is what was raised.
+    """
+
+    where: str = ""
 
 
 def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
@@ -24,8 +29,10 @@ def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | N
         try:
             return run(*args, **(kwargs or {}))
         except Exception as problem:
-            where = f" in module {running[-1]!r}" if running and running[-1] else ""
-            raise Failed(f"{one_line(problem)}{where}") from problem
+            where = running[-1] if running else ""
+            failed = Failed(f"{one_line(problem)}{f' in module {where!r}' if where else ''}")
+            failed.where = where
+            raise failed from problem
 
 
 def one_line(problem: BaseException) -> str:

@@ -41,6 +41,7 @@ from ghostify.saving.environment import describe_environment
 from ghostify.saving.installing import NAMES, RUN, Installation, listed, owned, require_owned, writing
 from ghostify.saving.weights import require_plain, write_weights
 from ghostify.scanning import Scan
+from ghostify.settings import first_problem
 from ghostify.sources import build_model
 
 FORMAT = 1
@@ -384,9 +385,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def _parsed(kind: type[_Model], path: Path) -> _Model:
     try:
         return kind.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as problem:
-        first = problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else str(problem)
-        raise RunError(f"{str(path)!r} cannot be read: {first}.") from None
+    except ValidationError as problem:
+        raise RunError(f"{str(path)!r} cannot be read: {first_problem(kind, problem)[1]}") from None
+    except OSError as problem:
+        raise RunError(f"{str(path)!r} cannot be read: {problem.strerror}.") from None
 
 
 def as_yaml(recipe: Recipe) -> str:

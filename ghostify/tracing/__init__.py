@@ -16,10 +16,12 @@ from ghostify.tracing.parts import one_example, recordable
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
 from ghostify.tracing.values import call_arguments, cloned, tensors_in, tensors_of_call
+from ghostify.tracing.wording import cannot_run
 
 __all__ = [
     "Traced",
     "call_arguments",
+    "cannot_run",
     "cloned",
     "is_leaf",
     "one_example",

@@ -48,7 +48,7 @@ def _given_to_parts(model: nn.Module, example: Any) -> dict[str, Any]:
         try:
             private(*cloned(args), **cloned(kwargs))
         except Exception as problem:
-            raise cannot_run(type(private).__name__, (args, kwargs), problem) from problem
+            raise cannot_run(private, "", (args, kwargs), problem) from problem
     return given
 
 

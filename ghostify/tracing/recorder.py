@@ -58,8 +58,7 @@ def record(
     except (TraceError, WritesParameter):
         raise
     except Exception as problem:
-        where = f"module {recorder.where!r}" if recorder.where else type(private).__name__
-        raise cannot_run(where, (args, kwargs), problem) from problem
+        raise cannot_run(private, recorder.where, (args, kwargs), problem) from problem
     finally:
         recorder.state.restore_generators()
     return recorder

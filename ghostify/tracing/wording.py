@@ -12,9 +12,21 @@ from ghostify.running import function_name, one_line
 from ghostify.tracing.values import tensors_in
 
 
-def cannot_run(where: str, example: Any, problem: Exception) -> TraceError:
-    """The error for a model that fails on an example by itself."""
-    return TraceError(f"The model does not run on the example {_shapes_text(example)}; in {where}: {one_line(problem)}")
+def cannot_run(model: nn.Module, where: str, example: Any, problem: Exception) -> TraceError:
+    """The error for a model that fails on an example by itself; ``where`` names a module of it, or is empty."""
+    place = f"module {where!r}" if where else type(model).__name__
+    why = f"{one_line(problem)}{_of_other_type(model, example)}"
+    return TraceError(f"The model does not run on the example {_shapes_text(example)}; in {place}: {why}")
+
+
+def _of_other_type(model: nn.Module, example: Any) -> str:
+    """What is said where no number given is of the weights' type: torch's own words speak of Half and Float."""
+    weights = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    numbers = {leaf.dtype for leaf in tensors_in(example) if leaf.is_floating_point()}
+    if not numbers or len(weights) != 1 or weights & numbers:
+        return ""
+    wanted = str(weights.pop()).removeprefix("torch.")
+    return f". Its weights are {wanted}: give an example of that type, as by --input 3,224,224:{wanted}."
 
 
 def holds_original(what: str, original: str) -> str:
