@@ -537,6 +537,7 @@ def test_a_network_with_autocast_of_its_own_is_fitted(pointwise: Any) -> None:
     ]
     assert None not in errors and errors[1] == pytest.approx(errors[0], rel=0.2, abs=0.02)
 
+
 @pytest.mark.parametrize("where", [2, 4])
 def test_a_layer_whose_bias_is_pruned_stays_as_it_is(where: int) -> None:
     torch.manual_seed(0)
