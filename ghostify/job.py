@@ -92,7 +92,13 @@ def metric_of(feeding: DataSettings | None) -> Metric | None:
 
 def planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
     """The network recorded, whole or in parts, and the plan for it: ``given``, checked, or made by the recipe."""
-    return agreed(subject.model, subject.example, given or recipe.ghost, pick_device(recipe.device))
+    wanted, place = given or recipe.ghost, pick_device(recipe.device)
+    return agreed(subject.model, subject.example, wanted, place, fitted=_fits(subject, recipe))
+
+
+def _fits(subject: Subject, recipe: Recipe) -> bool:
+    """Whether weights are to be fitted to what takes a layer's place."""
+    return recipe.fit.resolved(subject.has_training_images) != "none"
 
 
 def _trains(recipe: Recipe) -> bool:
@@ -154,20 +160,21 @@ class Job:
     def rewritten(self, recorded: Traced | TracedParts, plan: Plan, given: Plan | None) -> Ghosted:
         """The network rewritten; in parts after all, if only its fitted weights show that it resists as a whole."""
         try:
-            return self._fitted(recorded, plan)
+            return self._fitted(recorded, plan, given)
         except RewriteError:
             if isinstance(recorded, TracedParts) or not recorded.doubts:
                 raise
             reason = recorded.doubts[0].removesuffix(".")
         wanted = given or self.recipe.ghost
-        parts, plan = agreed_in_parts(self.subject.model, self.subject.example, wanted, reason, self.place)
+        subject, fitted = self.subject, _fits(self.subject, self.recipe)
+        parts, plan = agreed_in_parts(subject.model, subject.example, wanted, reason, self.place, fitted=fitted)
         self.watcher.say(plan.partly)
-        return self._fitted(parts, plan)
+        return self._fitted(parts, plan, given)
 
-    def _fitted(self, recorded: Traced | TracedParts, plan: Plan) -> Ghosted:
+    def _fitted(self, recorded: Traced | TracedParts, plan: Plan, given: Plan | None) -> Ghosted:
         """The network rewritten, its weights fitted as the recipe asks: to training images, where there are any."""
         data, settings = self.subject.data, self.recipe.fit
-        there = data is not None and data.train is not None
+        there = self.subject.has_training_images
         how = settings.resolved(there)
         if how in ("data", "polish") and not there:
             raise DataError(
@@ -183,7 +190,10 @@ class Job:
         self.watcher.say(f"Fitting the weights to {what}")
         if isinstance(recorded, TracedParts):
             watched = partial(counted, self.watcher)
-            return rewrite_parts_fitted(recorded, plan, images, settings, device=self.place, watched=watched).whole
+            own = given is None
+            return rewrite_parts_fitted(
+                recorded, plan, images, settings, device=self.place, watched=watched, proposed=own
+            ).whole
         with counted(self.watcher) as told:
             return rewrite_fitted(recorded, plan, images, settings, device=self.place, told=told)
 

@@ -38,7 +38,8 @@ def convert(
     scaled as the network is used to and without labels, the weights are fitted in closed form to what the model gives
     for them; some hundreds do.  Of a network with several inputs they are a tuple or a dict of tensors, as ``example``
     is, with N samples in each.  ``fit`` are ``FitSettings``; ``fit="weights"`` fits to noise where there are no
-    images.  The model itself is not touched.
+    images.  Where weights are fitted, layers to which none can be are left alone, and the plan says why.  The model
+    itself is not touched.
 
     Raises ``TraceError`` when it cannot be recorded, ``PlanError`` when nothing would change, ``FitError`` when it
     cannot be fitted.
@@ -47,8 +48,8 @@ def convert(
     fitting = make_settings(FitSettings, fit, {})
     require_images(fitting, images is not None, "images")
     traced = trace(model, example)
-    plan = rehearse(traced, settings)
     how = fitting.resolved(images is not None)
+    plan = rehearse(traced, settings, fitted=how != "none")
     return rewrite(traced, plan) if how == "none" else rewrite_fitted(traced, plan, images, fitting)
 
 
@@ -63,12 +64,14 @@ def convert_parts(
     are found, rewritten and put back; ``ghostify compress`` does so by itself.  ``example`` is one input of the whole
     model, as in ``([image, image],)``.  ``changes`` are settings by name, whose patterns are of names in the whole, and
     ``images`` and ``fit`` as in ``convert``; the images may be a list of inputs of the whole, too, and each part is
-    fitted to what it is given for them.  The model itself is not touched.  Raises ``TraceError`` when it does not run,
-    ``PlanError`` when no part would change.
+    fitted to what it is given for them, or left alone where it cannot be.  The model itself is not touched.  Raises
+    ``TraceError`` when it does not run, ``PlanError`` when no part would change.
     """
     images, fit = changes.pop("images", None), changes.pop("fit", None)
     settings = make_settings(GhostSettings, ghost, changes)
     fitting = make_settings(FitSettings, fit, {})
     require_images(fitting, images is not None, "images")
     recorded = trace_parts(model, example)
-    return rewrite_parts_fitted(recorded, recorded.plan(settings), images, fitting)
+    fitted = fitting.resolved(images is not None) != "none"
+    plan = recorded.plan(settings, fitted=fitted)
+    return rewrite_parts_fitted(recorded, plan, images, fitting, proposed=True)

@@ -34,6 +34,7 @@ _HEADER = """\
 # To name a stage by hand, list its blocks, the first first, in a swap of rule g-ghost.
 """
 GIVEN_NOTHING = "was given nothing in the run on the example (no box was found, say), so what it costs is unknown"
+_UNFIT = "cannot be fitted"
 _NAMED = 6
 """Modules that are named in a sentence; the others are counted."""
 _OUTSIDE = "is kept: G-Ghost stages replace what follows the first block of a stage (method both takes it)"
@@ -91,7 +92,8 @@ class Plan(BaseModel):
             return self
         if not self.skips:
             raise PlanError("The plan names no layer, so there is nothing to ghost.")
-        telling = [_kind(skip.reason) for skip in self.skips if skip.reason != _OUTSIDE] or [_OUTSIDE]
+        kinds = [_kind(skip.reason) for skip in self.skips if skip.reason != _OUTSIDE] or [_OUTSIDE]
+        telling = [kind for kind in kinds if kind.startswith(_UNFIT)] or kinds  # what another fit would change
         kind, times = Counter(telling).most_common(1)[0]
         example, reason = next((skip.target, skip.reason) for skip in self.skips if _kind(skip.reason) == kind)
         others = f" (and {times - 1} more)" if times > 1 else ""
@@ -163,11 +165,13 @@ def plan(
     settings: GhostSettings | Mapping[str, Any] | str | None = None,
     *,
     device: torch.device | None = None,
+    fitted: bool = False,
     **changes: Any,
 ) -> Plan:
     """Propose for every stage and site of ``scan``; ``changes`` are settings by name (``s=4``).
 
-    Method ``auto`` goes by ``device``, or else by whether there is a GPU.
+    Method ``auto`` goes by ``device``, or else by whether there is a GPU.  With ``fitted``, a fit is to follow, and
+    what cannot be fitted is left alone, except where parts norm-act were asked for, which never are.
 
     Raises ``PlanError`` for a network without convolutions, a pattern that matches nothing or a ratio that a layer set
     by name cannot have, and ``RecipeError`` for an unknown setting.
@@ -179,7 +183,7 @@ def plan(
     require_all_match(scan, settings)
     kept = meant(scan, settings.exclude)
     if method in ("width", "thin"):
-        return _assembled(scan, [width.propose(scan, settings), *width.skips(scan)], kept)
+        return _narrowed(scan, settings, fitted)
     if method == "g-ghost" and not scan.stages:
         raise PlanError(
             f"{scan.network} has no stage (three or more blocks of one width and resolution) to become a G-Ghost "
@@ -189,16 +193,39 @@ def plan(
         require_effect_by_name(settings, pattern, own)
     settings = settings.model_copy(update={"exclude": spelled_out(scan, settings.exclude)})
     found = [] if method == "c-ghost" else scan.stages
-    stages = [g_ghost.propose(stage, settings, scan.modules) for stage in found]
+    stages = [_proposed_stage(scan, stage, settings, fitted) for stage in found]
     try:
         sites = [
-            _proposed(site, settings) if method != "g-ghost" else Skip(target=site.name, reason=_OUTSIDE)
+            _proposed(site, settings, fitted) if method != "g-ghost" else Skip(target=site.name, reason=_OUTSIDE)
             for site in _left(scan, stages)
         ]
     except PlanError as problem:
         raise PlanError(f"The settings cannot be met: {problem}") from None
     _require_reached(scan, settings, [*stages, *sites])
     return _assembled(scan, [*stages, *sites], kept)
+
+
+def _narrowed(scan: Scan, settings: GhostSettings, fitted: bool) -> Plan:
+    """The plan of method width or thin, which keeps as they are the layers that could not be fitted."""
+    unfit = unfittable(scan, settings) if fitted else []
+    exclude = (*settings.exclude, *(site.name for site in unfit))
+    skips = [Skip(target=site.name, reason=_cannot_be_fitted(f"it {site.unfit}")) for site in unfit]
+    try:
+        swap = width.propose(scan, settings.model_copy(update={"exclude": exclude}))
+    except PlanError as problem:
+        if not skips or scan.coupling is None:
+            raise
+        raise PlanError(f"{problem} Besides, {skips[0].target} {skips[0].reason}.") from None
+    return _assembled(scan, [swap, *width.skips(scan), *skips], meant(scan, exclude))
+
+
+def unfittable(scan: Scan, settings: GhostSettings) -> list[Site]:
+    """The sites that no weights can be fitted to, those aside that settings exclude."""
+    return [site for site in scan.sites if site.unfit and not any(map(site.matches, settings.exclude))]
+
+
+def _cannot_be_fitted(why: str) -> str:
+    return f"{_UNFIT}, because {why}; fit none swaps it all the same"
 
 
 def _require_reached(scan: Scan, settings: GhostSettings, entries: Sequence[Swap | Skip]) -> None:
@@ -236,10 +263,21 @@ def _is_meant(scan: Scan, target: str, pattern: str) -> bool:
     return any(stage.name == target and stage.is_meant([pattern], scan.modules) for stage in scan.stages)
 
 
-def _proposed(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
+def _proposed(site: Site, settings: GhostSettings, fitted: bool) -> CGhostSwap | Skip:
     if site.calls and not site.positions and not site.obstacle:
         return Skip(target=site.name, reason=GIVEN_NOTHING)
-    return c_ghost.propose(site, settings)
+    proposed = c_ghost.propose(site, settings)
+    if fitted and site.unfit and isinstance(proposed, CGhostSwap) and proposed.parts == "linear":
+        return Skip(target=site.name, reason=_cannot_be_fitted(f"it {site.unfit}"))
+    return proposed
+
+
+def _proposed_stage(scan: Scan, stage: Stage, settings: GhostSettings, fitted: bool) -> GGhostSwap | Skip:
+    proposed = g_ghost.propose(stage, settings, scan.modules)
+    inner = next((site for site in scan.sites if site.unfit and stage.holds(site.name)), None)
+    if fitted and inner and isinstance(proposed, GGhostSwap):
+        return Skip(target=stage.name, reason=_cannot_be_fitted(f"{inner.name} {inner.unfit}"))
+    return proposed
 
 
 def resolved(method: Method, device: torch.device | None = None) -> Method:
@@ -279,12 +317,17 @@ def check(plan: Plan, scan: Scan) -> Plan:
     return _assembled(scan, [*on_stages, *on_sites], kept)
 
 
-def scan_for(traced: Traced, wanted: GhostSettings | Plan) -> Scan:
-    """The scan that settings need, or a plan with stages named by hand.  Raises ``PlanError`` for no such stage."""
+def scan_for(traced: Traced, wanted: GhostSettings | Plan, fitted: bool = False) -> Scan:
+    """The scan that settings need, or a plan with stages named by hand.  Raises ``PlanError`` for no such stage.
+
+    With ``fitted``, layers that cannot be fitted are to be kept, too, where a network becomes narrower.
+    """
     if isinstance(wanted, GhostSettings):
         if wanted.method not in ("width", "thin"):
             return scan(traced)
-        return scan(traced, whole=True, steady=wanted.exclude, stream=width.stream(wanted))
+        unfit = unfittable(scan(traced), wanted) if fitted else []
+        steady = (*wanted.exclude, *(site.name for site in unfit))
+        return scan(traced, whole=True, steady=steady, stream=width.stream(wanted))
     scaled = next((swap for swap in wanted.swaps if isinstance(swap, WidthSwap)), None)
     named = [swap.blocks for swap in wanted.swaps if isinstance(swap, GGhostSwap)]
     if scaled is None:
@@ -415,7 +458,8 @@ def _checked_width(plan: Plan, scan: Scan) -> Plan:
     if apart:
         raise PlanError(f"The plan's exclude names {apart[0]!r}, which its swap does not; write it under both.")
     update = {"before": scan.cost, "after": width.predict(scan, swap)}
-    return _assembled(scan, [swap.model_copy(update=update), *width.skips(scan)], kept)
+    said = [skip for skip in plan.skips if skip.target in kept]
+    return _assembled(scan, [swap.model_copy(update=update), *width.skips(scan), *said], kept)
 
 
 def _left(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Site]:

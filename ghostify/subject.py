@@ -34,6 +34,11 @@ class Subject:
     notes: tuple[str, ...] = ()
     """What a person should know of its weights, a sentence each."""
 
+    @property
+    def has_training_images(self) -> bool:
+        """Whether there are images that weights could be fitted to."""
+        return self.data is not None and self.data.train is not None
+
     @cached_property
     def outputs(self) -> int:
         """How many class scores the network gives.

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from zoo import conv_bn, head, plain, residual
 
 from ghostify import convert, rewrite
-from ghostify.fitting.pairing import calls_of
 from ghostify.fitting.schedule import Order
 from ghostify.fitting.walking import Walk
+from ghostify.module_calls import calls_of
 from ghostify.networks import resnet20
 from ghostify.tracing import trace
 

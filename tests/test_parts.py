@@ -30,7 +30,7 @@ from ghostify import (
     trace,
 )
 from ghostify.errors import ModelError, PlanError, RewriteError, RunError, TraceError
-from ghostify.fitting.parts import given_to
+from ghostify.fitting.parts import given_to, rewrite_parts_fitted
 from ghostify.recipe import GhostSettings, ModelSettings, Recipe, make_recipe
 from ghostify.rewriting import TracedParts, agreed, agreed_in_parts, counted
 from ghostify.saving import read_report
@@ -316,10 +316,43 @@ def test_a_part_that_takes_a_list_is_fitted_to_its_tensors() -> None:
     assert torch.allclose(maps[1], nn.functional.avg_pool2d(fine, 2), atol=1e-5)
 
 
-def test_a_part_that_is_given_images_of_several_sizes_is_carried_over_unfitted() -> None:
+SIZES = [torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(size)) for size in (16, 24, 16, 24)]
+
+
+def test_parts_that_are_given_images_of_several_sizes_are_left_alone_and_nothing_else_is_left_to_change() -> None:
     torch.manual_seed(0)
-    images = [torch.rand(1, 3, size, size) for size in (16, 24, 16, 24)]
-    fitted = convert_parts(Detector().eval(), X, images=images, **ANY).whole
+    said = r"No part of Detector would change: backbone cannot be fitted: .* tensors of several sizes; use fit none\.$"
+    with pytest.raises(PlanError, match=said):
+        convert_parts(Detector().eval(), X, images=SIZES, **ANY)
+    assert convert_parts(Detector().eval(), X, images=SIZES, fit="none", **ANY).whole.plan.swaps
+
+
+class Cropping(Detector):
+    """Its heads see maps of one size, whatever the images are."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        y = nn.functional.adaptive_avg_pool2d(self.loose(self.backbone((images - 0.5) / 0.25)), 8)
+        scores = torch.cat([one.flatten() for one in self.heads([y, nn.functional.avg_pool2d(y, 2)])])
+        return scores[scores > scores.mean()].sort().values
+
+
+def test_a_part_that_cannot_be_fitted_is_left_alone_and_the_plan_says_why() -> None:
+    torch.manual_seed(0)
+    model = Cropping().eval()
+    done = convert_parts(model, X, images=SIZES, **ANY)
+    assert {swap.target for swap in done.whole.plan.swaps} == {"heads.shared.0"}
+    reasons = {skip.target: skip.reason for skip in done.whole.plan.skips}
+    lies = "lies in 'backbone', which was left alone: backbone cannot be fitted: it is given other inputs"
+    assert reasons["backbone.1.one.0"].startswith(lies) and reasons["backbone.1.one.0"].endswith("use fit none")
+    assert torch.equal(done.module.backbone(SIZES[1]), model.backbone(SIZES[1]))
+
+
+def test_a_plan_by_hand_of_parts_keeps_its_swaps_and_the_notes_say_they_are_unfitted() -> None:
+    torch.manual_seed(0)
+    model = Detector().eval()
+    recorded, wanted = in_parts(model)
+    fitted = rewrite_parts_fitted(recorded, wanted, SIZES).whole
+    assert fitted.plan.swaps == wanted.swaps
     assert any("Weights of backbone carried over unfitted" in note for note in compare(fitted).notes)
 
 
@@ -385,7 +418,7 @@ def test_a_network_that_resists_only_once_it_is_fitted_is_rewritten_in_parts_aft
     assert any("Rewritten: backbone, heads; left: loose" in line for line in listener.said)
 
 
-def _as_a_whole(model: nn.Module, example: Tensor, *others: object) -> tuple[Traced, Plan]:
+def _as_a_whole(model: nn.Module, example: Tensor, *others: object, fitted: bool) -> tuple[Traced, Plan]:
     traced = trace(model, example)
     return traced, plan(scan(traced), GhostSettings.model_validate(ANY))
 

@@ -130,6 +130,7 @@ SIGNATURES = {
         "settings: GhostSettings | Mapping[str, Any] | str | None = None",
         "*",
         "device: torch.device | None = None",
+        "fitted: bool = False",
         "**changes: Any",
         "-> Plan",
     ],

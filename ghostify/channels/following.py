@@ -207,6 +207,8 @@ class _Follower(Numbering):
         source = node.all_input_nodes[0]
         out_shape = shape_of(node)
         weight, bias = self._parameters(node)
+        if len(out_shape) != len(shape):
+            raise self._stop(node, "is given an image without a batch")
         if shape[:2] == (1, 1) and not constant_along(self._ids(source, node), -1):
             return self._along_channels(node, source, weight, bias, shape)
         inputs = self._vector(source, node, 1)

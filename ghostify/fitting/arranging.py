@@ -25,13 +25,13 @@ from torch import nn
 from ghostify.batches import Batch
 from ghostify.channels import Ordering, Unreadable, follow
 from ghostify.fitting.ghosts import layout
-from ghostify.fitting.pairing import given_by, is_batched
 from ghostify.fitting.pairs import PairMoments, as_maps, pair_positions
 from ghostify.fitting.splitting import split
 from ghostify.fitting.surroundings import line, surroundings
 from ghostify.fitting.walking import Walk
 from ghostify.ghosts.c_ghost import linear_maps
 from ghostify.ghosts.narrowing import Conv
+from ghostify.module_calls import given_by, is_batched
 from ghostify.rules import CGhostSwap
 from ghostify.running import evaluating
 from ghostify.scanning import network_nodes

@@ -14,12 +14,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostify.fitting.origins import Origins
-from ghostify.ghosts import CGhost, CGhostLinear, GGhostStage
-from ghostify.ghosts.narrowing import PLAIN, dimensions, holds_its_weights
+from ghostify.ghosts import CGhost, GGhostStage
+from ghostify.module_calls import (
+    READ_ELSEWHERE,
+    ModuleCall,
+    by_call,
+    call_number,
+    calls_of,
+    is_plain_layer,
+    read_weights,
+    unfit,
+)
 from ghostify.names import within
 from ghostify.tracing import Traced
 
 Kind = Literal["ghost", "layer", "stage"]
+_NOT_AS_OFTEN = "is not called as often as in the original"
 
 
 @dataclass(frozen=True)
@@ -60,26 +70,6 @@ class Part:
         return [call.twin for call in self.calls]
 
 
-@dataclass(frozen=True)
-class _Ran:
-    """The nodes of one call of a module."""
-
-    nodes: tuple[fx.Node, ...]
-
-    @property
-    def reads(self) -> list[fx.Node]:
-        """What it is given, weights aside."""
-        found = (source for node in self.nodes for source in node.all_input_nodes if source.op != "get_attr")
-        return list(dict.fromkeys(source for source in found if source not in self.nodes))
-
-    @property
-    def gives(self) -> list[fx.Node]:
-        """What others read of it."""
-        if len(self.nodes) == 1:
-            return list(self.nodes)
-        return [node for node in self.nodes if any(user not in self.nodes for user in node.users)]
-
-
 class Matching:
     """The parts of a converted network in the order they first run."""
 
@@ -90,11 +80,7 @@ class Matching:
         self.stages = {name: part for name, part in _named(root, GGhostStage).items() if name in origins.stages}
         self.holders = _holders(root)
         self.order = {node: index for index, node in enumerate(converted.graph.nodes)}
-        self.read = {
-            id(root.get_parameter(str(node.meta["parameter"])))
-            for node in converted.graph.nodes
-            if node.op == "get_attr" and node.meta.get("parameter") and node.users
-        }
+        self.read = read_weights(converted, root)
         """Parameters that the network reads itself, not by a layer alone."""
         self.skipped: dict[str, str] = {}
         """What was replaced and is not fitted, and why."""
@@ -127,7 +113,7 @@ class Matching:
     def _stage(self, name: str) -> Part | None:
         """The ghosts of a stage; None where nothing of them can be fitted."""
         stage = self.stages[name]
-        ours = _by_call(self.converted, name, lambda node: self._makes_ghosts(node, name))
+        ours = by_call(self.converted, name, lambda node: self._makes_ghosts(node, name))
         theirs = self._blocks(name)
         if not theirs or (isinstance(stage.cheap, nn.Identity) and (stage.mix is None or stage.mix.layers == 2)):
             return None
@@ -144,32 +130,34 @@ class Matching:
             calls.append(Call(stage, begin, begin, inputs, twin, block.reads[0], pooled))
         return Part("stage", name, stage, torch.tensor(ghost_channels(stage)), tuple(calls))
 
-    def _blocks(self, name: str) -> list[_Ran]:
+    def _blocks(self, name: str) -> list[ModuleCall]:
         """The calls of the original's block whose output a stage's ghosts are of."""
         modules = self.origins.stages.get(name, ())
         grouped: dict[int, list[fx.Node]] = {}
         for node in self.original.graph.nodes:
             home = next((m for m in modules if within(str(node.meta.get("module", "")), m)), None)
             if node.users and home is not None and node.op != "get_attr":
-                grouped.setdefault(_call_number(node, home), []).append(node)
-        return [_Ran(tuple(nodes)) for nodes in grouped.values()]
+                grouped.setdefault(call_number(node, home), []).append(node)
+        return [ModuleCall(tuple(nodes)) for nodes in grouped.values()]
 
     def _ghost(self, name: str) -> Part | None:
         module = self.ghosts[name]
         ours, theirs = calls_of(self.converted, name), calls_of(self.original, name)
         if isinstance(module.primary, nn.Sequential):
             self.skipped[name] = "has norms and activations in its parts"
-        elif len(ours) != len(theirs) or not all(_is_plain(ran) for ran in (*ours, *theirs)):
-            self.skipped[name] = "is called with more than one tensor, or gives more than one"
-        elif not all(_is_fed_maps(module, ran) for ran in theirs):
-            self.skipped[name] = "is given an image without a batch"
+        elif len(ours) != len(theirs):
+            self.skipped[name] = _NOT_AS_OFTEN
+        elif reason := unfit(self.original.part(name), theirs):
+            self.skipped[name] = reason
+        elif not all(call.is_plain for call in ours):
+            self.skipped[name] = "gives what nothing reads"
         else:
             return Part("ghost", name, module, None, _calls(module, ours, theirs))
         return None
 
     def _layer(self, name: str) -> Part | None:
         module: Any = self.root.get_submodule(name)
-        if not is_plain(module):
+        if not is_plain_layer(module):
             return None
         names = [home for home, _ in self.holders[id(module.weight)]]
         origins = [self.origins.layers.get(home, (home, None)) for home in names]
@@ -178,7 +166,7 @@ class Matching:
             calls = [
                 call for home, (origin, _) in zip(names, origins, strict=True) for call in self._paired(home, origin)
             ]
-            reason = None if calls else "is not called as often as in the original"
+            reason = None if calls else _NOT_AS_OFTEN
         if reason is not None:
             if name in self.origins.layers:
                 self.skipped[name] = reason
@@ -198,7 +186,7 @@ class Matching:
         if weight.is_complex():
             return "has complex weights"
         if id(weight) in self.read:
-            return "has its weight read elsewhere"
+            return READ_ELSEWHERE
         alike = all(
             key == "weight" and type(self.root.get_submodule(home)) is type(module)
             for home, key in self.holders[id(weight)]
@@ -212,8 +200,8 @@ class Matching:
         """The calls of a plain layer; none where the original has another number, or any is of other inputs."""
         module = self.root.get_submodule(name)
         ours, theirs = calls_of(self.converted, name), calls_of(self.original, origin)
-        fed = all(len(ran.nodes[0].all_input_nodes) == 1 for ran in ours) and all(map(_is_plain, theirs))
-        if len(ours) != len(theirs) or not fed or not all(is_batched(module, ran.gives[0]) for ran in theirs):
+        fed = all(len(ran.nodes[0].all_input_nodes) == 1 for ran in ours)
+        if len(ours) != len(theirs) or not fed or unfit(module, theirs):
             return ()
         return _calls(module, ours, theirs)
 
@@ -222,47 +210,11 @@ class Matching:
         return [home for home, _ in self.holders[id(part.module.weight)]] if part.kind == "layer" else []
 
 
-def calls_of(traced: Traced, name: str) -> list[_Ran]:
-    """The calls of a module in the order they ran: of a layer of torch's, one node each."""
-    nodes = [node for node in traced.graph.nodes if node.op == "call_module" and str(node.target) == name]
-    if nodes:
-        return [_Ran((node,)) for node in nodes]
-    return _by_call(traced, name, lambda node: within(str(node.meta.get("module", "")), name))
-
-
-def _by_call(traced: Traced, name: str, among: Callable[[fx.Node], bool]) -> list[_Ran]:
-    """Some nodes of a module, call by call."""
-    grouped: dict[int, list[fx.Node]] = {}
-    for node in traced.graph.nodes:
-        if node.op not in ("output", "get_attr") and among(node):
-            grouped.setdefault(_call_number(node, name), []).append(node)
-    return [_Ran(tuple(nodes)) for nodes in grouped.values()]
-
-
-def _call_number(node: fx.Node, name: str) -> int:
-    calls: dict[str, int] = node.meta.get("calls", {})
-    return calls.get(name, 0)
-
-
-def _calls(module: nn.Module, ours: Sequence[_Ran], theirs: Sequence[_Ran]) -> tuple[Call, ...]:
+def _calls(module: nn.Module, ours: Sequence[ModuleCall], theirs: Sequence[ModuleCall]) -> tuple[Call, ...]:
     return tuple(
         Call(module, one.nodes[0], one.gives[0], one.reads[0], other.gives[0], other.reads[0])
         for one, other in zip(ours, theirs, strict=True)
     )
-
-
-def _is_plain(ran: _Ran) -> bool:
-    """Whether a call reads one tensor and gives one."""
-    return len(ran.reads) == 1 and len(ran.gives) == 1
-
-
-def _is_fed_maps(ghost: CGhost, ran: _Ran) -> bool:
-    return isinstance(ghost, CGhostLinear) or is_batched(ghost.primary, ran.gives[0])
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether a layer is a convolution or linear layer of torch's own, which can be fitted as it is."""
-    return type(module) in (*PLAIN.values(), nn.Linear) and holds_its_weights(module)
 
 
 def ghost_channels(stage: GGhostStage) -> list[int]:
@@ -311,16 +263,6 @@ def changed(
         if any(map(touched, names)) or any(source in dirty for source in node.all_input_nodes):
             dirty.add(node)
     return same, dirty
-
-
-def given_by(traced: Traced, name: str) -> list[fx.Node]:
-    """What gives a layer's outputs: its calls or, of a class of its own, what others read of it."""
-    return [node for ran in calls_of(traced, name) for node in ran.gives]
-
-
-def is_batched(layer: nn.Module, output: fx.Node) -> bool:
-    """Whether a layer gives a batch of maps, or rows, at a node."""
-    return isinstance(layer, nn.Linear) or len(output.meta["shapes"][0]) == dimensions(layer) + 2
 
 
 def _named(root: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from ghostify.batches import Batch, call, count, join, move, per_sample, split, take
-from ghostify.errors import FitError
+from ghostify.errors import FitError, PlanError
 from ghostify.fitting.carrying import rewrite_fitted
 from ghostify.fitting.fit import Told
 from ghostify.fitting.report import Fit
@@ -42,12 +42,14 @@ def rewrite_parts_fitted(
     *,
     device: torch.device | None = None,
     watched: Watched = lambda name: nullcontext(),
+    proposed: bool = False,
 ) -> Parts:
     """``rewrite_parts``, and the weights of each part fitted to what the original gives it for ``images``.
 
     ``images`` are a tensor (N, C, H, W), or a tuple or dict of tensors where the model takes several, of which it is
-    given one after the other; or a list of inputs of the whole, as ``trace`` takes them.  A part that is given inputs
-    of several sizes is carried over unfitted, and the fit's notes say so.  Raises what ``rewrite_parts`` raises.
+    given one after the other; or a list of inputs of the whole, as ``trace`` takes them.  A part that cannot be fitted,
+    as it is given inputs of several sizes, is left alone where the plan was ``proposed`` by settings; a plan by hand is
+    carried out, and the notes say that its weights are carried over unfitted.  Raises what ``rewrite_parts`` raises.
     """
     settings = settings or FitSettings()
     how = settings.resolved(images is not None)
@@ -63,10 +65,12 @@ def rewrite_parts_fitted(
     def fitted(name: str, traced: Traced, own: Plan) -> Ghosted:
         try:
             if how != "weights" and name not in given:
-                raise FitError("it is given other inputs than tensors, or tensors of several sizes.")
+                raise FitError("it is given other inputs than tensors, or tensors of several sizes; use fit none.")
             with watched(name) as told:
                 return rewrite_fitted(traced, own, given.get(name), settings, device=device, told=told)
         except FitError as problem:
+            if proposed:
+                raise PlanError(f"{name} cannot be fitted: {problem}") from None
             unfitted[name] = str(problem)
             return rewrite(traced, own)
 

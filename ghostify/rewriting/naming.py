@@ -76,6 +76,7 @@ def named_in(part: str, found: Scan) -> Scan:
                 "name": named(site.name),
                 "aliases": tuple(map(named, site.aliases)),
                 "obstacle": told(site.obstacle),
+                "unfit": told(site.unfit),
             }
         )
         for site in found.sites

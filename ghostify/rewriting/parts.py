@@ -52,31 +52,43 @@ class Parts:
 
 @undisturbed()
 def agreed(
-    model: nn.Module, example: Any, wanted: GhostSettings | Plan, device: torch.device | None = None
+    model: nn.Module,
+    example: Any,
+    wanted: GhostSettings | Plan,
+    device: torch.device | None = None,
+    *,
+    fitted: bool = False,
 ) -> tuple[Traced | TracedParts, Plan]:
     """A network recorded as a whole, or in parts where it resists, and the plan wanted for that.
 
-    It resists where it cannot be recorded, or where its recording cannot vouch for another input and a trial shows that
-    it cannot be rewritten.  Raises ``TraceError`` when it does not run, and for lack of parts what the whole raises;
-    ``PlanError`` when the plan does not fit or changes nothing.
+    Where a fit is to follow (``fitted``), settings leave alone what cannot be fitted; a plan says what it swaps.  A
+    network resists where it cannot be recorded, or where its recording cannot vouch for another input and a trial shows
+    that it cannot be rewritten.  Raises ``TraceError`` when it does not run, and for lack of parts what the whole
+    raises; ``PlanError`` when the plan does not fit or changes nothing.
     """
     if isinstance(wanted, Plan) and wanted.parts:
-        return agreed_in_parts(model, example, wanted, wanted.parts.reason, device)
+        return agreed_in_parts(model, example, wanted, wanted.parts.reason, device, fitted=fitted)
     try:
-        return _agreed_as_a_whole(model, example, wanted, device)
+        return _agreed_as_a_whole(model, example, wanted, device, fitted)
     except (_Doubtful, TraceError) as problem:
         try:
-            return agreed_in_parts(model, example, wanted, reason_of(problem), device)
+            return agreed_in_parts(model, example, wanted, reason_of(problem), device, fitted=fitted)
         except (NoParts, TraceError):
             raise problem.__cause__ if isinstance(problem, _Doubtful) and problem.__cause__ else problem from None
 
 
 def agreed_in_parts(
-    model: nn.Module, example: Any, wanted: GhostSettings | Plan, reason: str, device: torch.device | None = None
+    model: nn.Module,
+    example: Any,
+    wanted: GhostSettings | Plan,
+    reason: str,
+    device: torch.device | None = None,
+    *,
+    fitted: bool = False,
 ) -> tuple[TracedParts, Plan]:
     """The parts of a network that resists for a ``reason``, and the plan wanted for them.  Raises as ``agreed``."""
     recorded = trace_parts(model, example, reason).require_parts()
-    plan = recorded.check(wanted) if isinstance(wanted, Plan) else recorded.plan(wanted, device)
+    plan = recorded.check(wanted) if isinstance(wanted, Plan) else recorded.plan(wanted, device, fitted=fitted)
     return recorded, plan.require_changes()
 
 
@@ -130,11 +142,11 @@ def rebuilt(module: nn.Module, plan: Plan, example: Any = None) -> nn.Module:
 
 
 def _agreed_as_a_whole(
-    model: nn.Module, example: Any, wanted: GhostSettings | Plan, device: torch.device | None
+    model: nn.Module, example: Any, wanted: GhostSettings | Plan, device: torch.device | None, fitted: bool
 ) -> tuple[Traced, Plan]:
     traced = trace(model, example)
     plan = (
-        rehearse(traced, wanted, device)
+        rehearse(traced, wanted, device, fitted=fitted)
         if isinstance(wanted, GhostSettings)
         else check(wanted, scan_for(traced, wanted))
     )
@@ -158,7 +170,7 @@ def _as_done(plan: Plan, ghosted: Mapping[str, Ghosted], left: Mapping[str, str]
     """The plan with what became of each part: a fit may decide more of a swap, and a part may have been refused."""
     swaps = [entered_by(part, swap) for part, one in ghosted.items() for swap in one.plan.swaps]
     skips = [
-        Skip(target=swap.target, reason=f"lies in {part!r}, which was left alone: {reason}")
+        Skip(target=swap.target, reason=f"lies in {part!r}, which was left alone: {reason.removesuffix('.')}")
         for part, reason in left.items()
         for swap in plan.swaps
         if within(swap.target, part)

@@ -60,10 +60,12 @@ class TracedParts:
         self._require_no_width(wanted)
         return self._merged(self.model, {name: self._scanned(name, wanted) for name in self.parts})
 
-    def plan(self, settings: GhostSettings, device: torch.device | None = None) -> Plan:
-        """The plan that settings propose, after stages were built once.  Raises ``PlanError``."""
+    def plan(self, settings: GhostSettings, device: torch.device | None = None, *, fitted: bool = False) -> Plan:
+        """The plan that settings propose, after stages were built once; where the parts are to be ``fitted``, what
+        cannot be is left alone.  Raises ``PlanError``.
+        """
         self.require_parts()
-        return self._told(rehearsed(self.scan(settings), settings, self._build, device))
+        return self._told(rehearsed(self.scan(settings), settings, self._build, device, fitted=fitted))
 
     def require_parts(self) -> TracedParts:
         """Itself, or ``NoParts`` when there is nothing to rewrite."""

@@ -86,20 +86,28 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
 
 
 @undisturbed()
-def rehearse(traced: Traced, settings: GhostSettings, device: torch.device | None = None) -> Plan:
+def rehearse(
+    traced: Traced, settings: GhostSettings, device: torch.device | None = None, *, fitted: bool = False
+) -> Plan:
     """The plan that settings propose for a network, after its stages were built once.
 
     Some code shows only when it runs that it cannot work with fewer channels; such stages are left alone with the
-    reason.  Raises ``PlanError``.
+    reason, and so is, where the network is to be ``fitted``, what cannot be.  Raises ``PlanError``.
     """
-    return rehearsed(scan_for(traced, settings), settings, lambda swap: g_ghost.replacements(traced, swap), device)
+    seen = scan_for(traced, settings, fitted)
+    return rehearsed(seen, settings, lambda swap: g_ghost.replacements(traced, swap), device, fitted=fitted)
 
 
 def rehearsed(
-    seen: Scan, settings: GhostSettings, build: Callable[[GGhostSwap], Any], device: torch.device | None = None
+    seen: Scan,
+    settings: GhostSettings,
+    build: Callable[[GGhostSwap], Any],
+    device: torch.device | None = None,
+    *,
+    fitted: bool = False,
 ) -> Plan:
     """The plan for a scan, after each stage was built once."""
-    proposed = plan(seen, settings, device=device)
+    proposed = plan(seen, settings, device=device, fitted=fitted)
     obstacles: dict[str, str] = {}
     for swap in proposed.swaps:
         if isinstance(swap, GGhostSwap):
@@ -107,7 +115,7 @@ def rehearsed(
                 build(swap)
             except RewriteError as problem:
                 obstacles[swap.target] = str(problem).removeprefix(f"{swap.target} ").removesuffix(".")
-    return plan(seen.hindered(obstacles), settings, device=device) if obstacles else proposed
+    return plan(seen.hindered(obstacles), settings, device=device, fitted=fitted) if obstacles else proposed
 
 
 def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> nn.Module:

@@ -7,6 +7,7 @@ from torch import fx, nn
 from ghostify.costs import Op
 from ghostify.ghosts import CGhost
 from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowable
+from ghostify.module_calls import READ_ELSEWHERE, calls_of, is_plain_layer, unfit
 from ghostify.scanning.roles import WEIGHTED, kind_of
 from ghostify.tracing import Traced
 
@@ -42,6 +43,15 @@ def _obstacle_inside(module: nn.Module, inner: list[Op]) -> str | None:
     if inner:
         return f"{own}, which computes more than its convolution ({inner[0].kind})"
     return not_narrowable(module)
+
+
+def unfit_as_called(traced: Traced, name: str, module: nn.Module, read: set[int]) -> str | None:
+    """Why no weights can be fitted to what a module does; ``read``: ``id`` of each weight that the network reads."""
+    if is_plain_layer(module) and id(module.weight) in read:
+        return READ_ELSEWHERE
+    if kind_of(module) == "transposed":
+        return None  # it becomes no ghost
+    return unfit(module, calls_of(traced, name))
 
 
 def sealed_in(traced: Traced) -> dict[str, str]:

@@ -49,6 +49,8 @@ class Site(BaseModel):
     cost: Cost = Cost()
     obstacle: str | None = None
     """Why this site cannot be rewritten, as the end of a sentence that begins with its name; None if it can."""
+    unfit: str | None = None
+    """Why no weights can be fitted to what it does, likewise; None if they can."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from ghostify.costs import Cost, Op, own_params
 from ghostify.ghosts.narrowing import Conv, has_own_forward, per_filter
+from ghostify.module_calls import read_weights
 from ghostify.recipe import Role
 from ghostify.running import groups_of, is_conv, is_weighted, op_name, weight_node, weight_shape
-from ghostify.scanning.obstacles import homes_in, obstacle, sealed_in
+from ghostify.scanning.obstacles import homes_in, obstacle, sealed_in, unfit_as_called
 from ghostify.scanning.result import Site
 from ghostify.scanning.roles import CONVS, WEIGHTED, image_of, kind_of, linear_role, maps_in, role_of, roles_in
 from ghostify.tracing import Traced
@@ -25,11 +26,13 @@ def sites_in(traced: Traced, ops: list[Op]) -> Iterator[Site]:
     sealed = sealed_in(traced)
     inside = _inside(traced, ops)
     maps = maps_in(traced)
+    read = read_weights(traced, traced.module)
     for module, names in traced.names.items():
         if isinstance(module, CONVS) or (module in calls and _is_linear_site(module, calls[module], maps)):
             nodes = calls.pop(module, [])
             inner = [op for op in inside.get(module, []) if op.node not in {node.name for node in nodes}]
-            yield _module_site(module, names, nodes, costs, inner, roles, sealed)
+            site = _module_site(module, names, nodes, costs, inner, roles, sealed)
+            yield site.model_copy(update={"unfit": unfit_as_called(traced, site.name, module, read)})
     for nodes in calls.values():
         for node in nodes:
             if is_conv(op_name(traced, node)):
