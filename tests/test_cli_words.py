@@ -72,6 +72,11 @@ def data():
         (["compress", *TINY, "--set", "fit.joint=maybe"], ["fit.joint", "true or false"]),
         (["compress", *TINY, "--plan", "mien.yaml"], ["does not exist", "Did you mean 'mine.yaml'"]),
         (["compress", *TINY, "--plan", "pictures"], ["'pictures' cannot be read", "a folder"]),
+        (["compress", *TINY, "-o", "."], ["'.'", "there already", "runs/mine"]),
+        (["compress", *TINY, "-o", ""], ["there already", "runs/mine"]),
+        (["analyze", *TINY, "--data", "fake", "-o", ".."], ["'..'", "there already"]),
+        (["finetune", *TINY, "--data", "fake", "-o", "/"], ["'/'", "there already"]),
+        (["finetune", *TINY, "--data", "fake", "--epochs", "0"], ["0 epochs", "--epochs of 1 or more"]),
         (["plan", *TINY, "-o", "no/such/plan.yaml"], ["there is no folder 'no/such'"]),
         (
             ["eval", *TINY, "--data", "fake", "--weights-strict", "no"],
@@ -162,3 +167,15 @@ def test_a_run_is_carried_on_with_a_recipe_of_another_source(cli: Cli) -> None:
     ghostify.save(ghostify.convert(resnet8(), torch.randn(1, 3, 32, 32)), "run", model="ghostify:resnet8")
     Path("mine.yaml").write_text("model: {source: 'mine:tiny', args: {classes: 4}}\n")
     assert cli("scan", "run", "--recipe", "mine.yaml").code == 0
+
+
+def test_an_analysis_that_advises_nothing_is_named(cli: Cli) -> None:
+    settings = ("mine:tiny", "--input", "3,8,8")
+    assert cli("analyze", *settings, "--data", "fake", "--tolerance", "0.0001", "-o", "seen").code == 0
+    refused(cli("plan", *settings, "--from-analysis", "seen"), "'seen' advises no change", "--tolerance")
+
+
+def test_commands_to_go_on_with_can_be_pasted(cli: Cli) -> None:
+    answer = cli("compress", *TINY, "-o", "a run")
+    assert "ghostify report 'a run' --layers" in answer.out + answer.err
+    refused(cli("compress", "--resume", "a run"), "ghostify finetune 'a run'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,8 @@ def analyze(
         if found.analysis.stages:
             show.table(found.analysis.stage_table())
         show.say(f"The page with pictures: {folder / 'report.html'}")
-        show.say(f"A plan of what is advised: ghostify plan {settings.model.source} --from-analysis {folder}")
+        planned = f"ghostify plan {shlex.quote(settings.model.source)} --from-analysis {shlex.quote(str(folder))}"
+        show.say(f"A plan of what is advised: {planned}")
     if not found.analysis.complete:
         raise RunInterrupted(f"Interrupted: what was done is in {folder}.")
 
@@ -265,6 +267,8 @@ def finetune(
     settings = resumable(resume, "finetune") if resume else options.recipe_of(recipe, set, **{"epochs": 1, **asked})
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
+    if settings.finetune and not settings.finetune.epochs:
+        raise RecipeError("Fine-tuning for 0 epochs changes nothing; give --epochs of 1 or more.")
     from ghostify.experiment import train
     from ghostify.subject import require_source
 
@@ -428,7 +432,13 @@ def _as_advised(settings: Recipe, path: Path) -> Recipe:
     from ghostify.analysis import advised, read_analysis
 
     found = read_analysis(path)
-    return settings.model_copy(update={"ghost": advised(found.layers, found.stages, settings.ghost.method)})
+    ghost = advised(found.layers, found.stages, settings.ghost.method)
+    if not ghost.include:
+        raise PlanError(
+            f"Analysis {str(path)!r} advises no change by method {ghost.method}, so there is nothing to plan; "
+            "why stands in its table. Another --method, or an analysis with a larger --tolerance, may find some."
+        )
+    return settings.model_copy(update={"ghost": ghost})
 
 
 def _validated_recipe(path: Path) -> Recipe:
@@ -466,7 +476,8 @@ def _show_outcome(outcome: Outcome, as_json: bool) -> None:
         show.json({"folder": str(outcome.folder), **outcome.report.model_dump(mode="json")})
         return
     show.table(outcome.report.summary())
-    show.say(f"Saved in {outcome.folder}; see each layer with: ghostify report {outcome.folder} --layers")
+    folder = shlex.quote(str(outcome.folder))
+    show.say(f"Saved in {outcome.folder}; see each layer with: ghostify report {folder} --layers")
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -53,6 +53,8 @@ def reserve(output: str | Path, made: Made | None = None) -> Path:
     What was made is noted in ``made``.  Raises ``RunError`` when it cannot be made, before any long work is done.
     """
     output, made = Path(output), made or Made()
+    if output.name in ("", ".."):  # ".", "" and "/" have no name, so no number can be put behind it
+        raise RunError(f"Folder {str(output)!r} is there already; give the name of a new one, as in runs/mine.")
     with writing(output):
         for number in range(1, 100_000):
             folder = output if number == 1 else output.with_name(f"{output.name}-{number}")
@@ -97,12 +99,15 @@ def resumable(folder: Path, verb: str) -> Recipe:
     recipe = validated(Recipe, read_yaml(path, RunError, "Recipe"), f"Recipe {str(path)!r}", RunError)
     trains = recipe.finetune is not None and recipe.finetune.epochs > 0
     if is_run(folder) and read_run(folder).state == ("finetuned" if trains else "converted"):
-        raise RunError(f"{str(folder)!r} is finished already; train it further with: ghostify finetune {folder}")
+        raise RunError(
+            f"{str(folder)!r} is finished already; train it further with: ghostify finetune {shlex.quote(str(folder))}"
+        )
     request = _request_in(folder)
     begun_by = request.verb if request else _verb_of(folder)
     if begun_by not in (verb, None):
         raise RunError(
-            f"{str(folder)!r} was begun by ghostify {begun_by}; go on with: ghostify {begun_by} --resume {folder}"
+            f"{str(folder)!r} was begun by ghostify {begun_by}; go on with: "
+            f"ghostify {begun_by} --resume {shlex.quote(str(folder))}"
         )
     if request:
         _require_same_directory(folder, request, recipe)
