@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from zoo import ZOO, InvertedResidual, Net, conv_bn, plain, residual
 
+from ghostify.fitting.intercepts import Intercepts
 from ghostify.fitting.layers import put, times, weight_of
 from ghostify.fitting.moments import Moments
 from ghostify.fitting.norms import Seen, renew
+from ghostify.fitting.origins import Origins
+from ghostify.fitting.pairing import Matching
 from ghostify.fitting.pointwise import Blocks, Both
-from ghostify.fitting.sampling import _LEAST, _MOST, Positions, positions_wanted
+from ghostify.fitting.sampling import _LEAST, _MOST, Block, Positions, Samples, positions_wanted
 from ghostify.fitting.surroundings import bare, is_norm, line, surroundings, without_addition
-from ghostify.fitting.targets import Aim, Pair, Targets
+from ghostify.fitting.targets import Aim, Targets
 from ghostify.fitting.walking import Walk, batched
 from ghostify.networks import resnet8
 from ghostify.tracing import trace
@@ -475,11 +478,12 @@ def test_less_can_be_looked_at() -> None:
 
 def aim(model: nn.Module, x: Tensor, name: str, compensate: bool = True) -> tuple[Aim, list[Any]]:
     """The aim of a layer of a network that stands for itself, and both recordings' nodes by target."""
-    walks = [walk(model, [x]), walk(copy.deepcopy(model), [x])]
-    pair = Pair(walks[0].traced, walks[1].traced, *walks, held=0)
+    twin = copy.deepcopy(model)
+    walks = [walk(model, [x]), walk(twin, [x])]
     nodes: list[Any] = [{str(node.target): node for node in one.nodes} for one in walks]
-    theirs, ours = (by_target[name] for by_target in nodes)
-    return Aim.of(pair, ours, theirs, ours, None, compensate), nodes
+    matching = Matching(walks[0].traced, walks[1].traced, twin, Origins())
+    part = next(part for part in matching.parts() if part.name == name)
+    return Aim.of(walks[0].traced, matching, part, part.calls[0], compensate), nodes
 
 
 def test_what_is_added_is_the_converted_networks_where_that_is_known() -> None:
@@ -610,8 +614,11 @@ def targets_behind(ceiling: float | None, added: bool, norm: nn.Module | None) -
     pair: Any = SimpleNamespace(first=SimpleNamespace(values=first), second=SimpleNamespace(values=second), batches=2)
     side: Any = SimpleNamespace(sum=there, ceiling=ceiling)
     aim = Aim(side, side, None, here if added else None, None)  # type: ignore[arg-type]
-    targets = Targets(pair, aim, Positions((3, 4, 5, 5), 10**6, 2, 0, 1), norm, True)
-    return targets, wanted, other
+    samples = Samples([Positions((3, 4, 5, 5), 10**6, 2, 0, 1)])
+    return Targets(pair, [aim], samples, [norm], True), wanted, other
+
+
+FIRST = Block(0)
 
 
 def line_of(norm: nn.Module | None, y: Tensor) -> Tensor:
@@ -628,12 +635,12 @@ each_norm = pytest.mark.parametrize("norm", [None, scrambled(nn.BatchNorm2d(4)).
 def test_a_layer_that_gives_its_targets_makes_the_sums_right(ceiling: float | None, norm: Any, added: bool) -> None:
     targets, wanted, other = targets_behind(ceiling, added, norm)
     for batch in range(2):
-        y = targets.outputs(batch).float()
+        y = targets.outputs(Block(batch)).float()
         maps = y.reshape(3, 25, 4).transpose(1, 2).unflatten(2, (5, 5))
-        order = targets.positions.chosen[batch].argsort()
+        order = targets.samples.calls[0].chosen[batch].argsort()
         maps = maps.flatten(2)[:, :, order].unflatten(2, (5, 5))
         assert torch.allclose(line_of(norm, maps) + (other[batch] if added else 0), wanted[batch], atol=1e-4)
-        assert targets.error(batch, y.double()) < 1e-10 < targets.variance
+        assert targets.error(Block(batch), y.double()) < 1e-10 < targets.variance
 
 
 @each_ceiling
@@ -642,13 +649,13 @@ def test_behind_a_rectifier_what_it_hides_is_free(ceiling: float | None, norm: A
     """Targets come to where the layer is now, as far as the rectifier does not see it."""
     targets, _, _ = targets_behind(ceiling, True, norm)
     generator = torch.Generator().manual_seed(1)
-    y = targets.outputs(0) + 3 * torch.randn(75, 4, generator=generator).double()
-    now, wanted = targets._sum(0, y), targets.sums[0].double()
-    plain = targets.outputs(0)
-    targets.bend(0, y)
-    bent = targets._sum(0, targets.outputs(0))
+    y = targets.outputs(FIRST) + 3 * torch.randn(75, 4, generator=generator).double()
+    now, wanted = targets._sum(FIRST, y), targets.sums[FIRST].double()
+    plain = targets.outputs(FIRST)
+    targets.bend(FIRST, y)
+    bent = targets._sum(FIRST, targets.outputs(FIRST))
     if ceiling is None:
-        assert torch.equal(targets.outputs(0), plain)
+        assert torch.equal(targets.outputs(FIRST), plain)
         return
     seen = (wanted > 0) & (wanted < ceiling)
     assert torch.allclose(bent[seen], wanted[seen], atol=1e-4)
@@ -665,10 +672,10 @@ def test_renewing_targets_never_makes_the_fit_worse_behind_the_rectifier() -> No
     x = torch.cat([x, torch.ones(75, 1)], 1)
     errors = []
     for _ in range(8):
-        y = x @ torch.linalg.lstsq(x, targets.outputs(0)).solution
-        missed = torch.where(targets.sums[0] > 0, y - targets.sums[0], y.clamp_min(0))
+        y = x @ torch.linalg.lstsq(x, targets.outputs(FIRST)).solution
+        missed = torch.where(targets.sums[FIRST] > 0, y - targets.sums[FIRST], y.clamp_min(0))
         errors.append(float(missed.square().sum()))
-        targets.bend(0, y)
+        targets.bend(FIRST, y)
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(errors))
     assert errors[-1] < 0.95 * errors[0]
 
@@ -679,7 +686,7 @@ def test_what_a_norm_silences_asks_for_nothing() -> None:
         norm.weight[1] = 0
     targets, _, _ = targets_behind(None, False, norm)
     assert targets.alive.tolist() == [True, False, True, True]
-    assert targets.weights[1] == 0 and (targets.outputs(0)[:, 1] == 0).all()
+    assert targets.weights[1] == 0 and (targets.outputs(FIRST)[:, 1] == 0).all()
     assert torch.allclose(targets.weights, line(norm, 4, torch.zeros(1))[0].square() * targets.alive)
 
 
@@ -694,6 +701,7 @@ def test_an_intercept_goes_to_the_bias_or_to_the_mean_of_the_norm(bias: bool) ->
     x = torch.randn(2, 4, 5, 5)
     sums = F.conv2d(x, wanted_weight.reshape(6, 2, 3, 3), shift, groups=2)
     wanted = norm(sums)
-    put(conv, wanted_weight.double(), shift.reshape(2, 3), norm)
+    put(conv, wanted_weight.double())
+    Intercepts([conv], [norm]).put([shift])
     assert torch.allclose(norm(conv(x)), wanted, atol=1e-5)
     assert torch.equal(weight_of(conv), wanted_weight.double())

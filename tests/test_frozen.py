@@ -167,12 +167,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_conversion_keeps_modes_and_frozen_parts(method: str) -> None:
-    """Of three stages one is frozen and in eval mode, in a network in train mode."""
+    """Of three stages one is frozen and in eval mode, in a network in train mode; new layers of a stage train."""
     model = resnet20().train()
     model.layer1.requires_grad_(False).eval()
     made = ghostify.convert(model, torch.randn(1, 3, 16, 16), **METHODS[method]).module
     for name, parameter in made.named_parameters():
-        assert parameter.requires_grad != name.startswith("layer1"), name
+        new = ".cheap." in name or ".mix." in name
+        assert parameter.requires_grad != (name.startswith("layer1") and not (new and "g-ghost" in method)), name
     for name, part in made.named_modules():
         assert part.training != name.startswith("layer1"), name
 

@@ -147,7 +147,7 @@ def _other(traced: Traced, node: fx.Node, one: fx.Node) -> fx.Node | None:
 
 
 def _is_computed_by_layers(traced: Traced, node: fx.Node) -> bool:
-    """Whether any layer takes part in the numbers of a value.
+    """Whether any layer takes part in the numbers of a value, or reads what they are made of, as of a network's images.
 
     Where none does, as in a mask or a position, there is no earlier error to make good; and a mask of minus infinity,
     or of -1e9, leaves nothing in the sum to fit to.
@@ -156,7 +156,7 @@ def _is_computed_by_layers(traced: Traced, node: fx.Node) -> bool:
     while waiting:
         here = waiting.pop()
         kind = op_name(traced, here)
-        if is_weighted(kind) or _has_parameters(traced, here):
+        if _is_layer(traced, here) or any(_is_layer(traced, user) for user in here.users):
             return True
         if kind not in _MAKES_MASKS:
             fresh = [source for source in here.all_input_nodes if source not in seen]
@@ -165,8 +165,11 @@ def _is_computed_by_layers(traced: Traced, node: fx.Node) -> bool:
     return False
 
 
-def _has_parameters(traced: Traced, node: fx.Node) -> bool:
-    return node.op == "call_module" and any(True for _ in traced.leaf(node).parameters())
+def _is_layer(traced: Traced, node: fx.Node) -> bool:
+    if node.op == "output":
+        return False
+    held = node.op == "call_module" and any(True for _ in traced.leaf(node).parameters())
+    return held or is_weighted(op_name(traced, node))
 
 
 def _kind(traced: Traced, node: fx.Node) -> str:

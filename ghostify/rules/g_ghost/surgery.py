@@ -67,7 +67,10 @@ class Surgery:
         return self._as_before(stage)
 
     def _as_before(self, stage: GGhostStage) -> GGhostStage:
-        """The stage in the mode of its slot, but for parts in eval mode on purpose; frozen where its blocks were."""
+        """The stage in the mode of its slot, but for parts in eval mode on purpose; its blocks frozen where they were.
+
+        The cheap and the mix operation stand for no layer that anybody froze, and must be trained to be of use.
+        """
         training = self.traced.part(self.stage.slot).training
         asleep = [part for part in stage.modules() if training and not part.training]
         stage.train(training)
@@ -77,7 +80,9 @@ class Surgery:
         for thin, block in zip(stage.thin, self.form.thin, strict=True):
             if frozen[block]:
                 thin.requires_grad_(False)
-        return stage.requires_grad_(False) if all(frozen) else stage
+        if stage.end is not None and frozen[-1]:
+            stage.end.requires_grad_(False)
+        return stage
 
     def _is_frozen(self, block: int) -> bool:
         parameters = [parameter for module in self._modules(block) for parameter in module.parameters()]
