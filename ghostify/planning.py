@@ -202,7 +202,7 @@ def plan(
     except PlanError as problem:
         raise PlanError(f"The settings cannot be met: {problem}") from None
     _require_reached(scan, settings, [*stages, *sites])
-    return _assembled(scan, [*stages, *sites], kept)
+    return _assembled(scan, [*stages, *sites, *_on_others(scan, stages)], kept)
 
 
 def _narrowed(scan: Scan, settings: GhostSettings, fitted: bool) -> Plan:
@@ -314,7 +314,7 @@ def check(plan: Plan, scan: Scan) -> Plan:
     _require_same_network(plan, scan, unnamed=sum(site.name not in said for site in left))
     absent = "is not named in the plan"
     on_sites = [said.get(site.name) or Skip(target=site.name, reason=absent) for site in left]
-    return _assembled(scan, [*on_stages, *on_sites], kept)
+    return _assembled(scan, [*on_stages, *on_sites, *_on_others(scan, on_stages)], kept)
 
 
 def scan_for(traced: Traced, wanted: GhostSettings | Plan, fitted: bool = False) -> Scan:
@@ -394,8 +394,10 @@ def _checked(entry: Swap | Skip, sites: Mapping[str, Site], stages: Mapping[str,
     if isinstance(entry, GGhostSwap):
         return _checked_stage(entry, scan)
     site = sites.get(entry.target)
-    if site is None and isinstance(entry, Skip) and entry.target in stages:
+    if site is None and isinstance(entry, Skip) and (entry.target in stages or entry.target in scan.others):
         return entry
+    if entry.target in scan.others:
+        raise PlanError(f"{entry.target} cannot be swapped: it {scan.others[entry.target]}.")
     if site is None:
         hint = did_you_mean(entry.target, [*sites, *stages])
         raise PlanError(f"The plan names {entry.target!r}, which {scan.network} does not have.{hint}")
@@ -466,6 +468,13 @@ def _left(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Site]:
     """The sites that no stage takes with it."""
     swapped = [stage for swap in stages if isinstance(swap, GGhostSwap) and (stage := scan.stage(swap.blocks))]
     return [site for site in scan.sites if not any(stage.holds(site.name) for stage in swapped)]
+
+
+def _on_others(scan: Scan, stages: Sequence[Swap | Skip]) -> list[Skip]:
+    """The layers that no rule takes, but for those that a stage takes with it."""
+    swapped = [stage for swap in stages if isinstance(swap, GGhostSwap) and (stage := scan.stage(swap.blocks))]
+    left = {name: why for name, why in scan.others.items() if not any(stage.holds(name) for stage in swapped)}
+    return [Skip(target=name, reason=reason) for name, reason in left.items()]
 
 
 def _assembled(scan: Scan, entries: Sequence[Swap | Skip], exclude: Sequence[str]) -> Plan:

@@ -966,7 +966,7 @@ HARD_NETS: tuple[Hard, ...] = (
     Hard("complex-output", ComplexOutput, rgb),
     Hard("complex-weights", ComplexWeights, rgb, kept={"spectral": "has complex weights"}),
     Hard("rearranged", body_of(rearranged), rgb),
-    Hard("lstm", Sequence, rgb),
+    Hard("lstm", Sequence, rgb, kept={"recurrent": "is a layer of class LSTM"}),
     # inputs and outputs
     Hard("several", Several, lambda: (rgb(), torch.ones(2, 1, 1, 1), 2.0)),
     Hard("keyword-only", ByKeyword, lambda: {"image": rgb(), "deep": True}),

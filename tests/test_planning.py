@@ -11,7 +11,8 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 from zoo import Aliased, conv_bn, grouped, head, mobile, odd, plain, residual
 
 from ghostify import GhostSettings, Plan, plan, read_plan, rewrite, scan, trace
@@ -619,3 +620,61 @@ def test_two_stages_cannot_replace_the_same_block() -> None:
     given = Plan(network="Sequential", inputs=((1, 16, 8, 8),), swaps=swaps)
     seen = scan(net, torch.zeros(1, 16, 8, 8), stages=blocks)
     assert "'3' twice" in refusal(check, given, seen)
+
+
+# -- layers with weights that are no convolutions --------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """A convolution, and every other kind of layer that multiplies by weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.offsets, self.deformed = nn.Conv2d(16, 18, 3, padding=1), DeformConv2d(16, 16, 3, padding=1)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.mlp = nn.ModuleDict({"up": nn.Linear(16, 32), "down": nn.Linear(32, 16)})
+        self.memory, self.cell = nn.GRU(16, 16, batch_first=True), nn.LSTMCell(16, 16)
+        self.pair, self.aside, self.head = nn.Bilinear(16, 16, 8), nn.Linear(16, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(self.stem(x))
+        tokens = self.deformed(y, self.offsets(y)).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        tokens = tokens + self.mlp["down"](self.mlp["up"](tokens).relu())
+        if self.training:
+            return self.aside(tokens.mean(1))
+        return self.head(self.pair(*self.cell(self.memory(tokens)[0][:, -1])))
+
+
+OTHERS = {
+    "deformed": "DeformConv2d",
+    "attention": "MultiheadAttention",
+    "mlp.up": "tokens",
+    "mlp.down": "tokens",
+    "memory": "GRU",
+    "cell": "LSTMCell",
+    "pair": "Bilinear",
+    "aside": "did not run",
+}
+
+
+def test_every_layer_that_multiplies_by_weights_is_a_swap_or_a_skip(tmp_path: Path) -> None:
+    """What lies in an attention layer is told with that; and a file, or a rewrite, says the same."""
+    traced = trace(Mixed().eval(), torch.randn(2, 3, 8, 8))
+    proposal = plan(scan(traced), min_saving=0)
+    reasons = {skip.target: skip.reason for skip in proposal.skips}
+    assert [swap.target for swap in proposal.swaps] == ["body", "offsets"]
+    assert reasons.keys() == {"stem", "head", *OTHERS}
+    assert all(word in reasons[name] for name, word in OTHERS.items())
+    (tmp_path / "plan.yaml").write_text(proposal.to_yaml())
+    assert rewrite(traced, read_plan(tmp_path / "plan.yaml")).plan == proposal
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "aside"])
+def test_a_swap_of_what_no_rule_takes_is_refused_with_the_reason(name: str) -> None:
+    found = scan(Mixed().eval(), torch.randn(2, 3, 8, 8))
+    wanted = CGhostSwap(target=name, geometry="16→16 3x3", s=2, d=3)
+    with pytest.raises(PlanError, match=f"^{name} cannot be swapped: it is a .*{OTHERS[name]}"):
+        check(plan(found, min_saving=0).model_copy(update={"swaps": (wanted,), "skips": ()}), found)
+

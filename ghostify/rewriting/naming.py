@@ -98,5 +98,11 @@ def named_in(part: str, found: Scan) -> Scan:
         for stage in found.stages
     ]
     return found.model_copy(
-        update={"sites": tuple(sites), "ops": tuple(ops), "params": params, "stages": tuple(stages)}
+        update={
+            "sites": tuple(sites),
+            "others": {named(name): reason for name, reason in found.others.items()},
+            "ops": tuple(ops),
+            "params": params,
+            "stages": tuple(stages),
+        }
     )

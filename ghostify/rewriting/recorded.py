@@ -109,6 +109,7 @@ class TracedParts:
             kinds=kinds,
             names=names,
             sites=(*(site for found in inside for site in found.sites), *self._outside(module)),
+            others={name: reason for found in inside for name, reason in found.others.items()},
             cost=Cost(
                 params=own_params(module),
                 macs=sum(found.cost.macs for found in inside),

@@ -11,12 +11,14 @@ from ghostify.module_calls import READ_ELSEWHERE, calls_of, is_plain_layer, unfi
 from ghostify.scanning.roles import WEIGHTED, kind_of
 from ghostify.tracing import Traced
 
+IDLE = "did not run on the example in eval mode, so its output is unknown"
+
 
 def obstacle(module: nn.Module, nodes: list[fx.Node], inner: list[Op]) -> str | None:
     """Why a module can take no ghost, whatever the settings; ``inner`` is what ran in it besides its convolutions."""
     kind = type(module).__name__
     if not nodes:
-        return "did not run on the example in eval mode, so its output is unknown"
+        return IDLE
     if kind_of(module) == "transposed":
         return f"is a {kind}, and C-Ghost modules are convolutions that are not transposed"
     if any(parameter.is_complex() for parameter in module.parameters()):

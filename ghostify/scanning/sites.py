@@ -21,7 +21,7 @@ from ghostify.tracing import Traced
 def sites_in(traced: Traced, ops: list[Op]) -> Iterator[Site]:
     """One site per convolution module in module order, then those that never ran, then functional convolutions."""
     roles = roles_in(traced)
-    calls = _calls(traced)
+    calls = weighted_calls(traced)
     costs = {op.node: op for op in ops}
     sealed = sealed_in(traced)
     inside = _inside(traced, ops)
@@ -39,7 +39,7 @@ def sites_in(traced: Traced, ops: list[Op]) -> Iterator[Site]:
                 yield _functional_site(traced, node, costs, roles)
 
 
-def _calls(traced: Traced) -> dict[nn.Module | str, list[fx.Node]]:
+def weighted_calls(traced: Traced) -> dict[nn.Module | str, list[fx.Node]]:
     """The convolution and linear nodes of the graph, by the module that owns the weight (or by node, if none does)."""
     calls: dict[nn.Module | str, list[fx.Node]] = {}
     for node in traced.graph.nodes:

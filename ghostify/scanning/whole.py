@@ -14,6 +14,7 @@ from ghostify.costs import Cost, count, own_params
 from ghostify.names import matches
 from ghostify.recipe import Stream
 from ghostify.running import undisturbed
+from ghostify.scanning.others import others_in
 from ghostify.scanning.result import Scan
 from ghostify.scanning.sites import sites_in
 from ghostify.stages import find_stages, name_stage
@@ -58,12 +59,14 @@ def scan(
     known = {tuple(block.name for block in stage.blocks) for stage in found}
     named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
     channels, uncoupled = _followed(traced, steady, stream) if whole else (None, "")
+    sites = tuple(sites_in(traced, ops))
     return Scan(
         network=type(traced.module).__name__,
         inputs=tuple(traced.input_shapes),
         kinds=kinds,
         names=names,
-        sites=tuple(sites_in(traced, ops)),
+        sites=sites,
+        others=others_in(traced, {site.name for site in sites}),
         cost=cost,
         ops=tuple(ops),
         stages=(*found, *named),
