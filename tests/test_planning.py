@@ -677,4 +677,3 @@ def test_a_swap_of_what_no_rule_takes_is_refused_with_the_reason(name: str) -> N
     wanted = CGhostSwap(target=name, geometry="16→16 3x3", s=2, d=3)
     with pytest.raises(PlanError, match=f"^{name} cannot be swapped: it is a .*{OTHERS[name]}"):
         check(plan(found, min_saving=0).model_copy(update={"swaps": (wanted,), "skips": ()}), found)
-

@@ -99,7 +99,7 @@ class Scan(BaseModel):
     ops: tuple[Op, ...]
     stages: tuple[Stage, ...] = ()
     """Runs of three or more blocks of one width and resolution, in the order they run."""
-    others: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    others: dict[str, str] = {}
     """Layers that multiply by weights and are no sites, and why each is left alone, as the end of a sentence."""
     unknown: dict[str, int]
     """Operations no counting rule knows, and how often each ran."""
