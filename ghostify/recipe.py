@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from ghostify.effects import With, given, overruled, require_effect
 from ghostify.errors import RecipeError, did_you_mean
-from ghostify.files import near_path
 from ghostify.inputs import GRAMMAR, settled_inputs
 from ghostify.settings import Settings, models_in
 from ghostify.settings import make_settings as make_settings
@@ -461,29 +460,10 @@ def _groups() -> dict[str, type[BaseModel]]:
     return {name: models[0] for name, models in found.items() if models}
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name (``papers/c-ghost-vgg16-s2-d3``)."""
-    home = Path(__file__).parent / "recipes"
-    if not home.is_dir():  # a source checkout, installed in place
-        home = Path(__file__).parents[1] / "recipes"
-    return {path.relative_to(home).with_suffix("").as_posix(): path for path in sorted(home.rglob("*.yaml"))}
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or by shipped name.  Raises ``RecipeError`` with the nearest name."""
-    known = shipped_recipes()
-    if Path(name).suffix in (".yaml", ".yml", ".json") or Path(name).is_file():
-        return Path(name)
-    if name not in known:
-        near = did_you_mean(name, known) or near_path(Path(name))
-        raise RecipeError(f"Recipe {name!r} is neither a file nor one of ours.{near}")
-    return known[name]
-
-
 def _override(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set ``key``: a setting of the recipe by its path, or ``LAYERS.s`` for the layers a glob matches."""
     head, _, last = key.rpartition(".")
-    if _is_setting(Recipe, key.split(".")) or not head or last not in SiteSettings.model_fields:
+    if _is_setting(Recipe, key.split(".")) or not _is_of_layers(key):
         _put(values, key, value, where)
         return
     _put(values, "ghost.set", values.get("ghost", {}).get("set", {}), where)
@@ -491,8 +471,15 @@ def _override(values: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def group_of(key: str) -> str:
-    """The group of the recipe that a key of ``make_recipe`` changes; that of ``LAYERS.s`` is ghost."""
-    return key.partition(".")[0] if _is_setting(Recipe, key.split(".")) else "ghost"
+    """The group of the recipe that a key of ``make_recipe`` changes: of ``LAYERS.s`` ghost, of no setting none."""
+    if _is_setting(Recipe, key.split(".")):
+        return key.partition(".")[0]
+    return "ghost" if _is_of_layers(key) else ""
+
+
+def _is_of_layers(key: str) -> bool:
+    head, _, last = key.rpartition(".")
+    return bool(head) and last in SiteSettings.model_fields
 
 
 def _is_setting(model: type[BaseModel], path: list[str]) -> bool:

@@ -122,6 +122,38 @@ def test_a_command_that_cannot_be_parsed_is_one_line_too(cli: Cli, args: list[st
     refused(cli(*args), *words, code=2)
 
 
+@pytest.mark.parametrize(
+    ("verb", "setting"),
+    [
+        ("scan", "ghost.s=4"),
+        ("scan", "finetune.lr=0.1"),
+        ("scan", "0.s=4"),
+        ("analyze", "ghost.s=4"),
+        ("analyze", "fit.images=64"),
+        ("plan", "fit.how=weights"),
+        ("plan", "analysis.d=5"),
+        ("compress", "analysis.tolerance=0.5"),
+        ("finetune", "ghost.s=4"),
+        ("finetune", "pretrain.epochs=1"),
+        ("finetune", "layer4.*.d=5"),
+        ("eval", "ghost.s=4"),
+        ("eval", "finetune.epochs=2"),
+    ],
+)
+def test_a_setting_that_a_verb_makes_no_use_of_is_refused(cli: Cli, verb: str, setting: str) -> None:
+    """Set by hand; in a file, it may be there for other verbs."""
+    refused(cli(verb, *TINY, "--set", setting), f"--set {setting}", f"no effect in `ghostify {verb}`")
+
+
+def test_a_recipe_file_may_hold_what_other_verbs_make_use_of(cli: Cli) -> None:
+    recipe = "model: {source: 'mine:tiny', input: [3, 8, 8]}\nghost: {s: 4}\nfit: {images: 64}\ndata: {source: fake}\n"
+    Path("mine.yaml").write_text(recipe)
+    for verb, *more in (["scan"], ["plan"], ["eval", "--set", "data.limit=16"]):
+        answer = cli(verb, "--recipe", "mine.yaml", *more)
+        assert "no effect in" not in answer.err
+        assert answer.code == 0 or verb == "plan", answer
+
+
 def test_a_name_is_never_suggested_for_itself() -> None:
     assert did_you_mean("stem", ["stem"]) == ""
     assert did_you_mean("Stem", ["stem", "steam"]) == " Did you mean 'stem'?"

@@ -1166,3 +1166,17 @@ def test_what_was_not_fitted_is_told() -> None:
     assert not fitted(model, min_saving=0).fit.notes
     notes = fitted(model, min_saving=0, parts="norm-act").fit.notes
     assert any(note.startswith("1.0 keeps the weights") and "norms and activations" in note for note in notes)
+
+
+def test_as_many_images_are_fitted_to_as_are_asked_for() -> None:
+    """Evenly spread; all of them where no number is given, or a larger one."""
+    model = settled(plain())
+    one = fitted(model, fit={"images": 10}, min_saving=0).fit
+    other = fitted(model, IMAGES[0:30:3], min_saving=0).fit
+    assert one is not None and other is not None
+    assert one.images == other.images
+    assert one.error == other.error
+    whole = fitted(model, min_saving=0).fit
+    more = fitted(model, fit={"images": 100}, min_saving=0).fit
+    assert whole is not None and more is not None
+    assert whole.images == more.images > one.images

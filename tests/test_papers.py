@@ -17,7 +17,8 @@ from torch import nn
 from ghostify import Ghosted, Recipe, plan, read_plan, rewrite, scan, trace
 from ghostify.costs import Cost
 from ghostify.ghosts import CGhost
-from ghostify.recipe import find_recipe, read_recipe, shipped_recipes
+from ghostify.recipe import read_recipe
+from ghostify.shipped import find_recipe, shipped_recipes
 from ghostify.sources import build_model
 
 BASELINES = {

@@ -19,8 +19,9 @@ from torch import nn
 from ghostify import GGhostStage, Ghosted, Recipe, compare, plan, read_plan, rewrite, scan, trace
 from ghostify.costs import Cost
 from ghostify.planning import scan_for
-from ghostify.recipe import ModelSettings, find_recipe, read_recipe, shipped_recipes
+from ghostify.recipe import ModelSettings, read_recipe
 from ghostify.reporting import Report
+from ghostify.shipped import find_recipe, shipped_recipes
 from ghostify.sources import build_model
 
 RESNET56, RESNET34 = "ghostify:resnet56", "torchvision:resnet34"

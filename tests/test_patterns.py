@@ -15,7 +15,8 @@ from ghostify.errors import GhostifyError, PlanError, RecipeError
 from ghostify.names import matches
 from ghostify.networks import resnet20
 from ghostify.planning import check
-from ghostify.recipe import GhostSettings, find_recipe, make_recipe, make_settings, read_recipe, shipped_recipes
+from ghostify.recipe import GhostSettings, make_recipe, make_settings, read_recipe
+from ghostify.shipped import find_recipe, shipped_recipes
 
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 METHODS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,8 @@ import typer
 from ghostify.cli import options, show, streams
 from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
 from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
-from ghostify.recipe import Recipe, find_recipe, make_recipe, read_yaml, shipped_recipes
+from ghostify.recipe import Recipe, make_recipe, read_yaml
+from ghostify.shipped import find_recipe, shipped_recipes
 
 if TYPE_CHECKING:
     from ghostify.job import Outcome
@@ -55,7 +56,7 @@ def scan(
     Example:
     ghostify scan torchvision:resnet50
     """
-    settings = options.recipe_of(recipe, set, **options.given(locals()))
+    settings = options.recipe_of("scan", recipe, set, **options.given(locals()))
     from ghostify.rewriting import survey
     from ghostify.subject import prepare
 
@@ -98,7 +99,7 @@ def analyze(
     Example:
     ghostify analyze torchvision:resnet50 --weights DEFAULT --data folder:images
     """
-    settings = options.recipe_of(recipe, set, **options.given(locals()))
+    settings = options.recipe_of("analyze", recipe, set, **options.given(locals()))
     from ghostify.experiment import look
     from ghostify.reporting.analysis_files import write_analysis
     from ghostify.reporting.figures import require_figures
@@ -154,7 +155,7 @@ def plan(
     ghostify plan torchvision:resnet50 -o plan.yaml
     """
     asked = options.given(locals())
-    settings = options.recipe_of(recipe, set, **asked)
+    settings = options.recipe_of("plan", recipe, set, **asked)
     if from_analysis:
         decided = {name: asked[name] for name in options.GHOST_OPTIONS if name in asked and name != "method"}
         options.refuse_together("--from-analysis", from_analysis, decided | options.set_for_plans(set))
@@ -219,7 +220,7 @@ def compress(
     decided = {name: asked[name] for name in options.GHOST_OPTIONS if name in asked}
     options.refuse_together("--plan", plan, decided | options.set_for_plans(set))
     options.refuse_together("--resume", resume, {**asked, "plan": plan, "recipe": recipe, "set": set, "output": output})
-    settings = resumable(resume, "compress") if resume else options.recipe_of(recipe, set, **asked)
+    settings = resumable(resume, "compress") if resume else options.recipe_of("compress", recipe, set, **asked)
     if dry_run:
         _dry_run(settings, plan, as_json)
         return
@@ -264,7 +265,11 @@ def finetune(
     """
     asked = options.given(locals())
     options.refuse_together("--resume", resume, {**asked, "recipe": recipe, "set": set, "output": output})
-    settings = resumable(resume, "finetune") if resume else options.recipe_of(recipe, set, **{"epochs": 1, **asked})
+    settings = (
+        resumable(resume, "finetune")
+        if resume
+        else options.recipe_of("finetune", recipe, set, **{"epochs": 1, **asked})
+    )
     if not settings.data:
         raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
     if settings.finetune and not settings.finetune.epochs:
@@ -301,7 +306,7 @@ def evaluate(
     Example:
     ghostify eval runs/digits --data digits
     """
-    settings = options.recipe_of(recipe, set, **options.given(locals()))
+    settings = options.recipe_of("eval", recipe, set, **options.given(locals()))
     from ghostify.experiment import measure_accuracy
 
     accuracy, notes = measure_accuracy(settings, show.Watcher(quiet=as_json))

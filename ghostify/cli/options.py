@@ -18,7 +18,8 @@ from ghostify.cli import streams
 from ghostify.effects import given as given_in
 from ghostify.errors import RecipeError
 from ghostify.inputs import GRAMMAR, settled_inputs
-from ghostify.recipe import Recipe, find_recipe, group_of, make_recipe, meaning, read_yaml
+from ghostify.recipe import Recipe, group_of, make_recipe, meaning, read_yaml
+from ghostify.shipped import find_recipe
 
 KEYS: dict[str, str] = {}
 """The setting that each option stands for, by the option's name in Python (``min_saving`` → ``ghost.min_saving``)."""
@@ -186,8 +187,22 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in KEYS if options.get(name) not in (None, [])}
 
 
-def recipe_of(name: str | None, assignments: list[str] | None, **options: Any) -> Recipe:
-    """The recipe a command line adds up to: a file's, then the options, then ``--set``.  Raises ``RecipeError``."""
+USED = {
+    "scan": ("model", "data"),
+    "analyze": ("model", "data", "analysis"),
+    "plan": ("model", "data", "ghost"),
+    "compress": ("model", "data", "pretrain", "ghost", "fit", "finetune"),
+    "finetune": ("model", "data", "finetune"),
+    "eval": ("model", "data"),
+}
+"""The groups of settings that each verb makes use of; a recipe file may hold the others, for other verbs."""
+
+
+def recipe_of(verb: str, name: str | None, assignments: list[str] | None, **options: Any) -> Recipe:
+    """The recipe a command line adds up to: a file's, then the options, then ``--set``.
+
+    Raises ``RecipeError``, also for what is set of a group that the ``verb`` makes no use of.
+    """
     overrides = {KEYS[option]: _value(option, value) for option, value in options.items() if value not in (None, [])}
     overrides |= dict(_assignment(text) for text in assignments or [])
     values = read_yaml(find_recipe(name), RecipeError, "Recipe") if name else {}
@@ -195,6 +210,7 @@ def recipe_of(name: str | None, assignments: list[str] | None, **options: Any) -
         raise RecipeError("Which model? Give one, as in torchvision:resnet50, or a --recipe.")
     if not isinstance(values, dict):
         raise RecipeError(f"Recipe {name!r} must hold settings as 'key: value'.")
+    _require_used(verb, overrides)
     try:
         recipe = make_recipe(values, overrides, where=f"Recipe {name!r}" if name else "The settings given")
     except RecipeError as problem:
@@ -218,6 +234,14 @@ def _refuse_beside_run(recipe: Recipe, overrides: Mapping[str, Any]) -> None:
             f"model.{idle[0]} has no effect on the run folder {recipe.model.source!r}, which holds its own network and "
             "weights; leave it out."
         )
+
+
+def _require_used(verb: str, overrides: Mapping[str, Any]) -> None:
+    grouped = {group for groups in USED.values() for group in groups}
+    unused = grouped - set(USED[verb])
+    key = next((key for key in overrides if group_of(key) in unused), None)
+    if key is not None:
+        raise RecipeError(f"--set {key}={overrides[key]}: it has no effect in `ghostify {verb}`; leave it out.")
 
 
 def _of_option(problem: RecipeError, options: Mapping[str, Any]) -> RecipeError:

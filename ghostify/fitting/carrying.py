@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ghostify.arguments import takes
-from ghostify.batches import Batch, count, describe, move, per_sample
+from ghostify.batches import Batch, count, describe, move, per_sample, take
 from ghostify.errors import FitError
 from ghostify.fitting.arranging import Arrangement, arranged
 from ghostify.fitting.calibration import Calibration
@@ -59,7 +59,8 @@ def rewrite_fitted(
     example was.  With ``how`` "weights" none are looked at: noise stands for them.  ``device`` is where the work is
     done (None: where the model is); ``told`` is called with the parts fitted and to be fitted.  Raises what ``rewrite``
     raises, and ``FitError`` when the images are not what the network was recorded on, when it gives values that are not
-    finite (the layer is named), or there are no images.
+    finite (the layer is named), or there are no images.  Where ``settings`` give a number of images, so many
+    of them are looked at, evenly spread over all.
     """
     settings = make_settings(FitSettings, settings, {})
     how = settings.resolved(images is not None)
@@ -68,7 +69,7 @@ def rewrite_fitted(
     place = device or _place(traced.module)
     _require_fittable(traced)
     if how != "weights":
-        images = _as_recorded(traced, images)
+        images = _asked_for(_as_recorded(traced, images), settings)
     plan = check(plan, scan_for(traced, plan)).require_changes()
     work = _working_copy(traced, place)
     if how == "weights" or images is None:
@@ -158,6 +159,14 @@ def _as_recorded(traced: Traced, images: Any) -> Batch:
     kinds = [_in_kind(one, other) for one, other in zip(given, example, strict=True)]
     args, kwargs = tree_unflatten(kinds, found)
     return kwargs or args
+
+
+def _asked_for(images: Batch, settings: FitSettings) -> Batch:
+    """As many images as were asked for, evenly spread over those there are; all where no number was given."""
+    stride = count(images) // settings.images
+    if "images" not in settings.model_fields_set or stride == 0:
+        return images
+    return take(images, slice(0, stride * settings.images, stride))
 
 
 def _wanted(traced: Traced) -> str:
