@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator
 
 from ghostify.effects import With, given, overruled, require_effect
 from ghostify.errors import RecipeError, did_you_mean
@@ -48,7 +48,17 @@ _LABELLED = With("distill", without=(1,), choose="a distill below 1")
 _FITTED = With("how", ("auto", "data", "weights", "polish"))
 _POLISHED = With("how", ("polish",))
 _LOADED = With("weights", without=(None, "DEFAULT"), choose="a checkpoint file, as in --weights FILE")
-Kernel = Annotated[int, Field(ge=1, description="kernel size d of the cheap operation, odd")]
+
+
+def _require_odd(d: int) -> int:
+    if d % 2 == 0:
+        raise ValueError(f"the cheap kernel d must be odd so that it keeps the map's size; try {d - 1} or {d + 1}")
+    return d
+
+
+Kernel = Annotated[
+    int, Field(ge=1, description="kernel size d of the cheap operation, odd"), AfterValidator(_require_odd)
+]
 
 
 def _known_pointwise(value: Any) -> Any:
@@ -113,11 +123,6 @@ class SiteSettings(StageForm):
     parts: Parts | None = None
     pointwise: Pointwise | None = None
     ratio: GhostRatio | None = None
-
-    @field_validator("d")
-    @classmethod
-    def _odd(cls, d: int | None) -> int | None:
-        return _require_odd(d)
 
 
 class GhostSettings(StageForm):
@@ -189,11 +194,6 @@ class GhostSettings(StageForm):
     @classmethod
     def _one_or_many(cls, names: Any) -> Any:
         return (names,) if isinstance(names, str) else names
-
-    @field_validator("d")
-    @classmethod
-    def _odd(cls, d: int | None) -> int | None:
-        return _require_odd(d)
 
 
 class ModelSettings(Settings):
@@ -356,13 +356,6 @@ class AnalysisSettings(Settings):
         float, Field(gt=0, lt=1, description="share of the variance of a layer's (or stage's) maps that may be lost")
     ] = 0.3
 
-    @field_validator("d")
-    @classmethod
-    def _odd(cls, d: int) -> int:
-        found = _require_odd(d)
-        assert found is not None
-        return found
-
 
 class Recipe(Settings):
     """One experiment: which network, on which images, ghosted how, trained how."""
@@ -503,9 +496,3 @@ def _put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def _copied(values: Any) -> Any:
     return {key: _copied(value) for key, value in values.items()} if isinstance(values, Mapping) else values
-
-
-def _require_odd(d: int | None) -> int | None:
-    if d is not None and d % 2 == 0:
-        raise ValueError(f"the cheap kernel d must be odd so that it keeps the map's size; try {d - 1} or {d + 1}")
-    return d
