@@ -23,6 +23,8 @@ from ghostify.shipped import find_recipe
 
 KEYS: dict[str, str] = {}
 """The setting that each option stands for, by the option's name in Python (``min_saving`` → ``ghost.min_saving``)."""
+FLAGS: dict[str, str] = {}
+"""How each of these is typed."""
 
 SUBJECT = "Model and data"
 CHANGES = "What changes"
@@ -44,9 +46,9 @@ def _setting(
 ) -> Any:
     """The option that stands for the setting ``key``; ``default`` is for where a verb's own is not the setting's."""
     KEYS[name] = key
+    FLAGS[name] = flag = flag or f"--{name.replace('_', '-')}"
     about, usual = meaning(key)
     shown = _as_typed(usual) if default is None else default
-    flag = flag or f"--{name.replace('_', '-')}"
     if shown:
         about = f"{about.removesuffix('.')} (default: {shown})."
     if repeatable or isinstance(usual, tuple):
@@ -250,7 +252,7 @@ def _of_option(problem: RecipeError, options: Mapping[str, Any]) -> RecipeError:
     if not typed:
         return problem
     what = str(problem).partition(": ")[2]
-    return RecipeError(f"--{typed[0].replace('_', '-')}: {what}")
+    return RecipeError(f"{FLAGS[typed[0]]}: {what}")
 
 
 def refuse_together(option: str, value: Any, others: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from ghostify.arguments import as_path, given, instance, network, or_none, takes
-from ghostify.errors import GhostifyError, ModelError, RunError, WeightsError
+from ghostify.errors import GhostifyError, ModelError, RewriteError, RunError, WeightsError
 from ghostify.files import near_path, undone_on_failure
 from ghostify.fitting import Fit
 from ghostify.planning import Plan, read_plan
@@ -152,13 +152,14 @@ def rehearse(
     """Find out before any long work whether a run could be saved and would come back; what ``save`` is given then.
 
     ``present`` is the network as it is now, ``pristine`` where its source built just that, and ``example`` one input.
-    None where only ``load`` with an example could tell.  Raises ``RunError`` as ``save`` does.
+    None where only ``load`` with an example could tell.  Raises ``RunError`` as ``save`` does, and
+    ``RewriteError`` where the plan cannot be carried out.
     """
     known = owned(folder)
     for name in (*NAMES, *(f"weights-{state}.safetensors" for state in STATES), ORIGINAL):
         require_owned(folder, name, known)
     require_plain(present)
-    blank = _blank(source, plan, Form.of_example(example))
+    blank = _blank(source, plan, Form.of_example(example), carried_out=not pristine)
     if blank is not None and pristine:
         blanks.require_alike(present, blank.original, blank.built_by)
     return blank
@@ -242,12 +243,15 @@ def _blank_for(ghosted: Ghosted, source: ModelSettings | None, blank: Blank | No
     return blank
 
 
-def _blank(source: ModelSettings, plan: Plan, form: Form) -> Blank | None:
+def _blank(source: ModelSettings, plan: Plan, form: Form, carried_out: bool = True) -> Blank | None:
+    """``carried_out`` says that the plan was, on the network that the source is said to build."""
     if not blanks.can_rebuild(plan, form):
         return None
     try:
         return blank_from_source(source, plan, form)
     except GhostifyError as problem:
+        if isinstance(problem, RewriteError) and not carried_out:
+            raise  # the plan itself cannot be carried out, which is no fault of the source
         raise blanks.cannot_rebuild(repr(source.source), problem) from None
 
 
