@@ -25,7 +25,7 @@ from ghostify.planning import Plan
 from ghostify.recipe import DataSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
-from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save
+from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
 from ghostify.sources import Data
 from ghostify.subject import Subject, prepare
 from ghostify.tracing import Traced
@@ -288,7 +288,7 @@ class Job:
     ) -> Outcome:
         report = compare(ghosted, latency, accuracy, self._notes(), agreement)
         whole = replace(ghosted, plan=self._with_earlier_swaps(ghosted.plan))
-        save(
+        save_rehearsed(
             whole,
             self.folder,
             model=self.subject.settings,

@@ -273,7 +273,7 @@ CHAPTERS: dict[str, tuple[Any, str]] = {
     "test": (job, "evaluate"),
     "report": (job, "compare"),
     "train": (job, "finetune"),
-    "save": (job, "save"),
+    "save": (job, "save_rehearsed"),
     "weights": (runs, "write_weights"),
     "read back": (runs.blanks, "require_readable"),
     "install": (installing.Installation, "add"),

@@ -165,7 +165,6 @@ SIGNATURES = {
         "state: str = 'converted'",
         "environment: dict[str, Any] | None = None",
         "overwrite: bool = False",
-        "blank: Blank | None = None",
         "-> Path",
     ],
     "scan": [

@@ -14,6 +14,7 @@ from ghostify.saving.runs import (
     rehearse,
     require_own_run,
     save,
+    save_rehearsed,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "reserve",
     "resumable",
     "save",
+    "save_rehearsed",
 ]

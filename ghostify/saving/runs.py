@@ -111,19 +111,46 @@ def save(
     state: str = "converted",
     environment: dict[str, Any] | None = None,
     overwrite: bool = False,
-    blank: Blank | None = None,
 ) -> Path:
     """Write a run folder, read it back, and only then call it saved; a crash leaves what was there before.
 
     ``model`` is the source that rebuilds the network (``torchvision:resnet50``); without it, ``load`` must be given
     the module.  ``original`` is kept too when given.  A run that is there is replaced only with ``overwrite``; the
-    finetuned state of a converted run is put beside it.  ``blank`` is what ``rehearse`` gave for this network.
+    finetuned state of a converted run is put beside it.
 
     Raises ``RunError`` when the folder holds another run or a file that is no run's, when it cannot be written, and
     when the run would not come back: ``model`` builds another network, or the network keeps what no file can hold.
     """
-    folder = Path(folder)
-    source = ModelSettings(source=model) if isinstance(model, str) else model or (recipe.model if recipe else None)
+    source = ModelSettings(source=model) if isinstance(model, str) else model
+    return save_rehearsed(
+        ghosted,
+        Path(folder),
+        model=source,
+        recipe=recipe,
+        report=report,
+        original=original,
+        state=state,
+        environment=environment,
+        overwrite=overwrite,
+    )
+
+
+@undisturbed()
+def save_rehearsed(
+    ghosted: Ghosted,
+    folder: Path,
+    *,
+    model: ModelSettings | None,
+    recipe: Recipe | None,
+    report: Report | None,
+    original: nn.Module | None,
+    state: str,
+    environment: dict[str, Any] | None,
+    overwrite: bool,
+    blank: Blank | None = None,
+) -> Path:
+    """``save``, with the ``blank`` that ``rehearse`` gave for this network, where it did."""
+    source = model or (recipe.model if recipe else None)
     texts = _texts(folder, ghosted, recipe, report, environment)
     with writing(folder), undone_on_failure() as made:
         old = _run_there(folder, ghosted.plan, source, state, overwrite)
