@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, conv_bn
 
 from ghostify import convert, rewrite_fitted, trace
@@ -256,3 +257,20 @@ def test_what_holds_no_samples_or_not_as_many_of_each_counts_none() -> None:
 
 def _leaves(batch: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([torch.randn(4, 3, 8, 8)], "a list"),
+        (DataLoader(TensorDataset(torch.randn(8, 3, 8, 8))), "a DataLoader"),
+        (torch.randn(8, 3, 8, 8).numpy(), "an? ndarray"),
+        (5, "5"),
+        ((torch.randn(4, 3, 8, 8), torch.zeros(4)), "a tuple"),
+    ],
+    ids=["list", "loader", "array", "number", "tuple"],
+)
+def test_images_that_are_none_are_called_what_they_are(given: Any, said: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(FitError, match=rf"a tensor of N x 3 x 8 x 8 is needed, and {said} was given"):
+        convert(model, torch.randn(1, 3, 8, 8), images=given, min_saving=0, also="classifier")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ghostify.arguments import given as described
 from ghostify.arguments import takes
 from ghostify.batches import Batch, count, describe, move, per_sample, take
 from ghostify.errors import FitError
@@ -149,7 +150,12 @@ def _as_recorded(traced: Traced, images: Any) -> Batch:
     if isinstance(images, Tensor) and found != structure:
         raise FitError(f"{name} takes other inputs than one tensor of images; give {_wanted(traced)} or fit none.")
     lone = isinstance(images, Tensor) and images.dim() < 2 <= example[0].dim()
-    if found != structure or not held or lone or not all(map(len, held)):
+    if images is not None and (found != structure or not held):
+        raise FitError(
+            f"There are no calibration images: {_wanted(traced)} is needed, and {described(images)} was given; "
+            "or use fit none."
+        )
+    if images is None or lone or not all(map(len, held)):
         raise FitError(f"There are no calibration images: {_wanted(traced)} is needed, or fit none.")
     _require_alike(name, given, example)
     if not count(given):
