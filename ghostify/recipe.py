@@ -428,11 +428,6 @@ def _require_effect_of_all(recipe: Recipe, where: str) -> None:
 
 def _require_epochs(recipe: Recipe, overrides: Mapping[str, Any], where: str) -> None:
     """Refuse to train for a setting of fine-tuning alone: nobody said that it is to take place."""
-    trains = any(training and training.epochs for training in (recipe.pretrain, recipe.finetune))
-    if "data.loss" in overrides and not trains:
-        raise RecipeError(
-            f"{where}: data.loss = {overrides['data.loss']} has no effect without training, as by --epochs 1."
-        )
     key = next((key for key in overrides if key.startswith("finetune.")), None)
     if key and recipe.finetune and "epochs" not in recipe.finetune.model_fields_set:
         raise RecipeError(f"{where}: {key} = {overrides[key]} has no effect without finetune.epochs, as in --epochs 1.")

@@ -87,7 +87,6 @@ def data():
         ),
         (["eval", *TINY, "--data", "fake", "--weights-key", "ema"], ["weights_key", "no effect", "--weights FILE"]),
         (["scan", *TINY, "--weights-allow", "argparse.Namespace"], ["weights_allow", "no effect", "--weights FILE"]),
-        (["compress", *TINY, "--data", "fake", "--loss", "torch.nn:MSELoss"], ["data.loss", "no effect", "--epochs 1"]),
         (["eval", "mine:tiny", "--input", "1,8,8", "--data", "pictures:data"], ["does not run on", "module '0'"]),
         (["eval", *TINY, "--data", "fake", "--device", "meta"], ["'meta' cannot be used", "no numbers"]),
         (["scan", "mine:half", "--input", "3,8,8"], ["weights are float16", "--input 3,224,224:float16"]),

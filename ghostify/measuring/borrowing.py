@@ -30,21 +30,19 @@ def place_for(model: nn.Module, device: Device | None) -> torch.device:
         first = next(chain(model.parameters(), model.buffers()), None)
         return torch.device("cpu") if first is None else first.device
     try:
-        place = torch.empty(0, device=device).device
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as problem:
         raise GhostifyError(f"Device {str(device)!r} cannot be used: {_why(device, problem)}") from problem
-    if place.type == "meta":
-        raise GhostifyError(
-            f"Device {str(device)!r} cannot be used: it holds shapes only, no numbers; give cpu or cuda."
-        )
-    return place
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the first GPU, else the CPU.  Raises ``GhostifyError``."""
+    """The device of that name to compute on; ``auto`` is the first GPU, else the CPU.  Raises ``GhostifyError``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return place_for(nn.Identity(), name)
+    place = place_for(nn.Identity(), name)
+    if place.type == "meta":
+        raise GhostifyError(f"Device {name!r} cannot be used: it holds shapes only, no numbers; give cpu or cuda.")
+    return place
 
 
 def _why(device: Any, problem: BaseException) -> str:
