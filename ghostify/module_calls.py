@@ -83,11 +83,10 @@ def is_batched(layer: nn.Module, output: fx.Node) -> bool:
 
 def read_weights(traced: Traced, root: nn.Module) -> set[int]:
     """The ``id`` of each parameter of ``root`` that the network reads itself, not by a layer alone."""
-    return {
-        id(root.get_parameter(str(node.meta["parameter"])))
-        for node in traced.graph.nodes
-        if node.op == "get_attr" and node.meta.get("parameter") and node.users
-    }
+    read = (node for node in traced.graph.nodes if node.op == "get_attr" and node.users)
+    names = {str(node.meta["parameter"]) for node in read if node.meta.get("parameter")}
+    # Parameters that no module holds are constants of the recording, and no layer has them.
+    return {id(root.get_parameter(name)) for name in names - traced.constants.keys()}
 
 
 def unfit(layer: nn.Module, calls: Sequence[ModuleCall]) -> str | None:
