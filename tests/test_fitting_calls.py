@@ -215,7 +215,7 @@ def test_calls_of_the_same_images_are_as_good_as_one() -> None:
 
 def test_modules_with_one_weight_keep_it_in_common() -> None:
     model = built("tied")
-    ghosted = fitted(model, images(), min_saving=0, exclude=("one", "two"))
+    ghosted = fitted(model, images(), min_saving=0, include=("body",))
     assert ghosted.module.one.weight is ghosted.module.two.weight
     assert not torch.equal(ghosted.module.one.weight, model.one.weight)
     assert "one" in {layer.target for layer in ghosted.fit.layers}  # type: ignore[union-attr]
