@@ -102,10 +102,11 @@ _NEAR = 0.7
 """How alike names must be, of 1: below that, ``missing`` is near ``sig``."""
 
 
-def near_path(path: Path) -> str:
+def near_path(path: Path, whole: bool = False) -> str:
     """`` Did you mean 'x'?`` for the file or folder beside a missing ``path`` whose name, endings aside, is nearest.
 
-    Empty where none is near, and for a ``path`` that is there: it is wrong for another reason.
+    It is told by its name or, of what is an argument by itself (``whole``), with its folder.  Empty where none is near,
+    and for a ``path`` that is there: it is wrong for another reason.
     """
     if path.exists():
         return ""
@@ -115,4 +116,7 @@ def near_path(path: Path) -> str:
         return ""
     near = get_close_matches(path.stem, [other.stem for other in beside], n=1, cutoff=_NEAR)
     found = next((other for other in beside if near and other.stem == near[0]), None)
-    return f" Did you mean {str(found)!r}?" if found else ""
+    if found is None:
+        return ""
+    told = str(found) if whole else found.name
+    return f" Did you mean {told!r}?"

@@ -363,7 +363,7 @@ def not_there(folder: Path) -> str:
     """What to say of a run folder that is none."""
     if folder.exists():
         return f"{str(folder)!r} is a file, and a run folder is wanted."
-    return f"Run folder {str(folder)!r} does not exist.{near_path(folder)}"
+    return f"Run folder {str(folder)!r} does not exist.{near_path(folder, whole=True)}"
 
 
 def is_run(path: str | Path) -> bool:

@@ -185,7 +185,7 @@ def require_form(source: str) -> None:
     if source and path.is_dir():
         raise ModelError(f"Model {source!r} is a folder without a finished run: it has no run.json.")
     if len(path.parts) > 1:
-        raise ModelError(f"Run folder {source!r} does not exist.{near_path(path)}")
+        raise ModelError(f"Run folder {source!r} does not exist.{near_path(path, whole=True)}")
     raise ModelError(_unknown_form(source))
 
 
