@@ -15,10 +15,12 @@ from ghostify.analysis import (
     Analysis,
     Camera,
     Pictures,
-    analyze,
     as_picture,
     first_image,
     with_converted,
+)
+from ghostify.analysis import (
+    analyze as analyze_network,
 )
 from ghostify.batches import count, inputs_in, take
 from ghostify.errors import DataError, ModelError, RecipeError
@@ -125,14 +127,14 @@ def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy | Score
 
 
 @dataclass
-class Looked:
+class Analyzed:
     """What an analysis gave: the numbers, and pictures of one image."""
 
     analysis: Analysis
     pictures: Pictures
 
 
-def look(recipe: Recipe, watcher: Watcher) -> Looked:
+def analyze(recipe: Recipe, watcher: Watcher) -> Analyzed:
     """How redundant a network's feature maps are; of a run folder, those of the network it began with, if it can tell.
 
     Then the pictures have those of the converted network beside them.  Raises ``DataError`` without images, or with
@@ -151,7 +153,7 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
     place, model = pick_device(recipe.device), original or subject.model
     camera = Camera(as_picture(first_image(sample.images)))
     with counted(watcher, title="Comparing maps") as told:
-        found = analyze(
+        found = analyze_network(
             model.eval(),
             sample.images,
             recipe.analysis,
@@ -164,8 +166,8 @@ def look(recipe: Recipe, watcher: Watcher) -> Looked:
             told=told,
         )
     if original is None:
-        return Looked(found, camera.pictures)
-    return Looked(found, with_converted(camera.pictures, original, subject.model, take(sample.images, slice(SEEN))))
+        return Analyzed(found, camera.pictures)
+    return Analyzed(found, with_converted(camera.pictures, original, subject.model, take(sample.images, slice(SEEN))))
 
 
 def _left_out(problems: Sequence[str]) -> str:

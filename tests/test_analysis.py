@@ -22,7 +22,7 @@ from ghostify.analysis.layers import compare_maps
 from ghostify.analysis.result import LayerRedundancy
 from ghostify.analysis.stages import compare_blocks, stage_positions
 from ghostify.errors import DataError, FitError, PlanError, RecipeError
-from ghostify.fitting.sampling import Positions
+from ghostify.leastsquares.sampling import Positions
 from ghostify.pipeline import convert
 from ghostify.reporting.analysis_files import layers_csv, stages_csv, write_analysis
 from ghostify.rules import CGhostSwap, GGhostSwap

@@ -129,8 +129,8 @@ def test_a_terminal_without_colours_or_cursor_is_written_to_plainly() -> None:
 
 @pytest.mark.parametrize("more", ["", "--json"])
 def test_a_reader_may_go_away(tmp_path: Path, more: str) -> None:
-    answer = through(f"$G scan ghostify:resnet8 {more} | head -c 1", tmp_path)
-    assert answer.returncode == 141 and not answer.stderr and len(answer.stdout) == 1
+    answer = through(f"$G scan ghostify:resnet8 {more} | true", tmp_path)  # it is gone before anything is written
+    assert answer.returncode == 141 and not answer.stderr
 
 
 def test_a_run_is_saved_though_nobody_reads_what_happens(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ghostify.fitting.moments import LIMIT, RIDGES, Moments, Normal, serving, solve, spanning
+from ghostify.leastsquares.moments import LIMIT, RIDGES, Moments, Normal, serving, solve, spanning
 
 GROUPS = pytest.mark.parametrize("g", [1, 3])
 CONSTANT = pytest.mark.parametrize("constant", [True, False], ids=["constant", "no-constant"])

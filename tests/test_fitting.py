@@ -21,10 +21,10 @@ from ghostify import Ghosted, Plan, Traced, load, plan, rewrite, save, trace
 from ghostify.errors import FitError, PlanError
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.calibration import Calibration
+from ghostify.fitting.epilogue import line
+from ghostify.fitting.interpreter import batched
 from ghostify.fitting.norms import Seen
 from ghostify.fitting.norms import renew as real_renew
-from ghostify.fitting.surroundings import line
-from ghostify.fitting.walking import batched
 from ghostify.ghosts import CGhost, CGhostLinear, GGhostStage
 from ghostify.planning import scan_for
 from ghostify.recipe import FitSettings, GhostSettings, Role

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from zoo import conv_bn, head, plain, residual
 
 from ghostify import convert, rewrite
+from ghostify.fitting.interpreter import Interpreter
 from ghostify.fitting.schedule import Order
-from ghostify.fitting.walking import Walk
 from ghostify.module_calls import calls_of
 from ghostify.networks import resnet20
 from ghostify.tracing import trace
@@ -262,7 +262,7 @@ def test_an_order_by_need_gives_what_the_network_gives() -> None:
         order.place(source for ran in calls_of(traced, name) for source in ran.reads)
     nodes = order.rest()
     assert nodes != [node for node in traced.graph.nodes if node.op != "output"]
-    walk = Walk(traced, model, [images()[:2]], nodes)
+    walk = Interpreter(traced, model, [images()[:2]], nodes)
     (output,) = walk.outputs
     walk.keep(output)
     with torch.no_grad():

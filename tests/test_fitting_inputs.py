@@ -15,7 +15,7 @@ from zoo import ZOO, conv_bn
 from ghostify import convert, rewrite_fitted, trace
 from ghostify.batches import call, count, join, map_tensors, move, split, take
 from ghostify.errors import FitError
-from ghostify.fitting.walking import batched
+from ghostify.fitting.interpreter import batched
 from ghostify.pipeline import convert_parts
 from ghostify.planning import plan
 from ghostify.recipe import GhostSettings

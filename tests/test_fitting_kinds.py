@@ -18,10 +18,10 @@ from zoo import CoveringConv, StandardConv
 from ghostify import Ghosted, convert, rewrite
 from ghostify.errors import FitError
 from ghostify.fitting import rewrite_fitted
-from ghostify.fitting.calls import call_of, settable
 from ghostify.fitting.layers import times, weight_of
-from ghostify.fitting.sampling import Positions, padded
 from ghostify.ghosts.narrowing import PLAIN
+from ghostify.leastsquares.own_forwards import call_of, settable
+from ghostify.leastsquares.sampling import Positions, padded
 
 SIZES: dict[int, tuple[int, ...]] = {1: (24,), 2: (8, 8), 3: (5, 6, 6)}
 """Of images, by their dimensions."""

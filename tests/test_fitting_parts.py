@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from zoo import ZOO, InvertedResidual, Net, conv_bn, plain, residual
 
+from ghostify.fitting.correspondence import Matching, Origins
+from ghostify.fitting.epilogue import bare, epilogue, is_norm, line, without_addition
 from ghostify.fitting.intercepts import Intercepts
+from ghostify.fitting.interpreter import Interpreter, batched
 from ghostify.fitting.layers import put, times, weight_of
-from ghostify.fitting.moments import Moments
 from ghostify.fitting.norms import Seen, renew
-from ghostify.fitting.origins import Origins
-from ghostify.fitting.pairing import Matching
-from ghostify.fitting.pointwise import Blocks, Both
-from ghostify.fitting.sampling import _LEAST, _MOST, Block, Positions, Samples, positions_wanted
-from ghostify.fitting.surroundings import bare, is_norm, line, surroundings, without_addition
 from ghostify.fitting.targets import Aim, Targets
-from ghostify.fitting.walking import Walk, batched
+from ghostify.leastsquares.moments import Moments
+from ghostify.leastsquares.pointwise import Blocks, Both
+from ghostify.leastsquares.sampling import _LEAST, _MOST, Block, Positions, Samples, positions_wanted
 from ghostify.networks import resnet8
 from ghostify.tracing import trace
 
@@ -168,8 +167,8 @@ def evaluated(model: nn.Module, images: Tensor) -> list[Tensor]:
         return [leaf for leaf in tree_leaves(copy.deepcopy(model).eval()(images.clone())) if isinstance(leaf, Tensor)]
 
 
-def walk(model: nn.Module, batches: list[Tensor]) -> Walk:
-    return Walk(trace(model, batches[0], verify=False), model.eval(), batches)
+def walk(model: nn.Module, batches: list[Tensor]) -> Interpreter:
+    return Interpreter(trace(model, batches[0], verify=False), model.eval(), batches)
 
 
 def assert_walks(model: nn.Module, batches: list[Tensor], steps: int = 3) -> None:
@@ -323,7 +322,7 @@ def around(model: nn.Module, name: str, example: Tensor | None = None) -> dict[s
     """What follows a layer, by the names of nodes' targets."""
     traced = trace(model, X[:2] if example is None else example)
     node = next(node for node in traced.graph.nodes if node.target == name)
-    found = surroundings(traced, node)
+    found = epilogue(traced, node)
     assert found.output is node
 
     def told(one: Any) -> str | None:
@@ -345,7 +344,7 @@ def test_a_basic_block_adds_its_input_to_its_last_norm() -> None:
     assert (found["norm"], found["other"], found["ceiling"]) == ("bn2", "input_0", INF)
     assert "add" in found["sum"]
     node = next(node for node in traced.graph.nodes if node.target == "conv2")
-    assert surroundings(traced, node).form == (True, True)
+    assert epilogue(traced, node).form == (True, True)
 
 
 def test_the_downsample_of_a_bottleneck_is_added_after_it_is_computed() -> None:
@@ -464,7 +463,7 @@ def test_less_can_be_looked_at() -> None:
     model = residual()
     traced = trace(model, X)
     node = next(node for node in traced.graph.nodes if node.target == "1.body.1")
-    whole = surroundings(traced, node)
+    whole = epilogue(traced, node)
     assert whole.other is not None and whole.ceiling == INF
     less = without_addition(whole)
     assert (less.other, less.sum, less.ceiling) == (None, node, None)

@@ -14,7 +14,7 @@ from zoo import Residual, basic, conv_bn
 
 from ghostify import convert, scan
 from ghostify.channels import follow, silenced
-from ghostify.fitting.walking import Walk
+from ghostify.fitting.interpreter import Interpreter
 from ghostify.running import (
     REORDERED,
     REPEATED,
@@ -251,7 +251,7 @@ def test_a_walk_keeps_what_a_node_overwrites(how: str) -> None:
 
     model = Code(code).eval()
     traced = trace(model, X)
-    walk = Walk(traced, model, [X])
+    walk = Interpreter(traced, model, [X])
     first = named(traced, "conv2d")
     walk.keep(first)
     for node in walk.outputs:
@@ -266,7 +266,7 @@ def test_a_walks_watcher_computes_outside_of_the_networks_autocast() -> None:
     """Statistics are taken in full precision, whatever the network computes in."""
     model = Stages(Cast).eval()
     traced = trace(model, X)
-    walk = Walk(traced, model, [X])
+    walk = Interpreter(traced, model, [X])
     seen: list[bool] = []
     for node in walk.nodes:
         if node.op == "call_module":

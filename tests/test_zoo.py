@@ -58,7 +58,7 @@ class Case:
     plan: Plan
     ghosted: Ghosted
     before: dict[str, Any]
-    """What could be seen of the model and its surroundings before the four chapters, and after them."""
+    """What could be seen of the model and its epilogue before the four chapters, and after them."""
     after: dict[str, Any]
 
 

@@ -25,8 +25,8 @@ from ghostify.arguments import given, network, takes
 from ghostify.batches import Batch, count, move, per_sample, take
 from ghostify.errors import DataError, FitError, PlanError
 from ghostify.fitting.calibration import HELD
-from ghostify.fitting.pairs import pair_positions
-from ghostify.fitting.walking import Walk, batched
+from ghostify.fitting.interpreter import Interpreter, batched
+from ghostify.leastsquares.pairs import pair_positions
 from ghostify.patterns import require_matches
 from ghostify.planning import plan
 from ghostify.recipe import AnalysisSettings, make_settings
@@ -125,7 +125,7 @@ class _Job:
     ) -> None:
         self.seen, self.settings, self.camera, self.told = seen, settings, camera, told
         self.advisor = Advisor(settings)
-        self.walk = Walk(trace(module, batches[0], verify=False), module, batches)
+        self.walk = Interpreter(trace(module, batches[0], verify=False), module, batches)
         self.held = len(batches) // HELD
         self.layers: list[LayerRedundancy] = []
         self.stages: list[StageRedundancy] = []
@@ -241,7 +241,7 @@ class _Job:
 
     @contextmanager
     def _kept(self, node: fx.Node, batches: Sequence[int]) -> Iterator[Callable[[int], Tensor]]:
-        """Walk on until ``node`` has run for ``batches``; its values by batch."""
+        """Interpreter on until ``node`` has run for ``batches``; its values by batch."""
         self.started |= set(batches)
         self._want(node)
         self.walk.advance(self.walk.index[node] + 1, sorted(self.started))

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ghostify.analysis.result import FilterError, MapPair, SplitError
-from ghostify.fitting.arranging import own_split
+from ghostify.fitting.channel_order import own_split
 from ghostify.fitting.ghosts import layout
-from ghostify.fitting.moments import Moments
-from ghostify.fitting.pairs import PairMoments, as_maps
-from ghostify.fitting.sampling import Positions
+from ghostify.leastsquares.moments import Moments
+from ghostify.leastsquares.pairs import PairMoments, as_maps
+from ghostify.leastsquares.sampling import Positions
 
 SIZES = (1, 3, 5, 7)
 """Sizes d of filters that are compared."""

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ghostify.analysis.layers import PAIRS
 from ghostify.analysis.result import CurvePoint, MapPair
-from ghostify.fitting.moments import RIDGES, Moments, Normal
-from ghostify.fitting.sampling import Positions, positions_wanted
+from ghostify.leastsquares.moments import RIDGES, Moments, Normal
+from ghostify.leastsquares.sampling import Positions, positions_wanted
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _RIDGES = tuple(10.0**power for power in range(-6, 4))

@@ -6,10 +6,10 @@ places.
 """
 
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
-from ghostify.channels.following import follow
+from ghostify.channels.grouping import Channels, Unreadable
 from ghostify.channels.idle import idle_modules, outermost
 from ghostify.channels.ordering import Ordering
-from ghostify.channels.resolving import Channels, Unreadable
+from ghostify.channels.propagation import follow
 from ghostify.channels.rewiring import rewired, stands_in
 from ghostify.channels.thinning import narrower_ghost, renumbered, silenced, sliced, thinned
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ghostify.channels.grouping import NONE, Read, Selection, Unreadable, Use, along, constant_along
 from ghostify.channels.operations import WEIGHT_AT
-from ghostify.channels.resolving import NONE, Read, Selection, Unreadable, Use, along, constant_along
 from ghostify.running import op_name
 from ghostify.tracing import Traced
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ghostify.channels.resolving import NONE, Channels, Unreadable
+from ghostify.channels.grouping import NONE, Channels, Unreadable
 from ghostify.channels.thinning import _sliced
 from ghostify.running import REORDERED, agree, quiet, seed
 

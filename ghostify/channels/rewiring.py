@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from ghostify.channels.grouping import Channels, constant_along
 from ghostify.channels.numbering import from_parameters
 from ghostify.channels.operations import CUTS, MOVES
-from ghostify.channels.resolving import Channels, constant_along
 from ghostify.channels.thinning import sliced, thinned
 from ghostify.names import common, parent_of, within
 from ghostify.running import REPEATED, agree, groups_of, is_conv, op_name, seed

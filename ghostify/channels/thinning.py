@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ghostify.channels.grouping import Channels, constant_along
 from ghostify.channels.operations import REDUCTIONS
-from ghostify.channels.resolving import Channels, constant_along
 from ghostify.ghosts import CGhost
 from ghostify.running import evaluating, op_name, run_node, within_regions
 

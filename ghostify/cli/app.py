@@ -100,14 +100,14 @@ def analyze(
     ghostify analyze torchvision:resnet50 --weights DEFAULT --data folder:images
     """
     settings = options.recipe_of("analyze", recipe, set, **options.given(locals()))
-    from ghostify.experiment import look
+    from ghostify.experiment import analyze as analyzed
     from ghostify.reporting.analysis_files import write_analysis
     from ghostify.reporting.figures import require_figures
 
     if figures:
         require_figures()
     with new_folder(output or Path("analyses") / run_name(settings)) as folder:
-        found = look(settings, show.Watcher(quiet=as_json))
+        found = analyzed(settings, show.Watcher(quiet=as_json))
         write_analysis(folder, found.analysis, found.pictures, figures)
     if as_json:
         show.json({"folder": str(folder), **found.analysis.model_dump(mode="json")})

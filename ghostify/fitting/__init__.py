@@ -5,7 +5,6 @@ intrinsic), rewrites, and gives every ghost, thinned layer and layer after one t
 original.
 """
 
-from ghostify.fitting.carrying import rewrite_fitted
-from ghostify.fitting.report import Fit, LayerError
+from ghostify.fitting.transfer import rewrite_fitted
 
-__all__ = ["Fit", "LayerError", "rewrite_fitted"]
+__all__ = ["rewrite_fitted"]

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
+from ghostify.fitting.correspondence import Call, Matching, Origins, Part, changed
+from ghostify.fitting.epilogue import Epilogue, is_norm, rectifier_after
 from ghostify.fitting.layers import too_wide
-from ghostify.fitting.origins import Origins
-from ghostify.fitting.pairing import Call, Matching, Part, changed
 from ghostify.fitting.schedule import Needs, Order, Schedule, schedule
-from ghostify.fitting.surroundings import Surroundings, is_norm, rectifier_after
 from ghostify.fitting.targets import Aim
 from ghostify.recipe import FitSettings
 from ghostify.running import frozen_parts
@@ -94,7 +93,7 @@ class Agenda:
     def _aim(self, part: Part, call: Call) -> Aim:
         if part.kind == "stage":
             ceiling = rectifier_after(self.original, call.twin) if part.module.act is not None else None
-            around = Surroundings(call.twin, None, None, call.twin, ceiling)
+            around = Epilogue(call.twin, None, None, call.twin, ceiling)
             passed = call.inputs if isinstance(part.module.cheap, nn.Identity) else None
             return Aim(around, around, part.kept, passed, None)
         return Aim.of(self.original, self.matching, part, call, self.settings.compensate)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ghostify.batches import Batch, count
-from ghostify.fitting.walking import batched
+from ghostify.fitting.interpreter import batched
 
 HELD = 8
 """One batch of so many is held, and one judged."""

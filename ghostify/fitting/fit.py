@@ -15,21 +15,20 @@ from torch import Tensor, fx, nn
 
 from ghostify.batches import Batch, count
 from ghostify.errors import FitError
+from ghostify.fit_result import Fit, LayerError
 from ghostify.fitting.agenda import Agenda
 from ghostify.fitting.calibration import Calibration
+from ghostify.fitting.correspondence import Origins, Part
 from ghostify.fitting.ghosts import GhostFit, cheap_unknowns, solved_for
+from ghostify.fitting.interpreter import MEMORY, Interpreter, size_of
 from ghostify.fitting.judging import Judge, called, outputs
 from ghostify.fitting.layers import MOST, LayerFit, error, too_wide
 from ghostify.fitting.norms import Seen, renew
-from ghostify.fitting.origins import Origins
-from ghostify.fitting.pairing import Part
-from ghostify.fitting.report import Fit, LayerError
-from ghostify.fitting.sampling import Block, Positions, Samples, positions_wanted
 from ghostify.fitting.schedule import Loop
 from ghostify.fitting.stages import StageFit
 from ghostify.fitting.targets import Pair, Targets
-from ghostify.fitting.walking import MEMORY, Walk, size_of
 from ghostify.ghosts import CGhostLinear
+from ghostify.leastsquares.sampling import Block, Positions, Samples, positions_wanted
 from ghostify.recipe import FitSettings
 from ghostify.running import ELSEWHERE, agree, evaluating
 from ghostify.tracing import Traced, trace
@@ -346,8 +345,8 @@ def _pair(
     batches = images.batches
     first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
     agenda = Agenda(first, second, module, settings, origins)
-    ahead = Walk(first, original, batches, agenda.order_of_original())
-    behind = Walk(second, module, batches, agenda.schedule.order)
+    ahead = Interpreter(first, original, batches, agenda.order_of_original())
+    behind = Interpreter(second, module, batches, agenda.schedule.order)
     ahead.advance(agenda.begin)
     behind.follow(ahead, agenda.same, agenda.begin)
     return Pair(first, second, ahead, behind, held=images.held, judged=images.judged), agenda
@@ -373,7 +372,7 @@ def _require_repeatable(original: nn.Module, traced: Traced, batch: Batch) -> No
     given = (called(copy.deepcopy(original), batch) for _ in range(2))
     if all(agree(one, other, ELSEWHERE) for one, other in zip(*given, strict=False)):
         return
-    walks = [Walk(traced, original, [batch]) for _ in range(2)]
+    walks = [Interpreter(traced, original, [batch]) for _ in range(2)]
     where = ""
     for index, node in enumerate(walks[0].nodes):
         for walk in walks:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ghostify.batches import Batch, call, count
-from ghostify.fitting.walking import Walk
+from ghostify.fitting.interpreter import Interpreter
 from ghostify.tracing import Traced, cloned
 
 _VARYING = 64
@@ -58,7 +58,7 @@ def squared_difference(found: Tensor, wanted: Tensor, variance: float) -> tuple[
 
 def outputs(traced: Traced, module: nn.Module, batch: Batch) -> list[Tensor]:
     """The tensors that a recorded network in eval mode gives for a batch."""
-    walk = Walk(traced, module, [batch])
+    walk = Interpreter(traced, module, [batch])
     for node in walk.outputs:
         walk.keep(node)
     walk.advance(len(walk.nodes))

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ghostify.fitting.intercepts import Intercepts
-from ghostify.fitting.moments import Moments, precision, solve, within
-from ghostify.fitting.sampling import Block
 from ghostify.fitting.targets import Targets
 from ghostify.ghosts.narrowing import Conv
+from ghostify.leastsquares.moments import Moments, precision, solve, within
+from ghostify.leastsquares.sampling import Block
 
 Input = Callable[[Block], Tensor]
 """What a layer reads of each block."""

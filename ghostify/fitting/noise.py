@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ghostify.batches import Batch, per_sample, take
+from ghostify.fitting.epilogue import is_norm
+from ghostify.fitting.interpreter import Interpreter
 from ghostify.fitting.norms import Seen
-from ghostify.fitting.surroundings import is_norm
-from ghostify.fitting.walking import Walk
 from ghostify.running import evaluating
 from ghostify.tracing import Traced, trace
 
@@ -65,7 +65,7 @@ def distance(traced: Traced, images: Batch, norms: int | None = None) -> float |
 
 
 def _distances(traced: Traced, module: nn.Module, images: Batch, norms: int | None) -> list[Tensor]:
-    walk = Walk(traced, module, [images])
+    walk = Interpreter(traced, module, [images])
     nodes = [node for node in walk.nodes if is_norm(traced, node)][:norms]
     for node in nodes:
         walk.watched[node] = Seen()
@@ -73,7 +73,7 @@ def _distances(traced: Traced, module: nn.Module, images: Batch, norms: int | No
     return [_off(module.get_submodule(str(node.target)), walk, node) for node in nodes]
 
 
-def _off(norm: nn.Module, walk: Walk, node: fx.Node) -> Tensor:
+def _off(norm: nn.Module, walk: Interpreter, node: fx.Node) -> Tensor:
     seen = walk.watched[node]
     assert isinstance(seen, Seen) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None

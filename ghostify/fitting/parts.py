@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from ghostify.batches import Batch, call, count, join, move, per_sample, split, take
 from ghostify.errors import FitError, PlanError
-from ghostify.fitting.carrying import rewrite_fitted
+from ghostify.fit_result import Fit
 from ghostify.fitting.fit import Told
-from ghostify.fitting.report import Fit
+from ghostify.fitting.transfer import rewrite_fitted
 from ghostify.measuring.borrowing import on_device
 from ghostify.names import within
 from ghostify.planning import Plan

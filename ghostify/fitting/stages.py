@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghostify.fitting.epilogue import line
 from ghostify.fitting.intercepts import shift_mean
 from ghostify.fitting.layers import Input, LeastSquares, times
-from ghostify.fitting.sampling import Block
-from ghostify.fitting.surroundings import line
 from ghostify.fitting.targets import Targets
 from ghostify.ghosts import GGhostStage
+from ghostify.leastsquares.sampling import Block
 
 
 class StageFit(LeastSquares):

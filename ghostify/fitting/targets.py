@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.fitting.pairing import Call, Matching, Part
-from ghostify.fitting.sampling import Block, Samples
-from ghostify.fitting.surroundings import Surroundings, bare, line, surroundings, without_addition
-from ghostify.fitting.walking import Walk
+from ghostify.fitting.correspondence import Call, Matching, Part
+from ghostify.fitting.epilogue import Epilogue, bare, epilogue, line, without_addition
+from ghostify.fitting.interpreter import Interpreter
+from ghostify.leastsquares.sampling import Block, Samples
 from ghostify.tracing import Traced
 
 _DEAD = 1e-4
@@ -34,8 +34,8 @@ class Pair:
 
     original: Traced
     converted: Traced
-    first: Walk
-    second: Walk
+    first: Interpreter
+    second: Interpreter
     held: int
     """The last so many of the batches that are fitted to choose how strong ridges are."""
     judged: int = 0
@@ -54,8 +54,8 @@ class Pair:
 class Aim:
     """Where one call of a layer is compared with its original: nodes of either network, and which channels."""
 
-    theirs: Surroundings
-    ours: Surroundings
+    theirs: Epilogue
+    ours: Epilogue
     kept: Tensor | None
     """Channels of the original that the layer makes; None for all."""
     added: fx.Node | None
@@ -66,8 +66,8 @@ class Aim:
     @staticmethod
     def of(original: Traced, matching: Matching, part: Part, call: Call, compensate: bool) -> Aim:
         """One call of a convolution, linear layer or C-Ghost module."""
-        theirs = surroundings(original, call.twin, part.twins)
-        ours = surroundings(matching.converted, call.output, part.outputs)
+        theirs = epilogue(original, call.twin, part.twins)
+        ours = epilogue(matching.converted, call.output, part.outputs)
         if theirs.form != ours.form:
             theirs, ours = bare(theirs), bare(ours)
         if not compensate:

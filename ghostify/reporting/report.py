@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from ghostify.arguments import instance, or_none, takes
 from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio, stage_model, stage_ratio
 from ghostify.errors import DataError, GhostifyError
-from ghostify.fitting import Fit
+from ghostify.fit_result import Fit
 from ghostify.ghosts import intrinsic_maps, pointwise_size
 from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.recipe import Stream

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from torch import nn
 from ghostify.arguments import instance, takes
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError, TraceError
+from ghostify.fit_result import Fit
 from ghostify.names import overlap, within
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
@@ -25,9 +26,6 @@ from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_g
 from ghostify.running import undisturbed
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, private_copy, trace
-
-if TYPE_CHECKING:
-    from ghostify.fitting import Fit
 
 
 @dataclass

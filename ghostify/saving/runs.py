@@ -29,7 +29,7 @@ from torch import nn
 from ghostify.arguments import as_path, given, instance, network, or_none, takes
 from ghostify.errors import GhostifyError, ModelError, RewriteError, RunError, WeightsError
 from ghostify.files import near_path, undone_on_failure
-from ghostify.fitting import Fit
+from ghostify.fit_result import Fit
 from ghostify.planning import Plan, read_plan
 from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
 from ghostify.reporting import Report

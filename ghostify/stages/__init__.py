@@ -24,7 +24,7 @@ from itertools import pairwise
 from torch import fx
 
 from ghostify.errors import PlanError
-from ghostify.stages.describing import Description, named_part
+from ghostify.stages.building import Description, named_part
 from ghostify.stages.flow import Flow, chains
 from ghostify.stages.pieces import Chain, Span
 from ghostify.stages.runs import fitted, runs

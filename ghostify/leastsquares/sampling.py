@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostify.fitting.calls import call_of
 from ghostify.ghosts.narrowing import Conv, has_own_forward
+from ghostify.leastsquares.own_forwards import call_of
 
 _WORK = 1e10
 """Multiply-accumulates spent on one layer's moments, unless its unknowns want more positions."""

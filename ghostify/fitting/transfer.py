@@ -21,16 +21,16 @@ from ghostify.arguments import given as described
 from ghostify.arguments import takes
 from ghostify.batches import Batch, count, describe, move, per_sample, take
 from ghostify.errors import FitError
-from ghostify.fitting.arranging import Arrangement, arranged
+from ghostify.fit_result import Fit
 from ghostify.fitting.calibration import Calibration
+from ghostify.fitting.channel_order import Arrangement, arranged
+from ghostify.fitting.correspondence import Origins, origins
 from ghostify.fitting.fit import Told, fit
 from ghostify.fitting.ghosts import solved_for
 from ghostify.fitting.judging import Judge
 from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
-from ghostify.fitting.origins import Origins, origins
 from ghostify.fitting.polish import polish
-from ghostify.fitting.report import Fit
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import FitSettings, make_settings

@@ -19,6 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ghostify.channels.grouping import (
+    NONE,
+    Channels,
+    Read,
+    Resolved,
+    Selection,
+    Ties,
+    Unreadable,
+    along,
+    constant_along,
+)
 from ghostify.channels.idle import exposed, idle_modules, outermost, seen_in
 from ghostify.channels.numbering import Numbering, argument, lies_along, shape_of, unspread
 from ghostify.channels.operations import (
@@ -33,17 +44,6 @@ from ghostify.channels.operations import (
     SOFTMAX,
     SPATIAL,
     SUMS,
-)
-from ghostify.channels.resolving import (
-    NONE,
-    Channels,
-    Read,
-    Resolved,
-    Selection,
-    Ties,
-    Unreadable,
-    along,
-    constant_along,
 )
 from ghostify.ghosts import CGhost, GGhostStage
 from ghostify.running import groups_of, is_conv, is_transposed, op_name, run_node, weight_node, weight_shape

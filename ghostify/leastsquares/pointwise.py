@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ghostify.fitting.moments import LIMIT, Moments, factored, loaded, spanning
+from ghostify.leastsquares.moments import LIMIT, Moments, factored, loaded, spanning
 
 
 @dataclass(frozen=True)

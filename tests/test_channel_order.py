@@ -19,12 +19,12 @@ from zoo import ZOO, conv_bn, head, residual
 from ghostify import load, plan, read_plan, rewrite, save, scan, trace
 from ghostify.errors import PlanError
 from ghostify.fitting import rewrite_fitted
-from ghostify.fitting.arranging import Arrangement, _Layer, _own_order, _search, arranged
+from ghostify.fitting.channel_order import Arrangement, _Layer, _own_order, _search, arranged
 from ghostify.fitting.ghosts import layout
-from ghostify.fitting.pairs import PairMoments, as_maps
-from ghostify.fitting.sampling import Positions
-from ghostify.fitting.walking import batched
+from ghostify.fitting.interpreter import batched
 from ghostify.ghosts import CGhost, intrinsic_maps
+from ghostify.leastsquares.pairs import PairMoments, as_maps
+from ghostify.leastsquares.sampling import Positions
 from ghostify.planning import check
 from ghostify.recipe import FitSettings
 from ghostify.rewriting import Choices, replaced

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ghostify.fitting.moments import precision
-from ghostify.fitting.sampling import Positions
+from ghostify.leastsquares.moments import precision
+from ghostify.leastsquares.sampling import Positions
 
 _POSITIONS, _LEAST_POSITIONS = 8192, 1024
 _WORK = 8e9

@@ -24,13 +24,13 @@ from torch import nn
 
 from ghostify.batches import Batch
 from ghostify.channels import Ordering, Unreadable, follow
+from ghostify.fitting.epilogue import epilogue, line
 from ghostify.fitting.ghosts import layout
-from ghostify.fitting.pairs import PairMoments, as_maps, pair_positions
-from ghostify.fitting.splitting import split
-from ghostify.fitting.surroundings import line, surroundings
-from ghostify.fitting.walking import Walk
+from ghostify.fitting.interpreter import Interpreter
 from ghostify.ghosts.c_ghost import linear_maps
 from ghostify.ghosts.narrowing import Conv
+from ghostify.leastsquares.pairs import PairMoments, as_maps, pair_positions
+from ghostify.leastsquares.splitting import split
 from ghostify.module_calls import given_by, is_batched
 from ghostify.rules import CGhostSwap
 from ghostify.running import evaluating
@@ -133,7 +133,7 @@ def arranged(
     except Unreadable:
         ordering = None
     with evaluating(traced.module), torch.no_grad():
-        walk = Walk(trace(traced.module, batches[0], verify=False), traced.module, batches)
+        walk = Interpreter(trace(traced.module, batches[0], verify=False), traced.module, batches)
         layers = list(_layers(swaps, walk, ordering))
     shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)
     alone = [layer for layer in layers if (layer.classes >= 0).all() and all(shared[c] == 1 for c in layer.classes)]
@@ -161,7 +161,7 @@ def _require_kept(original: nn.Module, module: nn.Module, kept: Callable[[str], 
             raise Unreadable(name)
 
 
-def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) -> Iterator[_Layer]:
+def _layers(swaps: Sequence[CGhostSwap], walk: Interpreter, ordering: Ordering | None) -> Iterator[_Layer]:
     wanted = {given[0]: swap for swap in swaps if (given := given_by(walk.traced, swap.target))}
     started: set[int] = set()
     for node in walk.nodes:
@@ -185,7 +185,7 @@ def _layers(swaps: Sequence[CGhostSwap], walk: Walk, ordering: Ordering | None) 
         pairs = PairMoments()
         for batch in positions.batches:
             pairs.add(positions.shifts(maps(walk.values[batch][node]), swap.d, batch))
-        norm = surroundings(walk.traced, node).norm
+        norm = epilogue(walk.traced, node).norm
         slope = line(walk.root.get_submodule(str(norm.target)) if norm else None, n, pairs.variances)[0]
         walk.drop(node)
         weights = slope.square()

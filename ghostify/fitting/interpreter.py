@@ -36,7 +36,7 @@ class Standing:
     values: list[dict[fx.Node, Any]]
 
 
-class Walk:
+class Interpreter:
     """A recorded network on its way through batches of inputs.
 
     ``traced`` was recorded with inputs of the batches' shape, for sizes may be written into its graph; the layers are
@@ -89,7 +89,7 @@ class Walk:
         for node in mine:
             self.drop(node)
 
-    def follow(self, other: Walk, same: Mapping[fx.Node, fx.Node], at: int) -> None:
+    def follow(self, other: Interpreter, same: Mapping[fx.Node, fx.Node], at: int) -> None:
         """Stand at ``at``, with the values that ``other`` has of the nodes that are the ``same`` there."""
         self.reached = [at] * len(self.values)
         for mine, theirs in zip(self.values, other.values, strict=True):

@@ -29,7 +29,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Epilogue:
     """Nodes around the output of a layer; None where there is no such thing."""
 
     output: fx.Node
@@ -48,7 +48,7 @@ class Surroundings:
         return self.norm is not None, self.other is not None
 
 
-def surroundings(traced: Traced, output: fx.Node, outputs: Collection[fx.Node] = ()) -> Surroundings:
+def epilogue(traced: Traced, output: fx.Node, outputs: Collection[fx.Node] = ()) -> Epilogue:
     """What follows the node that gives a layer's output; ``outputs`` are those of all its calls (none: that one)."""
     here, norm, other = output, None, None
     after = _next(traced, here)
@@ -58,7 +58,7 @@ def surroundings(traced: Traced, output: fx.Node, outputs: Collection[fx.Node] =
     if after is not None and (found := _other(traced, after, here)) is not None:
         other, here = found, after
         after = _next(traced, here)
-    return Surroundings(output, norm, other, here, rectifier_after(traced, here))
+    return Epilogue(output, norm, other, here, rectifier_after(traced, here))
 
 
 def rectifier_after(traced: Traced, node: fx.Node) -> float | None:
@@ -67,16 +67,16 @@ def rectifier_after(traced: Traced, node: fx.Node) -> float | None:
     return None if after is None else _RECTIFIERS.get(_kind(traced, after))
 
 
-def without_addition(around: Surroundings) -> Surroundings:
+def without_addition(around: Epilogue) -> Epilogue:
     """The same up to before the addition, if there is one."""
     if around.other is None:
         return around
-    return Surroundings(around.output, around.norm, None, around.norm or around.output, None)
+    return Epilogue(around.output, around.norm, None, around.norm or around.output, None)
 
 
-def bare(around: Surroundings) -> Surroundings:
+def bare(around: Epilogue) -> Epilogue:
     """The layer's output alone."""
-    return Surroundings(around.output, None, None, around.output, None)
+    return Epilogue(around.output, None, None, around.output, None)
 
 
 def is_norm(traced: Traced, node: fx.Node) -> bool:
