@@ -36,3 +36,9 @@ def test_help_does_not_wait_for_heavy_packages(arguments):
 def test_importing_the_package_and_its_recipes_is_light():
     loaded = modules_after("import ghostify, ghostify.errors, ghostify.recipe, ghostify.tables")
     assert loaded.isdisjoint(HEAVY)
+
+
+def test_a_network_without_torchvision_does_not_wait_for_it():
+    """Importing it takes as long as importing torch."""
+    loaded = modules_after("from ghostify.cli import main; sys.argv = ['ghostify', 'scan', 'ghostify:resnet8']; main()")
+    assert "torch" in loaded and "torchvision" not in loaded
