@@ -20,8 +20,8 @@ from ghostify import load, plan, read_plan, rewrite, save, scan, trace
 from ghostify.errors import PlanError
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.channel_order import Arrangement, _Layer, _own_order, _search, arranged
-from ghostify.fitting.ghosts import layout
 from ghostify.fitting.interpreter import batched
+from ghostify.fitting.kinds.ghosts import layout
 from ghostify.ghosts import CGhost, intrinsic_maps
 from ghostify.leastsquares.pairs import PairMoments, as_maps
 from ghostify.leastsquares.sampling import Positions

@@ -20,10 +20,10 @@ import ghostify.fitting.fit as fit_module
 from ghostify import Ghosted, Plan, Traced, load, plan, rewrite, save, trace
 from ghostify.errors import FitError, PlanError
 from ghostify.fitting import rewrite_fitted
+from ghostify.fitting.agenda.epilogue import line
 from ghostify.fitting.calibration import Calibration
-from ghostify.fitting.epilogue import line
 from ghostify.fitting.interpreter import batched
-from ghostify.fitting.norms import Seen
+from ghostify.fitting.norms import Statistics
 from ghostify.fitting.norms import renew as real_renew
 from ghostify.ghosts import CGhost, CGhostLinear, GGhostStage
 from ghostify.planning import scan_for
@@ -417,7 +417,7 @@ class Case:
     traced: Traced
     plan: Plan
     ghosted: Ghosted
-    renewed: dict[int, tuple[dict[str, Tensor], Seen]]
+    renewed: dict[int, tuple[dict[str, Tensor], Statistics]]
     """By the id of a norm, its state before it was renewed, and what it saw."""
     before: dict[str, Any]
     after: dict[str, Any]
@@ -451,9 +451,9 @@ def case(name: str, method: str) -> Case:
     for part, mode in zip(model.modules(), [part.training for part in net.build().modules()], strict=True):
         part.training = mode
     traced, proposal = planned(model, example, **METHODS[method])
-    renewed: dict[int, tuple[dict[str, Tensor], Seen]] = {}
+    renewed: dict[int, tuple[dict[str, Tensor], Statistics]] = {}
 
-    def renew(norm: nn.Module, seen: Seen) -> None:
+    def renew(norm: nn.Module, seen: Statistics) -> None:
         renewed[id(norm)] = copy.deepcopy(norm.state_dict()), seen
         real_renew(norm, seen)
 
@@ -747,7 +747,7 @@ def test_polish_goes_on_from_the_fit_and_never_back(method: str) -> None:
     assert found.polished == pytest.approx(missed_by_judges(model, ghosted.module, IMAGES, torch.float32), rel=1e-3)
     assert found.error == plainly.fit.error and found.polished <= found.error * (1 + 1e-6)
     assert [part.training for part in ghosted.module.modules()] == [part.training for part in plainly.module.modules()]
-    module, seen = copy.deepcopy(ghosted.module).eval(), Seen()
+    module, seen = copy.deepcopy(ghosted.module).eval(), Statistics()
     norm = norms(module)["0.1"]
     norm.register_forward_pre_hook(lambda part, args: seen(args[0]))
     with torch.no_grad():

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from zoo import conv_bn, head, plain, residual
 
 from ghostify import convert, rewrite
+from ghostify.fitting.agenda.schedule import Order
 from ghostify.fitting.interpreter import Interpreter
-from ghostify.fitting.schedule import Order
 from ghostify.module_calls import calls_of
 from ghostify.networks import resnet20
 from ghostify.tracing import trace

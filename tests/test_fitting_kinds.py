@@ -18,7 +18,7 @@ from zoo import CoveringConv, StandardConv
 from ghostify import Ghosted, convert, rewrite
 from ghostify.errors import FitError
 from ghostify.fitting import rewrite_fitted
-from ghostify.fitting.layers import times, weight_of
+from ghostify.fitting.kinds.layers import times, weight_of
 from ghostify.ghosts.narrowing import PLAIN
 from ghostify.leastsquares.own_forwards import call_of, settable
 from ghostify.leastsquares.sampling import Positions, padded
@@ -239,7 +239,7 @@ OWN: dict[str, Callable[..., nn.Module]] = {"padding": CoveringConv, "weight": S
 
 def said_of_own_filters(ghosted: Ghosted) -> bool:
     """Whether the fit says that primary filters stayed as they were."""
-    return any("3 keeps its primary filters, for a StandardConv" in note for note in ghosted.fit.notes)  # type: ignore[union-attr]
+    return any("3 keeps its primary filters, because a StandardConv" in note for note in ghosted.fit.notes)  # type: ignore[union-attr]
 
 
 def own(name: str, **fields: Any) -> Any:
@@ -439,7 +439,7 @@ def test_what_is_no_ghost_and_reads_what_it_read_stays(name: str) -> None:
 
 
 def test_filters_with_too_many_unknowns_stay_and_the_rest_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ghostify.fitting.layers.MOST", 100)
+    monkeypatch.setattr("ghostify.fitting.kinds.layers.MOST", 100)
     torch.manual_seed(0)
     wide = nn.Sequential(
         nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Flatten(),

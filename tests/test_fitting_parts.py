@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from zoo import ZOO, InvertedResidual, Net, conv_bn, plain, residual
 
-from ghostify.fitting.correspondence import Matching, Origins
-from ghostify.fitting.epilogue import bare, epilogue, is_norm, line, without_addition
-from ghostify.fitting.intercepts import Intercepts
+from ghostify.fitting.agenda.aims import Aim
+from ghostify.fitting.agenda.correspondence import Matching, Origins
+from ghostify.fitting.agenda.epilogue import bare, epilogue, is_norm, line, without_addition
 from ghostify.fitting.interpreter import Interpreter, batched
-from ghostify.fitting.layers import put, times, weight_of
-from ghostify.fitting.norms import Seen, renew
-from ghostify.fitting.targets import Aim, Targets
+from ghostify.fitting.kinds.intercepts import Intercepts
+from ghostify.fitting.kinds.layers import put, times, weight_of
+from ghostify.fitting.kinds.targets import Targets
+from ghostify.fitting.norms import Statistics, renew
 from ghostify.leastsquares.moments import Moments
 from ghostify.leastsquares.pointwise import Blocks, Both
 from ghostify.leastsquares.sampling import _LEAST, _MOST, Block, Positions, Samples, positions_wanted
@@ -512,7 +513,7 @@ def test_a_norm_in_eval_mode_is_its_line(affine: bool) -> None:
 
 
 def test_what_was_seen_is_mean_and_variance_of_all_blocks() -> None:
-    seen, y = Seen(), 30 + torch.randn(20, 5, 4, 3)
+    seen, y = Statistics(), 30 + torch.randn(20, 5, 4, 3)
     for block in y.split([3, 12, 5]):
         seen(block)
     assert torch.allclose(seen.mean, y.double().mean((0, 2, 3)))
@@ -524,7 +525,7 @@ def test_a_renewed_norm_has_the_statistics_seen_and_the_function_it_had(kind: An
     norm = scrambled(kind(5)).eval()
     y = 3 + 2 * torch.randn(20, 5, *((4, 3) if kind is nn.BatchNorm2d else ()))
     y[:, 2] = 1.5  # does not vary
-    before, seen = norm(y), Seen()
+    before, seen = norm(y), Statistics()
     old = copy.deepcopy(norm.state_dict())
     seen(y)
     renew(norm, seen)
@@ -538,9 +539,9 @@ def test_a_renewed_norm_has_the_statistics_seen_and_the_function_it_had(kind: An
 
 
 def test_a_norm_without_a_line_of_its_own_or_that_saw_nothing_stays() -> None:
-    seen = Seen()
+    seen = Statistics()
     seen(torch.randn(4, 5, 3, 3))
-    for norm, what in ((nn.BatchNorm2d(5, affine=False), seen), (nn.BatchNorm2d(5), Seen())):
+    for norm, what in ((nn.BatchNorm2d(5, affine=False), seen), (nn.BatchNorm2d(5), Statistics())):
         before = copy.deepcopy(norm.state_dict())
         renew(norm, what)
         assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
@@ -610,11 +611,12 @@ def targets_behind(ceiling: float | None, added: bool, norm: nn.Module | None) -
     wanted, other = torch.randn(2, 2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0)) * 4
     there, here = "their sum", "our addition"
     first, second = ([{there: x} for x in wanted], [{here: x} for x in other])
-    pair: Any = SimpleNamespace(first=SimpleNamespace(values=first), second=SimpleNamespace(values=second), batches=2)
+    walks = {"original": SimpleNamespace(values=first), "converted": SimpleNamespace(values=second)}
+    networks: Any = SimpleNamespace(**walks, batches=2)
     side: Any = SimpleNamespace(sum=there, ceiling=ceiling)
     aim = Aim(side, side, None, here if added else None, None)  # type: ignore[arg-type]
     samples = Samples([Positions((3, 4, 5, 5), 10**6, 2, 0, 1)])
-    return Targets(pair, [aim], samples, [norm], True), wanted, other
+    return Targets(networks, [aim], samples, [norm], True), wanted, other
 
 
 FIRST = Block(0)

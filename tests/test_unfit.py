@@ -14,7 +14,7 @@ from zoo import ZOO, Net, conv_bn
 
 from ghostify import convert, plan, rewrite, rewrite_fitted, scan, trace
 from ghostify.errors import PlanError
-from ghostify.fitting.correspondence import Matching, origins
+from ghostify.fitting.agenda.correspondence import Matching, origins
 from ghostify.planning import Plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rewriting import rehearse

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ghostify.analysis.result import FilterError, MapPair, SplitError
 from ghostify.fitting.channel_order import own_split
-from ghostify.fitting.ghosts import layout
+from ghostify.fitting.kinds.ghosts import layout
 from ghostify.leastsquares.moments import Moments
 from ghostify.leastsquares.pairs import PairMoments, as_maps
 from ghostify.leastsquares.sampling import Positions

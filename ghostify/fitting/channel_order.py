@@ -24,9 +24,9 @@ from torch import nn
 
 from ghostify.batches import Batch
 from ghostify.channels import Ordering, Unreadable, follow
-from ghostify.fitting.epilogue import epilogue, line
-from ghostify.fitting.ghosts import layout
+from ghostify.fitting.agenda.epilogue import epilogue, line
 from ghostify.fitting.interpreter import Interpreter
+from ghostify.fitting.kinds.ghosts import layout
 from ghostify.ghosts.c_ghost import linear_maps
 from ghostify.ghosts.narrowing import Conv
 from ghostify.leastsquares.pairs import PairMoments, as_maps, pair_positions

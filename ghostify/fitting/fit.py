@@ -6,50 +6,39 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ghostify.batches import Batch, count
-from ghostify.errors import FitError
+from ghostify.batches import count
 from ghostify.fit_result import Fit, LayerError
-from ghostify.fitting.agenda import Agenda
+from ghostify.fitting import notes
+from ghostify.fitting.agenda.agenda import Agenda
+from ghostify.fitting.agenda.correspondence import Origins
+from ghostify.fitting.agenda.schedule import Loop
 from ghostify.fitting.calibration import Calibration
-from ghostify.fitting.correspondence import Origins, Part
-from ghostify.fitting.ghosts import GhostFit, cheap_unknowns, solved_for
-from ghostify.fitting.interpreter import MEMORY, Interpreter, size_of
-from ghostify.fitting.judging import Judge, called, outputs
-from ghostify.fitting.layers import MOST, LayerFit, error, too_wide
-from ghostify.fitting.norms import Seen, renew
-from ghostify.fitting.schedule import Loop
-from ghostify.fitting.stages import StageFit
-from ghostify.fitting.targets import Pair, Targets
-from ghostify.ghosts import CGhostLinear
-from ghostify.leastsquares.sampling import Block, Positions, Samples, positions_wanted
+from ghostify.fitting.interpreter import Interpreter
+from ghostify.fitting.judging import Judge
+from ghostify.fitting.kinds.choice import Fitting, fitting_of, size_of
+from ghostify.fitting.kinds.layers import error
+from ghostify.fitting.kinds.targets import Targets
+from ghostify.fitting.networks import Networks
+from ghostify.fitting.norms import Statistics, renew
+from ghostify.fitting.positions import samples_of
+from ghostify.fitting.requirements import require_faithful, require_finite
+from ghostify.leastsquares.sampling import Samples
 from ghostify.recipe import FitSettings
-from ghostify.running import ELSEWHERE, agree, evaluating
-from ghostify.tracing import Traced, trace
-
-_MANY = f"each filter has more than the {MOST:,} unknowns that are solved for"
+from ghostify.running import evaluating
+from ghostify.tracing import trace
 
 TURNS = 3
 """How often the parts of a loop are fitted at most."""
-_APART = 7919
-"""By how much the seeds of two calls of one layer differ: positions of every call are others."""
 
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 """Who is told how many parts of how many are fitted."""
-
-
-class Fitting(Protocol):
-    """What fits one part."""
-
-    def fit(self) -> float: ...
-
-    def outputs(self, block: Block) -> Tensor: ...
 
 
 def fit(
@@ -58,7 +47,7 @@ def fit(
     images: Calibration,
     settings: FitSettings,
     origins: Origins,
-    told: Told = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Fit:
     """Fit ``module`` in place to what ``original`` gives for ``images``; what came of it.
 
@@ -67,20 +56,18 @@ def fit(
     """
     began = time.perf_counter()
     with evaluating(original, module), torch.no_grad():
-        pair, agenda = _pair(original, module, images, settings, origins)
-        _require_faithful(original, pair.original, images.batches[-1])
-        judge = Judge(pair.original, original, images.batches, images.judged)
-        unfitted = judge.error(pair.converted, module)
+        networks, agenda = _recorded(original, module, images, settings, origins)
+        require_faithful(original, networks.original.traced, images.batches[-1])
+        judge = Judge(networks.original.traced, original, images.batches, images.judged)
+        unfitted = judge.error(networks.converted.traced, module)
         before = copy.deepcopy(module.state_dict())
-        job = _Job(pair, agenda, original, module, settings, told)
+        job = _Job(networks, agenda, original, module, settings, progress)
         layers = job.run()
-        missed = judge.error(pair.converted, module)
+        missed = judge.error(networks.converted.traced, module)
         if missed is not None and unfitted is not None and not missed <= unfitted:
             module.load_state_dict(before)
             missed = unfitted
-            job.notes.append(
-                "The fit made the outputs worse on images that it had not seen, so the weights stay as carried over."
-            )
+            job.notes.append(notes.WORSE)
     return Fit(
         how=settings.how,
         images=sum(map(count, images.batches)),
@@ -93,48 +80,74 @@ def fit(
     )
 
 
+def _recorded(
+    original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings, origins: Origins
+) -> tuple[Networks, Agenda]:
+    """Both networks recorded, on their way to where they differ, and what is to be fitted from there."""
+    batches = images.batches
+    first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
+    agenda = Agenda(first, second, module, settings, origins)
+    ahead = Interpreter(first, original, batches, agenda.order_of_original())
+    behind = Interpreter(second, module, batches, agenda.schedule.order)
+    ahead.advance(agenda.begin)
+    behind.follow(ahead, agenda.same, agenda.begin)
+    return Networks(ahead, behind, held=images.held, judged=images.judged), agenda
+
+
 class _Job:
     """The parts one after the other."""
 
     def __init__(
-        self, pair: Pair, agenda: Agenda, original: nn.Module, module: nn.Module, settings: FitSettings, told: Told
+        self,
+        networks: Networks,
+        agenda: Agenda,
+        original: nn.Module,
+        module: nn.Module,
+        settings: FitSettings,
+        progress: Progress,
     ) -> None:
-        self.pair, self.agenda, self.told = pair, agenda, told
+        self.networks, self.agenda, self.progress = networks, agenda, progress
         self.original, self.module, self.settings = original, module, settings
         self.parts = agenda.parts
         self.notes: list[str] = []
         self.starved: list[str] = []
         self.started: set[int] = set()
         """The batches that some part has asked for; once on their way, they go with the others."""
-        self.given: list[dict[fx.Node, Any]] | None = None
+        self.last_turn: list[dict[fx.Node, Any]] | None = None
         """What late inputs were in the last turn of a loop, batch by batch; nothing in the first."""
         self.needed = Counter(node for part in range(len(self.parts)) for node in agenda.needed(part))
         for node in self.needed:
-            pair.first.keep(node)
+            networks.original.keep(node)
 
     def run(self) -> list[LayerError]:
         norms = self._watched()
         found: dict[int, LayerError] = {}
-        self.told(0, len(self.parts))
+        self.progress(0, len(self.parts))
         for loop in self.agenda.schedule.loops:
+            done = len(found)
             found |= self._turns(loop) if loop.turns else {part: self._fit(part) for part in loop.parts}
-            for part in loop.parts:
+            for more, part in enumerate(loop.parts, start=1):
                 self._release(part)
-                self.told(len(found) - len(loop.parts) + 1 + loop.parts.index(part), len(self.parts))
-        self.pair.second.advance(len(self.pair.second.nodes))
-        for norm, seen in norms.items():
-            renew(norm, seen)
-        self.notes += [*self._on_starved(), *self._on_filters(), *self._on_wide(), *self._on_unfitted()]
+                self.progress(done + more, len(self.parts))
+        self.networks.converted.advance(len(self.networks.converted.nodes))
+        for norm, statistics in norms.items():
+            renew(norm, statistics)
+        self.notes += [
+            *notes.on_starved(self.starved),
+            *notes.on_filters(self.parts),
+            *notes.on_wide(self.agenda.wide),
+            *notes.on_unfitted(self.agenda.matching.skipped),
+        ]
         return [found[part] for part in sorted(found)]
 
-    def _watched(self) -> dict[nn.Module, Seen]:
-        """Every norm that reads something new and is not frozen, and who sees what it reads."""
-        norms: dict[nn.Module, Seen] = {}
+    def _watched(self) -> dict[nn.Module, Statistics]:
+        """Every norm that reads something new and is not frozen, and what measures what it reads."""
+        norms: dict[nn.Module, Statistics] = {}
         for name, calls in self.agenda.norms.items():
             norm = self.module.get_submodule(name)
             if norm not in self.agenda.frozen:
-                seen = norms[norm] = Seen()
-                self.pair.second.watched |= dict.fromkeys(calls, seen)
+                statistics = norms[norm] = Statistics()
+                self.networks.converted.watched |= dict.fromkeys(calls, statistics)
         return norms
 
     def _fit(self, index: int) -> LayerError:
@@ -145,10 +158,47 @@ class _Job:
         before = error(targets, fitting.outputs, samples.judged)
         ridge = fitting.fit()
         after = error(targets, fitting.outputs, samples.judged)
-        self._note(part, samples)
+        unknowns, _ = size_of(part)
+        if samples.total < unknowns:
+            self.starved.append(f"{part.name} has {unknowns:,} unknowns per filter and {samples.total:,} positions")
         return LayerError(
             target=part.name, kind=part.kind, before=before, error=after, ridge=ridge, positions=samples.total
         )
+
+    def _samples(self, index: int) -> Samples:
+        return samples_of(self.agenda, self.networks, index)
+
+    def _advance(self, index: int, samples: Samples) -> None:
+        """Run both networks up to where a part is fitted."""
+        original, converted = self.networks.original, self.networks.converted
+        self.started |= set(samples.started)
+        converted.advance(self.agenda.stops[index], self.started)
+        last = max(original.index[node] for node in self.agenda.needed(index))
+        original.advance(last + 1, self.started)
+
+    def _fitting(self, index: int, samples: Samples) -> tuple[Fitting, Targets]:
+        """What fits a part to all its calls, and the targets it has."""
+        part, aims = self.parts[index], self.agenda.aims[index]
+        norms = [
+            None if aim.ours.norm is None else self.module.get_submodule(str(aim.ours.norm.target)) for aim in aims
+        ]
+        targets = Targets(self.networks, aims, samples, norms, self.settings.rectified)
+        targets.takers = [None if norm in self.agenda.frozen else norm for norm in norms]
+        require_finite(part, targets, self.networks)
+        return fitting_of(part, self.networks.converted, self.original, targets, self.settings.joint), targets
+
+    def _module_at(self, node: fx.Node | None) -> nn.Module | None:
+        """The module that a node calls."""
+        return None if node is None else self.module.get_submodule(str(node.target))
+
+    def _release(self, part: int) -> None:
+        """Let go of the original's values that no other part asks for."""
+        for node in self.agenda.needed(part):
+            self.needed[node] -= 1
+            if not self.needed[node]:
+                self.networks.original.drop(node)
+
+    # -- loops -------------------------------------------------------------------------------------------------
 
     def _turns(self, loop: Loop) -> dict[int, LayerError]:
         """Fit the parts of a loop in turns, and keep what did best on what the network then really reads.
@@ -156,248 +206,69 @@ class _Job:
         In the first turn the original stands in for what is late, in the others what the turn before gave.  Each is
         measured on what its own weights give: a cell that feeds on itself may do well on the original's inputs alone.
         """
-        second, found, least = self.pair.second, dict[int, LayerError](), math.inf
-        waiting = [part for part in loop.parts if self.agenda.late[part]]
+        walk = self.networks.converted
         self.started |= {batch for part in loop.parts for batch in self._samples(part).started}
-        second.advance(loop.stops[0], self.started)
-        standing, kept = second.standing(), copy.deepcopy(self.module.state_dict())
-        watched, second.watched = second.watched, {}  # norms are to see the weights that stay
+        walk.advance(loop.stops[0], self.started)
+        standing, watched = walk.standing(), walk.watched
+        walk.watched = {}  # norms are to see the weights that stay
+        found, weights = self._best_turn(loop)
+        self.module.load_state_dict(weights)
+        walk.go_back(standing)
+        walk.watched = watched
+        walk.advance(loop.end, self.started)
+        return found
+
+    def _best_turn(self, loop: Loop) -> tuple[dict[int, LayerError], dict[str, Any]]:
+        """What the best turn found, and the weights it gave: turns end with the first that is no better."""
+        walk, least = self.networks.converted, math.inf
+        best, weights = dict[int, LayerError](), copy.deepcopy(self.module.state_dict())
+        waiting = [part for part in loop.parts if self.agenda.late[part]]
         needs = [node for part in waiting for call in self.agenda.needs[part].calls for node in call]
-        with second.keeping(needs):
-            self.given = None
+        standing = walk.standing()
+        with walk.keeping(needs):
+            self.last_turn = None
             for _ in range(TURNS):
-                second.go_back(standing)
-                now = {part: self._fit(part) for part in loop.parts}
-                second.advance(loop.end, self.started)
-                self.given = [{node: values[node] for node in needs if node in values} for values in second.values]
-                missed = self._judged_anew(waiting, now)
+                walk.go_back(standing)
+                found = {part: self._fit(part) for part in loop.parts}
+                walk.advance(loop.end, self.started)
+                self.last_turn = [{node: values[node] for node in needs if node in values} for values in walk.values]
+                missed = self._judged_anew(waiting, found)
                 if not missed < least:
                     break
-                found, least, kept = now, missed, copy.deepcopy(self.module.state_dict())
-        self.module.load_state_dict(kept)
-        second.go_back(standing)
-        second.watched = watched
-        second.advance(loop.end, self.started)
-        return found or now
+                best, least, weights = found, missed, copy.deepcopy(self.module.state_dict())
+        return best or found, weights
 
     def _judged_anew(self, waiting: Sequence[int], found: dict[int, LayerError]) -> float:
-        """The mean error of parts on what they now really read, held out from a fit; what was found is told of that."""
+        """The mean error of parts on what they now really read, held out from a fit; what was found reports it, too."""
         missed = []
         for part in waiting:
             samples = self._samples(part)
             fitting, targets = self._fitting(part, samples)
-            told = error(targets, fitting.outputs, samples.judged)
-            found[part] = found[part].model_copy(update={"error": told})
+            judged = error(targets, fitting.outputs, samples.judged)
+            found[part] = found[part].model_copy(update={"error": judged})
             held = [block for block in samples.blocks if targets.is_held(block)] or samples.blocks
             missed.append(error(targets, fitting.outputs, held) or 0.0)
         return fmean(missed)
 
     def _lent(self, index: int, samples: Samples) -> Samples:
         """The samples of a part's calls of which the inputs are there, or something that stands in for them."""
-        first, second, there = self.pair.first, self.pair.second, set(range(len(samples.calls)))
+        there = set(range(len(samples.calls)))
         for call in self.agenda.late[index]:
             stand_ins = self.agenda.stand_ins(index, call)
-            if self.given is None and not stand_ins:
+            if self.last_turn is None and not stand_ins:
                 there.discard(call)
                 continue
             for batch in samples.started:
-                for node in self.agenda.needs[index].calls[call]:
-                    if second.index[node] < second.reached[batch]:
-                        continue
-                    lent = first.values[batch][stand_ins[node]] if self.given is None else self.given[batch][node]
-                    second.values[batch][node] = lent
+                self._lend(batch, self.agenda.needs[index].calls[call], stand_ins)
         return samples.of_calls(there)
 
-    def _advance(self, index: int, samples: Samples) -> None:
-        """Run both networks up to where a part is fitted."""
-        pair = self.pair
-        self.started |= set(samples.started)
-        pair.second.advance(self.agenda.stops[index], self.started)
-        pair.first.advance(max(pair.first.index[node] for node in self.agenda.needed(index)) + 1, self.started)
-
-    def _samples(self, index: int) -> Samples:
-        """Positions of the part's output maps, by call; of a linear layer, rows."""
-        part = self.parts[index]
-        room, wanted = self._room(index), positions_wanted(*_size(part))
-        return Samples([self._positions(index, call, room, wanted) for call in range(len(part.calls))])
-
-    def _positions(self, index: int, call: int, room: int, wanted: int) -> Positions:
-        part = self.parts[index]
-        shape = part.calls[call].twin.meta["shapes"][0]
-        rows = isinstance(part.module, nn.Linear)
-        last = isinstance(part.module, CGhostLinear) and len(shape) == 4
-        shape = shape if rows or len(shape) > 2 else (*shape, 1, 1)
-        channels = -1 if rows else 3 if last else 1
-        pair = self.pair
-        most = room * pair.batches / (pair.batches + pair.judged)
-        own = math.ceil(
-            wanted * min(2, len(part.calls)) / len(part.calls)
-        )  # more calls have more to tell, up to a cost
-        return Positions(shape, own, pair.batches, index + call * _APART, channels, pair.held, most, pair.judged)
-
-    def _room(self, index: int) -> int:
-        """How many batches there is room for where the part is fitted."""
-        first, second = self.pair.first, self.pair.second
-        at = max(first.index[twin] for twin in self.parts[index].twins)
-        held = {node for part in self.agenda.together(index) for node in self.agenda.needed(part)}
-        held -= set(self.agenda.needed(index)) if len(self.parts[index].calls) == 1 else {first.nodes[at]}
-        return MEMORY // max(
-            1, first.bytes_at(at) + second.bytes_at(self.agenda.stops[index]) + sum(map(size_of, held))
-        )
-
-    def _fitting(self, index: int, samples: Samples) -> tuple[Fitting, Targets]:
-        """What fits a part to all its calls, and the targets it has."""
-        part, aims = self.parts[index], self.agenda.aims[index]
-        norms = [self.module.get_submodule(str(n.target)) if (n := aim.ours.norm) else None for aim in aims]
-        targets = Targets(self.pair, aims, samples, norms, self.settings.rectified)
-        targets.takers = [None if norm in self.agenda.frozen else norm for norm in norms]
-        _require_finite(part, targets, self.pair)
-        values = self.pair.second.values
-
-        def inputs(block: Block) -> Tensor:
-            read: Tensor = values[block.batch][part.calls[block.call].inputs]
-            return read.float()  # as the weights are, also where autocast has made it less
-
-        def pooled(block: Block) -> list[Tensor]:
-            return [values[block.batch][node].float() for node in part.calls[block.call].pooled]
-
-        if part.kind == "ghost":
-            start: Any = self.original.get_submodule(part.name).weight
-            return GhostFit(part.module, inputs, targets, start.detach(), self.settings.joint), targets
-        if part.kind == "stage":
-            return StageFit(part.module, inputs, pooled, targets), targets
-        return LayerFit([call.module for call in part.calls], inputs, targets), targets
-
-    def _note(self, part: Part, samples: Samples) -> None:
-        unknowns = _size(part)[0]
-        if samples.total < unknowns:
-            self.starved.append(f"{part.name} has {unknowns:,} unknowns per filter and {samples.total:,} positions")
-
-    def _on_starved(self) -> list[str]:
-        """One sentence on the parts with too few positions."""
-        if not self.starved:
-            return []
-        others = _others(self.starved, " have too few")
-        return [
-            f"{self.starved[0]} to fit them to{others}: a stronger ridge holds it to its trained weights; more images "
-            "would serve it better."
-        ]
-
-    def _on_filters(self) -> list[str]:
-        """One sentence on the ghost modules of which the cheap operations alone are fitted."""
-        kept = [part for part in self.parts if _keeps_filters(part)]
-        if not kept:
-            return []
-        primary = kept[0].module.primary
-        why = f"a {type(primary).__name__} changes them before it convolves"
-        return [
-            f"{kept[0].name}{_others(kept)} keeps its primary filters, for {_MANY if too_wide(primary) else why}; "
-            "its cheap operations are fitted to what those give."
-        ]
-
-    def _on_wide(self) -> list[str]:
-        """One sentence on the layers that are too wide to be fitted anew."""
-        wide = self.agenda.wide
-        return [f"{wide[0]}{_others(wide)} keeps its weights, for {_MANY}."] if wide else []
-
-    def _on_unfitted(self) -> list[str]:
-        """One sentence on what was replaced and keeps the weights that were carried over."""
-        left = self.agenda.matching.skipped
-        if not left:
-            return []
-        name, reason = next(iter(left.items()))
-        return [f"{name}{_others(left)} keeps the weights that were carried over, because it {reason}."]
-
-    def _release(self, part: int) -> None:
-        for node in self.agenda.needed(part):
-            self.needed[node] -= 1
-            if not self.needed[node]:
-                self.pair.first.drop(node)
-
-
-def _others(all_of_them: Sized, have: str = "") -> str:
-    """A parenthesis on how many there are besides the first."""
-    return f" (and {len(all_of_them) - 1} more{have})" if len(all_of_them) > 1 else ""
-
-
-def _keeps_filters(part: Part) -> bool:
-    return part.kind == "ghost" and not solved_for(part.module.primary)
-
-
-def _size(part: Part) -> tuple[int, int]:
-    """Unknowns per filter, and filters."""
-    if part.kind == "stage":
-        stage = part.module
-        convs = [layer for layer in stage.cheap.modules() if isinstance(layer, nn.Conv2d)]
-        convolved = sum(conv.weight[0].numel() for conv in convs)
-        pooled = 0 if stage.mix is None else stage.mix.in_channels
-        return convolved + pooled, 0 if part.kept is None else len(part.kept)
-    if _keeps_filters(part):
-        return cheap_unknowns(part.module), part.module.out_channels
-    weight = (part.module.primary if part.kind == "ghost" else part.module).weight
-    return weight[0].numel(), len(weight)
-
-
-def _pair(
-    original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings, origins: Origins
-) -> tuple[Pair, Agenda]:
-    """Both networks recorded, on their way to where they differ, and what is to be fitted from there."""
-    batches = images.batches
-    first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
-    agenda = Agenda(first, second, module, settings, origins)
-    ahead = Interpreter(first, original, batches, agenda.order_of_original())
-    behind = Interpreter(second, module, batches, agenda.schedule.order)
-    ahead.advance(agenda.begin)
-    behind.follow(ahead, agenda.same, agenda.begin)
-    return Pair(first, second, ahead, behind, held=images.held, judged=images.judged), agenda
-
-
-def _require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None:
-    """Refuse a recording that another batch than the one it was made of shows to be wrong.
-
-    A copy runs, for a network may remember its runs, and write into what it is given.
-    """
-    _require_repeatable(original, traced, batch)
-    given = called(copy.deepcopy(original), batch)
-    for one, other in zip(given, outputs(traced, original, batch), strict=False):
-        if not agree(one, other, ELSEWHERE):
-            raise FitError(
-                f"{type(original).__name__} does on other images something else than its recording, so nothing can be "
-                "fitted to it; use fit none."
-            )
-
-
-def _require_repeatable(original: nn.Module, traced: Traced, batch: Batch) -> None:
-    """Refuse a network that draws random numbers in eval mode: what it gives once cannot be fitted to."""
-    given = (called(copy.deepcopy(original), batch) for _ in range(2))
-    if all(agree(one, other, ELSEWHERE) for one, other in zip(*given, strict=False)):
-        return
-    walks = [Interpreter(traced, original, [batch]) for _ in range(2)]
-    where = ""
-    for index, node in enumerate(walks[0].nodes):
-        for walk in walks:
-            walk.keep(node)
-            walk.advance(index + 1)
-        one, other = (walk.values[0].get(node) for walk in walks)
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and not agree(one, other, ELSEWHERE):
-            module = str(node.meta.get("module", ""))
-            where = f" ({node.name} in {module!r})" if module else f" ({node.name})"
-            break
-    raise FitError(
-        f"{type(original).__name__} is random in eval mode, too: it gives something else each time it runs on the same "
-        f"images{where}, so nothing can be fitted to it; make it draw nothing in eval mode, or use fit none."
-    )
-
-
-def _require_finite(part: Part, targets: Targets, pair: Pair) -> None:
-    gives = all(bool(torch.isfinite(sums).all()) for sums in targets.sums.values())
-    reads = all(
-        bool(torch.isfinite(pair.second.values[block.batch][part.calls[block.call].inputs]).all())
-        for block in targets.samples.blocks
-    )
-    if not (gives and reads):
-        where = "reads values" if gives else "of the original gives values"
-        raise FitError(
-            f"{part.name} {where} that are not finite (NaN or infinite) for these images, so it cannot be fitted; "
-            "look at the weights before it, or use fit none."
-        )
+    def _lend(self, batch: int, needs: Sequence[fx.Node], stand_ins: dict[fx.Node, fx.Node]) -> None:
+        """Put what stands in for late inputs where the converted network's own values will be."""
+        original, converted = self.networks.original, self.networks.converted
+        for node in needs:
+            if converted.index[node] < converted.reached[batch]:
+                continue
+            if self.last_turn is None:
+                converted.values[batch][node] = original.values[batch][stand_ins[node]]
+            else:
+                converted.values[batch][node] = self.last_turn[batch][node]

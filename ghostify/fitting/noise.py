@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ghostify.batches import Batch, per_sample, take
-from ghostify.fitting.epilogue import is_norm
+from ghostify.fitting.agenda.epilogue import is_norm
 from ghostify.fitting.interpreter import Interpreter
-from ghostify.fitting.norms import Seen
+from ghostify.fitting.norms import Statistics
 from ghostify.running import evaluating
 from ghostify.tracing import Traced, trace
 
@@ -68,18 +68,18 @@ def _distances(traced: Traced, module: nn.Module, images: Batch, norms: int | No
     walk = Interpreter(traced, module, [images])
     nodes = [node for node in walk.nodes if is_norm(traced, node)][:norms]
     for node in nodes:
-        walk.watched[node] = Seen()
+        walk.watched[node] = Statistics()
     walk.advance(max((walk.index[node] for node in nodes), default=-1) + 1)
     return [_off(module.get_submodule(str(node.target)), walk, node) for node in nodes]
 
 
 def _off(norm: nn.Module, walk: Interpreter, node: fx.Node) -> Tensor:
-    seen = walk.watched[node]
-    assert isinstance(seen, Seen) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    found = walk.watched[node]
+    assert isinstance(found, Statistics) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     var = norm.running_var.double() + norm.eps
-    ratio = ((seen.variance + norm.eps) / var).sqrt()
-    return ((seen.mean - norm.running_mean.double()).square() / var + (ratio - 1).square()).mean()
+    ratio = ((found.variance + norm.eps) / var).sqrt()
+    return ((found.mean - norm.running_mean.double()).square() / var + (ratio - 1).square()).mean()
 
 
 def _like(example: Batch, count: int, exponent: float, gain: float) -> Batch:

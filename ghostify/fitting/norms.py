@@ -18,7 +18,7 @@ from ghostify.ghosts.narrowing import holds_its_weights
 from ghostify.tracing import cloned
 
 
-class Seen:
+class Statistics:
     """Mean and variance of each channel (dimension 1) of all that was seen, in float64."""
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ def renew_all(module: nn.Module, batches: Sequence[Batch], kept: Callable[[str],
     """Renew every norm of a network in eval mode by what it sees of ``batches``, over all its calls, but those
     ``kept``, by name."""
     norms: list[nn.Module] = [
-        part
-        for name, part in module.named_modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not kept(name)
+        norm
+        for name, norm in module.named_modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not kept(name)
     ]
-    seen = {norm: Seen() for norm in norms}
+    statistics = {norm: Statistics() for norm in norms}
 
     def watch(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[norm](inputs[0])
+        statistics[norm](inputs[0])
 
     hooks = [norm.register_forward_pre_hook(watch) for norm in norms]
     try:
@@ -61,10 +61,10 @@ def renew_all(module: nn.Module, batches: Sequence[Batch], kept: Callable[[str],
         for hook in hooks:
             hook.remove()
     for norm in norms:
-        renew(norm, seen[norm])
+        renew(norm, statistics[norm])
 
 
-def renew(norm: nn.Module, seen: Seen) -> None:
+def renew(norm: nn.Module, statistics: Statistics) -> None:
     """Give ``norm`` the statistics seen, and the slope and offset with which its function in eval mode stays.
 
     Channels that do not vary keep theirs, and so do norms without a slope and offset of their own, which a hook
@@ -72,14 +72,14 @@ def renew(norm: nn.Module, seen: Seen) -> None:
     """
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     mean, var, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
-    if mean is None or var is None or weight is None or bias is None or not seen.count:
+    if mean is None or var is None or weight is None or bias is None or not statistics.count:
         return
     if not holds_its_weights(norm):
         return
-    varies = seen.variance > 1e-8 * var.double().clamp_min(norm.eps)
+    varies = statistics.variance > 1e-8 * var.double().clamp_min(norm.eps)
     slope = weight.detach().double() * (var.double() + norm.eps).rsqrt()
     with torch.no_grad():
-        bias.copy_(torch.where(varies, bias.double() + slope * (seen.mean - mean.double()), bias.double()))
-        weight.copy_(torch.where(varies, slope * (seen.variance + norm.eps).sqrt(), weight.double()))
-        mean.copy_(torch.where(varies, seen.mean, mean.double()))
-        var.copy_(torch.where(varies, seen.variance, var.double()))
+        bias.copy_(torch.where(varies, bias.double() + slope * (statistics.mean - mean.double()), bias.double()))
+        weight.copy_(torch.where(varies, slope * (statistics.variance + norm.eps).sqrt(), weight.double()))
+        mean.copy_(torch.where(varies, statistics.mean, mean.double()))
+        var.copy_(torch.where(varies, statistics.variance, var.double()))

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from ghostify.batches import Batch, call, count, join, move, per_sample, split, take
 from ghostify.errors import FitError, PlanError
 from ghostify.fit_result import Fit
-from ghostify.fitting.fit import Told
+from ghostify.fitting.fit import Progress
 from ghostify.fitting.transfer import rewrite_fitted
 from ghostify.measuring.borrowing import on_device
 from ghostify.names import within
@@ -29,7 +29,7 @@ from ghostify.rewriting.naming import entering
 from ghostify.running import evaluating, undisturbed
 from ghostify.tracing import Traced, cloned, one_example
 
-Watched = Callable[[str], AbstractContextManager[Told | None]]
+Watched = Callable[[str], AbstractContextManager[Progress | None]]
 """By the name of a part, who is told how much of it is fitted."""
 
 

@@ -22,12 +22,12 @@ from ghostify.arguments import takes
 from ghostify.batches import Batch, count, describe, move, per_sample, take
 from ghostify.errors import FitError
 from ghostify.fit_result import Fit
+from ghostify.fitting.agenda.correspondence import Origins, origins
 from ghostify.fitting.calibration import Calibration
 from ghostify.fitting.channel_order import Arrangement, arranged
-from ghostify.fitting.correspondence import Origins, origins
-from ghostify.fitting.fit import Told, fit
-from ghostify.fitting.ghosts import solved_for
+from ghostify.fitting.fit import Progress, fit
 from ghostify.fitting.judging import Judge
+from ghostify.fitting.kinds.ghosts import solved_for
 from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
 from ghostify.fitting.polish import polish
@@ -51,7 +51,7 @@ def rewrite_fitted(
     settings: FitSettings | Mapping[str, Any] | str | None = None,
     *,
     device: torch.device | None = None,
-    told: Told | None = None,
+    told: Progress | None = None,
 ) -> Ghosted:
     """``rewrite``, and the weights fitted to what the original gives for ``images``, without labels.
 

@@ -34,6 +34,15 @@ _SPARSE = 3
 _VALUES = 2**24
 """Target values kept at a time."""
 
+MOST = 2**13
+"""Unknowns of one filter that are solved for: the covariances of D of them take 8·D² bytes, several times over."""
+
+
+def too_wide(layer: nn.Module) -> bool:
+    """Whether the filters of a convolution or linear layer have more unknowns than are solved for."""
+    assert isinstance(layer, Conv | nn.Linear)
+    return layer.weight[0].numel() > MOST
+
 
 def positions_wanted(features: int, targets: int) -> int:
     """How many positions are worth having for so many features and targets of one system."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.epilogue import line
-from ghostify.fitting.intercepts import shift_mean
-from ghostify.fitting.layers import Input, LeastSquares, times
-from ghostify.fitting.targets import Targets
+from ghostify.fitting.agenda.epilogue import line
+from ghostify.fitting.kinds.intercepts import shift_mean
+from ghostify.fitting.kinds.layers import Input, LeastSquares, times
+from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts import GGhostStage
 from ghostify.leastsquares.sampling import Block
 

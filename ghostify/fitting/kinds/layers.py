@@ -14,8 +14,8 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.intercepts import Intercepts
-from ghostify.fitting.targets import Targets
+from ghostify.fitting.kinds.intercepts import Intercepts
+from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts.narrowing import Conv
 from ghostify.leastsquares.moments import Moments, precision, solve, within
 from ghostify.leastsquares.sampling import Block
@@ -26,8 +26,6 @@ ROUNDS = 3
 """How often targets behind a rectifier are renewed."""
 _KEPT = 2**26
 """Numbers that are kept of one function of batches."""
-MOST = 2**13
-"""Unknowns of one filter that are solved for: the covariances of D of them take 8·D² bytes, several times over."""
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -35,12 +33,6 @@ def weight_of(layer: nn.Module) -> Tensor:
     assert isinstance(layer, Conv | nn.Linear)
     groups = layer.groups if isinstance(layer, Conv) else 1
     return layer.weight.detach().double().flatten(1).unflatten(0, (groups, -1))
-
-
-def too_wide(layer: nn.Module) -> bool:
-    """Whether the filters of a convolution or linear layer have more unknowns than are solved for."""
-    assert isinstance(layer, Conv | nn.Linear)
-    return layer.weight[0].numel() > MOST
 
 
 def put(layer: nn.Module, weight: Tensor) -> None:

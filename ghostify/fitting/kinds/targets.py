@@ -11,84 +11,34 @@ where z* > 0 and min(ẑ, 0) elsewhere.  Fitting to that and renewing it in turn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ghostify.fitting.correspondence import Call, Matching, Part
-from ghostify.fitting.epilogue import Epilogue, bare, epilogue, line, without_addition
-from ghostify.fitting.interpreter import Interpreter
+from ghostify.fitting.agenda.aims import Aim
+from ghostify.fitting.agenda.epilogue import line
+from ghostify.fitting.networks import Networks
 from ghostify.leastsquares.sampling import Block, Samples
-from ghostify.tracing import Traced
 
 _DEAD = 1e-4
 """A norm's slope below this share of its largest leaves its channel out of the fit."""
-
-
-@dataclass
-class Pair:
-    """The original and the converted network, recorded and walked through the same images."""
-
-    original: Traced
-    converted: Traced
-    first: Interpreter
-    second: Interpreter
-    held: int
-    """The last so many of the batches that are fitted to choose how strong ridges are."""
-    judged: int = 0
-    """The last so many of all batches are not fitted to."""
-
-    @property
-    def batches(self) -> int:
-        """How many batches are fitted to."""
-        return len(self.second.values) - self.judged
-
-    def is_held(self, batch: int) -> bool:
-        return batch >= self.batches - self.held
-
-
-@dataclass(frozen=True)
-class Aim:
-    """Where one call of a layer is compared with its original: nodes of either network, and which channels."""
-
-    theirs: Epilogue
-    ours: Epilogue
-    kept: Tensor | None
-    """Channels of the original that the layer makes; None for all."""
-    added: fx.Node | None
-    """Node of the *converted* network that is added, where it runs before the layer does."""
-    added_there: fx.Node | None
-    """Else that of the original."""
-
-    @staticmethod
-    def of(original: Traced, matching: Matching, part: Part, call: Call, compensate: bool) -> Aim:
-        """One call of a convolution, linear layer or C-Ghost module."""
-        theirs = epilogue(original, call.twin, part.twins)
-        ours = epilogue(matching.converted, call.output, part.outputs)
-        if theirs.form != ours.form:
-            theirs, ours = bare(theirs), bare(ours)
-        if not compensate:
-            theirs, ours = without_addition(theirs), without_addition(ours)
-        known = ours.other is not None and matching.order[ours.other] < matching.order[call.begin]
-        return Aim(theirs, ours, part.kept, ours.other if known else None, None if known else theirs.other)
-
-    @property
-    def needed(self) -> list[fx.Node]:
-        """Nodes of the original whose values the fit asks for."""
-        return [self.theirs.sum, *([self.added_there] if self.added_there is not None else [])]
 
 
 class Targets:
     """The targets of one layer, block by block, at its positions."""
 
     def __init__(
-        self, pair: Pair, aims: Sequence[Aim], samples: Samples, norms: Sequence[nn.Module | None], rectified: bool
+        self,
+        networks: Networks,
+        aims: Sequence[Aim],
+        samples: Samples,
+        norms: Sequence[nn.Module | None],
+        rectified: bool,
     ) -> None:
         """``aims`` and ``norms``: by call."""
-        self.pair, self.aims, self.samples, self.norms = pair, aims, samples, norms
+        self.networks, self.aims, self.samples, self.norms = networks, aims, samples, norms
         self.takers = norms
         """The norms whose means may take an intercept in, by call."""
         self.ceilings = [
@@ -122,7 +72,7 @@ class Targets:
         return torch.where(self.alive, torch.stack(self.slopes).square().mean(0), 0.0)
 
     def is_held(self, block: Block) -> bool:
-        return self.pair.is_held(block.batch)
+        return self.networks.is_held(block.batch)
 
     def outputs(self, block: Block) -> Tensor:
         """What the layer should give there, (N, n) in float64; zero for what its norm silences."""
@@ -164,14 +114,14 @@ class Targets:
 
     def _sums(self, block: Block) -> Tensor:
         aim = self.aims[block.call]
-        return self._picked(self.pair.first.values[block.batch][aim.theirs.sum], block, aim.kept)
+        return self._picked(self.networks.original.values[block.batch][aim.theirs.sum], block, aim.kept)
 
     def _added(self, block: Block) -> Tensor | float:
         aim = self.aims[block.call]
         if aim.added is not None:
-            return self._picked(self.pair.second.values[block.batch][aim.added], block, None)
+            return self._picked(self.networks.converted.values[block.batch][aim.added], block, None)
         if aim.added_there is not None:
-            return self._picked(self.pair.first.values[block.batch][aim.added_there], block, aim.kept)
+            return self._picked(self.networks.original.values[block.batch][aim.added_there], block, aim.kept)
         return 0.0
 
     def _picked(self, value: Any, block: Block, kept: Tensor | None) -> Tensor:

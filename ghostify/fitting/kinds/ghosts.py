@@ -23,16 +23,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.intercepts import Intercepts
-from ghostify.fitting.layers import ROUNDS, Input, Kept, put, too_wide
-from ghostify.fitting.targets import Targets
+from ghostify.fitting.kinds.intercepts import Intercepts
+from ghostify.fitting.kinds.layers import ROUNDS, Input, Kept, put
+from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
 from ghostify.ghosts.c_ghost import linear_maps
 from ghostify.ghosts.narrowing import Conv, dimensions
 from ghostify.leastsquares.moments import MIXING, RIDGES, Moments, Normal, serving, solve, within
 from ghostify.leastsquares.own_forwards import settable
 from ghostify.leastsquares.pointwise import Blocks, Both
-from ghostify.leastsquares.sampling import Block
+from ghostify.leastsquares.sampling import Block, too_wide
 
 _FEW = 16384
 _PER_UNKNOWN = 32

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from ghostify.fitting.correspondence import Call, Matching, Origins, Part, changed
-from ghostify.fitting.epilogue import Epilogue, is_norm, rectifier_after
-from ghostify.fitting.layers import too_wide
-from ghostify.fitting.schedule import Needs, Order, Schedule, schedule
-from ghostify.fitting.targets import Aim
+from ghostify.fitting.agenda.aims import Aim
+from ghostify.fitting.agenda.correspondence import Call, Matching, Origins, Part, changed
+from ghostify.fitting.agenda.epilogue import Epilogue, is_norm, rectifier_after
+from ghostify.fitting.agenda.schedule import Needs, Order, Schedule, schedule
+from ghostify.leastsquares.sampling import too_wide
 from ghostify.recipe import FitSettings
 from ghostify.running import frozen_parts
 from ghostify.tracing import Traced

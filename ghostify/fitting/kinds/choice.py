@@ -1,0 +1,72 @@
+"""What fits a part, by its kind, and how large that problem is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ghostify.fitting.agenda.correspondence import Part
+from ghostify.fitting.interpreter import Interpreter
+from ghostify.fitting.kinds.ghosts import GhostFit, cheap_unknowns, solved_for
+from ghostify.fitting.kinds.layers import LayerFit
+from ghostify.fitting.kinds.stages import StageFit
+from ghostify.fitting.kinds.targets import Targets
+from ghostify.leastsquares.sampling import Block
+
+
+class Fitting(Protocol):
+    """What fits one part."""
+
+    def fit(self) -> float:
+        """Fit it in place; the strength of the ridge."""
+        ...
+
+    def outputs(self, block: Block) -> Tensor:
+        """What the part as it is gives at a block's positions, (N, n)."""
+        ...
+
+
+def fitting_of(part: Part, walk: Interpreter, original: nn.Module, targets: Targets, joint: bool) -> Fitting:
+    """What fits a part of the converted network, which ``walk`` has brought to its inputs.
+
+    ``joint``: whether the intrinsic maps of a ghost with a full pointwise convolution serve all its outputs.
+    """
+
+    def inputs(block: Block) -> Tensor:
+        read: Tensor = walk.values[block.batch][part.calls[block.call].inputs]
+        return read.float()  # as the weights are, also where autocast has made it less
+
+    def pooled(block: Block) -> Sequence[Tensor]:
+        return [walk.values[block.batch][node].float() for node in part.calls[block.call].pooled]
+
+    if part.kind == "ghost":
+        start: Any = original.get_submodule(part.name).weight
+        return GhostFit(part.module, inputs, targets, start.detach(), joint)
+    if part.kind == "stage":
+        return StageFit(part.module, inputs, pooled, targets)
+    return LayerFit([call.module for call in part.calls], inputs, targets)
+
+
+def keeps_filters(part: Part) -> bool:
+    """Whether a part is a ghost of which the cheap operations alone are fitted."""
+    return part.kind == "ghost" and not solved_for(part.module.primary)
+
+
+def size_of(part: Part) -> tuple[int, int]:
+    """Unknowns per filter, and filters."""
+    if part.kind == "stage":
+        return _size_of_stage(part)
+    if keeps_filters(part):
+        return cheap_unknowns(part.module), part.module.out_channels
+    weight = (part.module.primary if part.kind == "ghost" else part.module).weight
+    return weight[0].numel(), len(weight)
+
+
+def _size_of_stage(part: Part) -> tuple[int, int]:
+    stage = part.module
+    convs = [layer for layer in stage.cheap.modules() if isinstance(layer, nn.Conv2d)]
+    convolved = sum(conv.weight[0].numel() for conv in convs)
+    pooled = 0 if stage.mix is None else stage.mix.in_channels
+    return convolved + pooled, 0 if part.kept is None else len(part.kept)
