@@ -13,7 +13,7 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## train, compress, fine-tune and report a small ResNet on real digits
 	$(BIN)/ghostify compress --recipe digits --output runs/digits
 
-test: lint  ## what CI runs: lint, import order, tests
+test: lint  ## lint, import order, and every test but the long ones
 	$(RUN) pytest -n 2 -m "not slow"
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy, import order
@@ -26,7 +26,7 @@ format: $(VENV)/.installed-dev  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-conformance: $(VENV)/.installed-dev  ## the long runs over many networks
+conformance: $(VENV)/.installed-dev  ## the long tests, over many networks
 	$(RUN) pytest -n 2 -m slow
 
 clean:  ## remove what the tools left behind; .venv and runs/ stay

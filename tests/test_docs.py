@@ -1,0 +1,99 @@
+"""The pages of the project are true where a machine can tell: links, files, rooms and options that they name exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from ghostify.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = (".", "docs", "docs/results", "benchmarks")
+PAGES = sorted(page.relative_to(ROOT) for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
+ROOMS = ROOT / "ghostify"
+
+
+def text_of(page: Path) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", without_code(text_of(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken(page: Path) -> Iterator[str]:
+    """The links of a page that lead to no file of the project, or to no heading of it."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text_of(page))):
+        file, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (ROOT / page).parent / file if file else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            yield link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert list(broken(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
+    """But a file NAME stands for any, and the changes tell of files that are gone."""
+    if page.name == "CHANGELOG.md":
+        return
+    folders = "ghostify|tests|docs|benchmarks|examples|recipes"
+    named = re.findall(rf"\b((?:{folders})/[\w/.-]*\.(?:py|md|yaml))\b", text_of(page))
+    assert [file for file in named if "NAME" not in file and not (ROOT / file).exists()] == []
+
+
+def rooms() -> dict[str, str]:
+    """What ``docs/architecture.md`` says of each room: {name as it stands there: its lines}."""
+    listed = text_of(Path("docs/architecture.md")).split("\nghostify/\n")[1].split("\nrecipes/")[0]
+    entries = re.split(r"^  (?=\S)", listed, flags=re.MULTILINE)[1:]
+    return {entry.split()[0]: entry for entry in entries}
+
+
+def test_every_room_stands_in_the_architecture() -> None:
+    """A file may stand behind another that it belongs to; a folder has a line of its own."""
+    listed = " ".join(rooms().values())
+    found = [path for path in ROOMS.iterdir() if path.is_dir() or path.suffix == ".py"]
+    names = {f"{path.name}/" if path.is_dir() else path.name for path in found}
+    missing = [name for name in names if name not in listed]
+    assert sorted(set(missing) - {"__pycache__/", "__main__.py"}) == []
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_a_room_of_the_architecture_exists_with_the_files_it_names(room: str) -> None:
+    place = ROOMS / room
+    assert place.exists()
+    home = place if place.is_dir() else place.parent
+    named = re.findall(r"(?<![\w/.])([a-z_]+\.(?:py|html))\b", rooms()[room])
+    assert [file for file in named if not ((home / file).exists() or (ROOMS / file).exists())] == []
+
+
+def test_every_option_named_in_the_docs_exists() -> None:
+    """Each ``ghostify VERB --option`` on a line of its own is one that the command line knows."""
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    seen = 0
+    for page in PAGES:
+        for line in re.findall(r"^\$? ?(ghostify .*)$", text_of(page).replace("\\\n", " "), re.M):
+            _, verb, *words = shlex.split(line, comments=True)
+            known = {name for parameter in verbs[verb].params for name in parameter.opts}
+            if hasattr(verbs[verb], "commands"):
+                continue
+            unknown = [word for word in words if word.startswith("--") and word not in known]
+            assert not unknown, f"{page}: {line}"
+            seen += 1
+    assert seen
