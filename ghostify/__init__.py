@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ghostify.fitting import rewrite_fitted as rewrite_fitted
     from ghostify.ghosts import CGhost as CGhost
     from ghostify.ghosts import GGhostStage as GGhostStage
+    from ghostify.inference import Optimized as Optimized
+    from ghostify.inference import optimize as optimize
     from ghostify.pipeline import Parts as Parts
     from ghostify.pipeline import convert as convert
     from ghostify.pipeline import convert_parts as convert_parts
@@ -49,6 +51,7 @@ _HOME = {
     "GhostSettings": "recipe",
     "Ghosted": "rewriting",
     "GhostifyError": "errors",
+    "Optimized": "inference",
     "Plan": "planning",
     "Recipe": "recipe",
     "Report": "reporting",
@@ -61,6 +64,7 @@ _HOME = {
     "convert_parts": "pipeline",
     "finetune": "finetuning",
     "load": "saving",
+    "optimize": "inference",
     "plan": "planning",
     "read_plan": "planning",
     "rewrite": "rewriting",

@@ -69,6 +69,13 @@ def count(traced: Traced) -> tuple[list[Op], Counter[str]]:
     return ops, unknown
 
 
+def cost_of(traced: Traced) -> Cost:
+    """What a recorded network costs; operations that no rule knows cost nothing."""
+    ops, _ = count(traced)
+    macs, acts = sum(op.macs for op in ops), sum(op.acts for op in ops)
+    return Cost(params=own_params(traced.module), macs=macs, acts=acts)
+
+
 def own_params(module: nn.Module) -> int:
     """Elements of the parameters of ``module`` and everything below it, each once."""
     return sum(parameter.numel() for parameter in module.parameters())

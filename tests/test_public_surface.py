@@ -19,6 +19,7 @@ NAMES = [
     "GhostSettings",
     "Ghosted",
     "GhostifyError",
+    "Optimized",
     "Parts",
     "Plan",
     "Recipe",
@@ -32,6 +33,7 @@ NAMES = [
     "convert_parts",
     "finetune",
     "load",
+    "optimize",
     "plan",
     "read_plan",
     "rewrite",
@@ -125,6 +127,7 @@ SIGNATURES = {
         "example: Any = None",
         "-> Ghosted",
     ],
+    "optimize": ["ghosted: Ghosted | nn.Module", "example: Any = None", "-> Optimized"],
     "plan": [
         "scan: Scan",
         "settings: GhostSettings | Mapping[str, Any] | str | None = None",

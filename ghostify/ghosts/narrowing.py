@@ -169,3 +169,9 @@ def holds_its_weights(module: nn.Module) -> bool:
     over what they are set to.
     """
     return {"weight", "bias"} <= module._parameters.keys()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module, or one in it, carries hooks that a module in its place would not have."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, kind) for part in module.modules() for kind in kinds)

@@ -27,9 +27,9 @@ from ghostify.saving.weights import (
     require_fit,
     weights_of,
 )
-from ghostify.scanning import Scan, forms
+from ghostify.scanning.form import Form, example_for
 from ghostify.sources import build_model
-from ghostify.tracing import call_arguments, private_copy, tensors_in, tensors_of_call
+from ghostify.tracing import call_arguments, private_copy, tensors_in
 
 _MISFIT = (RuntimeError, SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
 """What reading a file of weights may raise when it is damaged or another network's."""
@@ -50,25 +50,6 @@ class Blank:
     """Who builds the original, as an error names them."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """The shapes of the tensors in an example, and, where it is a tensor, or a tuple or dict of some, their types."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    kinds: tuple[str, ...]
-    names: tuple[str, ...]
-
-    @staticmethod
-    def of_scan(scan: Scan) -> Form:
-        """The form of what a network was scanned on."""
-        return Form(scan.inputs, scan.kinds, scan.names)
-
-    @staticmethod
-    def of_example(example: Any) -> Form:
-        """The form of an input."""
-        return Form(tuple(tuple(tensor.shape) for tensor in tensors_of_call(example)), *forms(example))
-
-
 def blank_from_source(source: ModelSettings, plan: Plan, form: Form) -> Blank:
     """The blank of a source, at a random state of its own, as another process would build it.
 
@@ -83,22 +64,6 @@ def blank_from(original: nn.Module, plan: Plan, form: Form, built_by: str, examp
     """The blank of a module, which stays as it is; ``form`` is that of the input it was recorded on."""
     given = example_for(original, form) if example is None else example
     return Blank(original, rebuilt(original, plan, given), plan, built_by)
-
-
-def example_for(module: nn.Module, form: Form, random: bool = False) -> Any:
-    """An input of a form, in the module's own precision: zeros, or ``random`` numbers.
-
-    Of whole numbers, ones, which are lengths and places, too.
-    """
-    floats = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    kinds = [getattr(torch, kind) for kind in form.kinds] or [floats] * len(form.shapes)
-    tensors = []
-    for shape, kind in zip(form.shapes, kinds, strict=True):
-        if kind.is_floating_point:
-            tensors.append((torch.randn(shape) if random else torch.zeros(shape)).to(floats))
-        else:
-            tensors.append(torch.ones(shape, dtype=kind))
-    return dict(zip(form.names, tensors, strict=True)) if form.names else tuple(tensors)
 
 
 def can_rebuild(plan: Plan, form: Form) -> bool:

@@ -36,11 +36,12 @@ from ghostify.reporting import Report
 from ghostify.rewriting import Ghosted, rewritten
 from ghostify.running import undisturbed
 from ghostify.saving import blanks
-from ghostify.saving.blanks import Blank, Form, blank_from, blank_from_source, fill
+from ghostify.saving.blanks import Blank, blank_from, blank_from_source, fill
 from ghostify.saving.environment import describe_environment
 from ghostify.saving.installing import NAMES, RUN, Installation, listed, owned, require_owned, writing
 from ghostify.saving.weights import require_plain, write_weights
 from ghostify.scanning import Scan
+from ghostify.scanning.form import Form
 from ghostify.settings import first_problem
 from ghostify.sources import build_model
 

@@ -1,0 +1,165 @@
+"""A C-Ghost module whose ghosts are mixtures of its intrinsic maps, as plain convolutions.
+
+    Y = [I; D + P] · Y' + [0; b],   Y' = X * f'        (N, c, H, W) → (N, m, H', W') → (N, n, H', W')
+
+D are the cheap operations of one tap (a number for each ghost map), P the pointwise convolution and b the biases of the
+cheap operations.  What stands before Y' is one matrix M, (n, m), a 1x1 convolution; an order of the outputs is an order
+of its rows.  So nothing is concatenated and nothing is selected, and a norm that follows folds into M.  Where the
+primary convolution is hardly larger than M (it is 1x1 itself), one convolution c → n of filters M · f' costs no more
+than the two, and takes their place.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostify.ghosts import CGhost
+from ghostify.ghosts.c_ghost import CGhostLinear
+from ghostify.ghosts.narrowing import PLAIN, Conv, dimensions, has_hooks, has_own_forward
+
+MOST_MACS = 1.25
+"""How many times the MACs of its ghost a merged module may have.
+
+A pointwise convolution of low rank has fewer MACs than M; it pays to keep it only where it is much of the module, for
+it costs a concatenation and calls of its own (benchmarks/inference.py).
+"""
+
+
+class MergedGhost(nn.Sequential):
+    """The primary convolution, and M.  (N, c, H, W) → (N, n, H', W')
+
+    It has the fields of the convolution whose place the ghost took, for a forward that asks for them.
+    """
+
+    def __init__(self, ghost: CGhost, primary: nn.Module, mixing: nn.Module) -> None:
+        super().__init__(primary, mixing)
+        self.in_channels, self.out_channels, self.groups = ghost.in_channels, ghost.out_channels, ghost.groups
+        self.kernel_size, self.stride = ghost.kernel_size, ghost.stride
+        self.padding, self.padding_mode, self.dilation = ghost.padding, ghost.padding_mode, ghost.dilation
+        if getattr(mixing, "bias", None) is None:
+            self.bias = None  # as a convolution without one; the bias of M is no bias of the whole
+
+
+def merged(ghost: CGhost, on_vectors: bool = False) -> nn.Module | None:
+    """Plain layers that give what ``ghost`` gives in eval mode, with weights of their own; None where it stays.
+
+    It stays where a cheap operation has more than one tap, a norm or an activation, where it works in groups, where
+    somebody watches it by hooks, and where plain layers would cost more than ``MOST_MACS``.  ``on_vectors`` says that
+    it reads vectors, (N, c), of which a kernel of any size sees one place.
+    """
+    if not _is_mixture(ghost, on_vectors):
+        return None
+    primary = ghost.primary
+    assert isinstance(primary, Conv)
+    matrix, bias = _mixing(ghost)
+    n, m = matrix.shape
+    filter_size = primary.weight[0].numel()
+    as_one, as_two, as_ghost = filter_size * n, filter_size * m + m * n, _macs(ghost)
+    if as_one <= as_two and not has_own_forward(primary):
+        return _one_layer(ghost, primary, matrix, bias) if as_one <= MOST_MACS * as_ghost else None
+    return _two_layers(ghost, primary, matrix, bias) if as_two <= MOST_MACS * as_ghost else None
+
+
+def _is_mixture(ghost: CGhost, on_vectors: bool) -> bool:
+    """Whether every output is a sum of intrinsic maps, place by place."""
+    parts = (ghost.primary, *ghost.cheap)
+    plain = ghost.groups == 1 and all(isinstance(part, Conv) for part in parts)
+    return plain and (ghost.d == 1 or on_vectors) and not has_hooks(ghost)
+
+
+def _mixing(ghost: CGhost) -> tuple[Tensor, Tensor | None]:
+    """M, (n, m), and b, (n,), with their rows in the order of the outputs, in float64."""
+    cheap: list[Any] = list(ghost.cheap)
+    taps = [_centre(conv) for conv in cheap]
+    m, n = len(taps[0]), ghost.out_channels
+    # Where s·m exceeds n, the ghost drops the last maps; so do these slices.
+    matrix = torch.cat([torch.ones_like(taps[0]).diag(), *map(torch.diag, taps)])[:n]
+    bias = None
+    if cheap[0].bias is not None:
+        biases = [conv.bias.detach().double() for conv in cheap]
+        bias = torch.cat([torch.zeros_like(biases[0]), *biases])[:n]
+    if ghost.pointwise is not None:
+        matrix[m:] += _product(ghost.pointwise)
+    if ghost.order is not None:
+        matrix = matrix[ghost.order]
+        bias = None if bias is None else bias[ghost.order]
+    return matrix, bias
+
+
+def _centre(conv: Any) -> Tensor:
+    """The centre tap of each depthwise filter: (m, 1, d, …) → (m,)"""
+    taps: Tensor = conv.weight.detach().double().flatten(1)
+    return taps[:, taps.shape[1] // 2]
+
+
+def _product(pointwise: nn.Module) -> Tensor:
+    """P, (n − m, m), of one convolution or of two, A and then B."""
+    matrices = [parameter.detach().double().flatten(1) for parameter in pointwise.parameters()]
+    return matrices[0] if len(matrices) == 1 else matrices[1] @ matrices[0]
+
+
+def _macs(ghost: CGhost) -> int:
+    """MACs of a ghost for one place of its maps: every weight of its convolutions is used once."""
+    return sum(conv.weight.numel() for conv in ghost.modules() if isinstance(conv, Conv))
+
+
+# -- the layers ----------------------------------------------------------------------------------------------------
+
+
+def _one_layer(ghost: CGhost, primary: Conv, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    """A convolution c → n of filters M · f'."""
+    weight, offset = primary.weight.detach().double(), bias
+    if primary.bias is not None:
+        through = matrix @ primary.bias.detach().double()
+        offset = through if bias is None else through + bias
+    filters = (matrix @ weight.flatten(1)).view(-1, *weight.shape[1:])
+    return _linear(ghost, filters, offset) if isinstance(ghost, CGhostLinear) else _like(primary, filters, offset)
+
+
+def _two_layers(ghost: CGhost, primary: Conv, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    """The primary convolution as it is, and a 1x1 convolution of M."""
+    if isinstance(ghost, CGhostLinear):
+        return nn.Sequential(_linear(ghost, primary.weight, primary.bias), _linear(ghost, matrix, bias))
+    n, m = matrix.shape
+    plain: Any = PLAIN[dimensions(primary)]
+    mixing = plain(m, n, 1, bias=bias is not None, device="meta")
+    kept = copy.deepcopy(primary)
+    return MergedGhost(ghost, kept, with_weights(mixing, matrix.view(mixing.weight.shape), bias, primary.weight))
+
+
+def _like(primary: Conv, filters: Tensor, bias: Tensor | None) -> nn.Module:
+    """A convolution with every field of the primary one, but for its number of filters."""
+    plain: Any = PLAIN[dimensions(primary)]
+    conv = plain(
+        primary.in_channels,
+        len(filters),
+        primary.kernel_size,
+        stride=primary.stride,
+        padding=primary.padding,
+        dilation=primary.dilation,
+        groups=primary.groups,
+        bias=bias is not None,
+        padding_mode=primary.padding_mode,
+        device="meta",
+    )
+    return with_weights(conv, filters, bias, primary.weight)
+
+
+def _linear(ghost: CGhost, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    """A linear layer, for vectors and for maps whose channels come last."""
+    n, c = matrix.shape[:2]
+    layer = nn.Linear(c, n, bias=bias is not None, device="meta")
+    primary: Any = ghost.primary
+    return with_weights(layer, matrix.reshape(n, c), bias, primary.weight)
+
+
+def with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Module:
+    """A layer in eval mode with copies of these weights, of the type, device and frozenness of ``like``."""
+    for name, value in (("weight", weight), ("bias", bias)):
+        held = None if value is None else value.detach().to(like).clone()
+        layer.register_parameter(name, None if held is None else nn.Parameter(held, like.requires_grad))
+    return layer.eval()
