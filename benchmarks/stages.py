@@ -218,7 +218,7 @@ def _thin_by_ghostify(traced: Traced, stage: Stage) -> None:
     swap = g_ghost.propose(stage, SETTINGS)
     if isinstance(swap, Skip):
         raise Failure(swap.reason)
-    tail = next(iter(g_ghost.replacements(traced, swap).values()))
+    tail = next(iter(g_ghost.replacements(traced, stage, swap).values()))
     if _step(tail, stage).shape[1] != stage.width:
         raise Failure("gives another width than before")
     for block, thin in zip(stage.blocks[1:], tail.thin, strict=False):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from zoo import ZOO, InvertedResidual, Net, conv_bn, plain, residual
 
 from ghostify.fitting.agenda.aims import Aim
-from ghostify.fitting.agenda.correspondence import Matching, Origins
+from ghostify.fitting.agenda.correspondence import Matching
 from ghostify.fitting.agenda.epilogue import bare, epilogue, is_norm, line, without_addition
 from ghostify.fitting.interpreter import Interpreter, batched
 from ghostify.fitting.kinds.intercepts import Intercepts
@@ -28,6 +28,7 @@ from ghostify.leastsquares.moments import Moments
 from ghostify.leastsquares.pointwise import Blocks, Both
 from ghostify.leastsquares.sampling import _LEAST, _MOST, Block, Positions, Samples, positions_wanted
 from ghostify.networks import resnet8
+from ghostify.rules.origins import Origins
 from ghostify.tracing import trace
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))

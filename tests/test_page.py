@@ -192,7 +192,7 @@ def test_says_what_was_analysed(page: str) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<body>")[1]))
     for part in ("resnet20", "torchvision:resnet20", "512 of CIFAR-10, test images", "4.09G", "11.00M", "41.3 s"):
         assert part in text
-    assert "With 4 layers made cheaply, 4.09G MACs become 2.21G (1.85x fewer)" in text
+    assert "With 4 convolutions made cheaply, 4.09G MACs become 2.21G (1.85x fewer)" in text
     assert "Batch norms were folded" in text
     assert "2 layers: is too small" in text
     assert all(name in text for name in NAMES)

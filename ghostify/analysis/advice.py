@@ -15,7 +15,7 @@ from ghostify.analysis.result import Advice, CurvePoint, FilterError, LayerRedun
 from ghostify.names import within
 from ghostify.planning import resolved
 from ghostify.recipe import AnalysisSettings, GhostSettings, Method, SiteSettings
-from ghostify.rules import CGhostSwap, GGhostSwap, c_ghost, g_ghost
+from ghostify.rules import Skip, c_ghost, g_ghost
 from ghostify.scanning import Site
 from ghostify.stages import Stage
 
@@ -41,7 +41,7 @@ class Advisor:
         refused = ""
         for split, d in product(sorted(able, key=lambda one: -one.s), _sizes(filters)):
             found = c_ghost.propose(site, GhostSettings(s=split.s, d=d))
-            if isinstance(found, CGhostSwap):
+            if not isinstance(found, Skip):
                 reason = f"at s = {split.s}, ghosts keep {1 - split.error:.0%} of their variance"
                 return Advice(s=split.s, d=d, reason=reason, error=split.error, before=found.before, after=found.after)
             refused = found.reason
@@ -55,7 +55,7 @@ class Advisor:
             return Advice(reason=reason, error=curve[0].mix, before=stage.cost, after=stage.cost)
         point = max(able, key=lambda one: one.ratio)
         found = g_ghost.propose(stage, GhostSettings(method="g-ghost", ratio=point.ratio))
-        if not isinstance(found, GGhostSwap):
+        if isinstance(found, Skip):
             return Advice(reason=found.reason, error=point.mix, before=stage.cost, after=stage.cost)
         reason = f"at λ = {point.ratio:g}, ghosts keep {1 - point.mix:.0%} of their variance"
         return Advice(ratio=point.ratio, reason=reason, error=point.mix, before=found.before, after=found.after)

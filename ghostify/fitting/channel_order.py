@@ -32,7 +32,7 @@ from ghostify.ghosts.narrowing import Conv
 from ghostify.leastsquares.pairs import PairMoments, as_maps, pair_positions
 from ghostify.leastsquares.splitting import split
 from ghostify.module_calls import given_by, is_batched
-from ghostify.rules import CGhostSwap
+from ghostify.rules.base import Split
 from ghostify.running import evaluating
 from ghostify.scanning import network_nodes
 from ghostify.tracing import Traced, trace
@@ -118,12 +118,12 @@ class Arrangement:
 
 def arranged(
     traced: Traced,
-    swaps: Sequence[CGhostSwap],
+    splits: Sequence[Split],
     batches: Sequence[Batch],
     select: bool,
     kept: Callable[[str], bool] = lambda name: False,
 ) -> Arrangement:
-    """The best arrangement found for the layers of ``swaps``, from the original's maps for ``batches`` of images.
+    """The best arrangement found for the layers of ``splits``, from the original's maps for ``batches`` of images.
 
     Weights of layers that are to be ``kept``, by name, are not reordered.
     With ``select``, a layer that shares its order with others gets one of its own, by selecting channels.
@@ -134,7 +134,7 @@ def arranged(
         ordering = None
     with evaluating(traced.module), torch.no_grad():
         walk = Interpreter(trace(traced.module, batches[0], verify=False), traced.module, batches)
-        layers = list(_layers(swaps, walk, ordering))
+        layers = list(_layers(splits, walk, ordering))
     shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)
     alone = [layer for layer in layers if (layer.classes >= 0).all() and all(shared[c] == 1 for c in layer.classes)]
     together = [layer for layer in layers if layer not in alone]
@@ -161,37 +161,37 @@ def _require_kept(original: nn.Module, module: nn.Module, kept: Callable[[str], 
             raise Unreadable(name)
 
 
-def _layers(swaps: Sequence[CGhostSwap], walk: Interpreter, ordering: Ordering | None) -> Iterator[_Layer]:
-    wanted = {given[0]: swap for swap in swaps if (given := given_by(walk.traced, swap.target))}
+def _layers(splits: Sequence[Split], walk: Interpreter, ordering: Ordering | None) -> Iterator[_Layer]:
+    wanted = {given[0]: split for split in splits if (given := given_by(walk.traced, split.target))}
     started: set[int] = set()
     for node in walk.nodes:
-        swap = wanted.get(node)
-        if swap is None:
+        wish = wanted.get(node)
+        if wish is None:
             continue
-        conv: Any = walk.root.get_submodule(swap.target)
+        conv: Any = walk.root.get_submodule(wish.target)
         if not is_batched(conv, node):
             continue
         n, groups = len(conv.weight), getattr(conv, "groups", 1)
-        roots = ordering.roots(swap.target) if ordering else None
-        classes = ordering.movable(swap.target) if ordering else None
+        roots = ordering.roots(wish.target) if ordering else None
+        classes = ordering.movable(wish.target) if ordering else None
         if roots is None or classes is None or len(set(roots.tolist())) < n:
             roots, classes = -1 - np.arange(n), np.full(n, -1)
         maps = linear_maps if isinstance(conv, nn.Linear) else as_maps
         shape = maps(torch.empty(node.meta["shapes"][0], device="meta")).shape
-        positions = pair_positions(shape, swap.d, len(walk.values), walk.room(node))
+        positions = pair_positions(shape, wish.d, len(walk.values), walk.room(node))
         started |= set(positions.batches)
         walk.keep(node)
         walk.advance(walk.index[node] + 1, started)
         pairs = PairMoments()
         for batch in positions.batches:
-            pairs.add(positions.shifts(maps(walk.values[batch][node]), swap.d, batch))
+            pairs.add(positions.shifts(maps(walk.values[batch][node]), wish.d, batch))
         norm = epilogue(walk.traced, node).norm
         slope = line(walk.root.get_submodule(str(norm.target)) if norm else None, n, pairs.variances)[0]
         walk.drop(node)
         weights = slope.square()
         errors = pairs.errors() * weights / (weights * pairs.variances).sum().clamp_min(1e-30)
         selectable = groups == 1 and isinstance(conv, Conv)
-        yield _Layer(swap.target, roots, classes, layout(n, swap.s, groups).numpy(), errors.cpu().numpy(), selectable)
+        yield _Layer(wish.target, roots, classes, layout(n, wish.s, groups).numpy(), errors.cpu().numpy(), selectable)
 
 
 def own_split(errors: np.ndarray, parts: np.ndarray, classes: np.ndarray, pairs: int = _PAIRS) -> np.ndarray:

@@ -17,7 +17,6 @@ from ghostify.batches import count
 from ghostify.fit_result import Fit, LayerError
 from ghostify.fitting import notes
 from ghostify.fitting.agenda.agenda import Agenda
-from ghostify.fitting.agenda.correspondence import Origins
 from ghostify.fitting.agenda.schedule import Loop
 from ghostify.fitting.calibration import Calibration
 from ghostify.fitting.interpreter import Interpreter
@@ -31,6 +30,7 @@ from ghostify.fitting.positions import samples_of
 from ghostify.fitting.requirements import require_faithful, require_finite
 from ghostify.leastsquares.sampling import Samples
 from ghostify.recipe import FitSettings
+from ghostify.rules.origins import Origins
 from ghostify.running import evaluating
 from ghostify.tracing import trace
 

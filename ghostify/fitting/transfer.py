@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from ghostify.arguments import takes
 from ghostify.batches import Batch, count, describe, move, per_sample, take
 from ghostify.errors import FitError
 from ghostify.fit_result import Fit
-from ghostify.fitting.agenda.correspondence import Origins, origins
+from ghostify.fitting.agenda.correspondence import origins
 from ghostify.fitting.calibration import Calibration
 from ghostify.fitting.channel_order import Arrangement, arranged
 from ghostify.fitting.fit import Progress, fit
@@ -31,11 +31,12 @@ from ghostify.fitting.kinds.ghosts import solved_for
 from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
 from ghostify.fitting.polish import polish
-from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import FitSettings, make_settings
 from ghostify.rewriting import Choices, Ghosted, a_plan, a_recording, rewrite
-from ghostify.rules import CGhostSwap
+from ghostify.rules import rule_of
+from ghostify.rules.base import Split
+from ghostify.rules.origins import Origins
 from ghostify.running import evaluating, in_single_precision, undisturbed
 from ghostify.scanning import forms
 from ghostify.tracing import Traced, call_arguments, trace
@@ -82,7 +83,7 @@ def rewrite_fitted(
     work, plan = arrangement.traced, _ordered(plan, arrangement)
     choices = Choices(orders=arrangement.orders)
     ghosted = rewrite(work, plan, choices)
-    came_from = origins(work, plan.swaps, ghosted.module)
+    came_from = origins(work, plan.swaps, ghosted.module, ghosted.before)
     came_from.excluded = plan.excludes
     found = fit(work.module, ghosted.module, calibration, settings, came_from, told or _silent)
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
@@ -218,19 +219,21 @@ def _working_copy(traced: Traced, place: torch.device) -> Traced:
 
 def _arranged(traced: Traced, plan: Plan, images: Calibration, settings: FitSettings) -> Arrangement:
     """The network with its channels in the order that suits the ghosts, and what is to be selected at run time."""
-    swaps = [swap for swap in plan.swaps if isinstance(swap, CGhostSwap) and _minds_order(traced, swap, settings)]
-    if settings.arrange == "none" or not swaps:
+    splits = list(_splits(traced, plan, settings))
+    if settings.arrange == "none" or not splits:
         return Arrangement(traced, {})
-    return arranged(traced, swaps, images.fitted, settings.arrange == "select", plan.excludes)
+    return arranged(traced, splits, images.fitted, settings.arrange == "select", plan.excludes)
 
 
-def _minds_order(traced: Traced, swap: CGhostSwap, settings: FitSettings) -> bool:
-    """Whether it matters to a module which maps are intrinsic: not where their filters are solved for and a full
-    pointwise convolution mixes them."""
-    layer: Any = traced.part(swap.target)
-    n = len(layer.weight)
-    full = swap.pointwise and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
-    return swap.parts == "linear" and not (full and solved_for(layer) and settings.joint)
+def _splits(traced: Traced, plan: Plan, settings: FitSettings) -> Iterator[Split]:
+    """The layers of which it matters which maps are intrinsic: not where their filters are solved for and a full
+    pointwise convolution mixes them.
+    """
+    for swap in plan.swaps:
+        layer = traced.module if rule_of(swap).alone else traced.part(swap.target)
+        split = rule_of(swap).split(swap, layer)
+        if split and not (split.mixed and solved_for(layer) and settings.joint):
+            yield split
 
 
 def _ordered(plan: Plan, arrangement: Arrangement) -> Plan:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ghostify.analysis.pictures import Grey, LayerPictures, Pictures, Replaced
 from ghostify.analysis.result import Analysis, LayerRedundancy, MapPair, StageRedundancy
-from ghostify.rules import CGhostSwap, GGhostSwap
+from ghostify.rules import rule_of
 from ghostify.tables import quantity, ratio
 
 _COLUMNS = 16
@@ -272,12 +273,10 @@ def _stages(analysis: Analysis, pictures: Pictures | None) -> list[_StageView]:
 def _summary(analysis: Analysis) -> str:
     """What the advice comes to, in a sentence."""
     before, after = analysis.plan.before, analysis.plan.after
-    layers = sum(isinstance(swap, CGhostSwap) for swap in analysis.plan.swaps)
-    stages = sum(isinstance(swap, GGhostSwap) for swap in analysis.plan.swaps)
     if not analysis.plan.swaps:
         return "The advice is to leave every layer as it is."
-    named = [_counted(layers, "layer")] * bool(layers) + [_counted(stages, "stage")] * bool(stages)
-    what = " and ".join(named) or "the network"
+    nouns = Counter(rule_of(swap).noun for swap in analysis.plan.swaps)
+    what = " and ".join(_counted(number, noun) for noun, number in nouns.items())
     return (
         f"With {what} made cheaply, {quantity(before.macs)} MACs become {quantity(after.macs)} "
         f"({ratio(before.macs, after.macs)} fewer), and {quantity(before.params)} parameters become "

@@ -2,85 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.arguments import instance, or_none, takes
-from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio, stage_model, stage_ratio
+from ghostify.costs import Cost
 from ghostify.errors import DataError, GhostifyError
 from ghostify.fit_result import Fit
-from ghostify.ghosts import intrinsic_maps, pointwise_size
 from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.recipe import Stream
-from ghostify.rewriting import Ghosted, counted, rewritten
-from ghostify.rules import CGhostSwap, GGhostSwap, WidthSwap, g_ghost, width
-from ghostify.scanning import Scan, Site
-from ghostify.stages import Stage
+from ghostify.rewriting import Ghosted, rewritten
+from ghostify.rules import rule_of
+from ghostify.rules.rows import LayerReport, Ratios, Rows, StageReport
 from ghostify.tables import Table, quantity, ratio
 
 STAGES = {"original": "original", "converted": "right after conversion", "finetuned": "after fine-tuning"}
 """The moments at which accuracy is measured, in order."""
-
-
-class Ratios(BaseModel):
-    """Theoretical ratios: r_s (MACs) and r_c (parameters) by the first forms of Eq. 4 and 5, and their approximations.
-
-    For a whole network with G-Ghost stages, what those promise (Eq. 13 and 14) is in them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    r_s: float
-    r_c: float
-    approx_r_s: float
-    approx_r_c: float
-
-
-class LayerReport(BaseModel):
-    """One swapped layer: what it cost, what it costs, and what theory says of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: str
-    geometry: str
-    s: int
-    d: int
-    pointwise: int = 0
-    """Rank of the pointwise convolution; 0 for none."""
-    form: str = ""
-    """Ratio, cheap kernel, pointwise convolution and parts, as a table shows them."""
-    before: Cost
-    after: Cost
-    theory: Ratios
-
-
-class StageRatios(BaseModel):
-    """Theoretical ratios of a stage: r_f and r_p for the form it has, and as Eq. 13 and 14 print them (f_i for f_n)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    r_f: float
-    r_p: float
-    approx_r_f: float
-    approx_r_p: float
-
-
-class StageReport(BaseModel):
-    """One swapped stage, its first block included: what it cost, what it costs, and what theory says of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: str
-    geometry: str
-    form: str
-    """Ratio, cheap operation, mix and end, as a table shows them."""
-    ratio: float
-    """λ as it came out: the share of the stage's channels that are ghosts."""
-    before: Cost
-    after: Cost
-    theory: StageRatios
 
 
 class Report(BaseModel):
@@ -209,54 +147,25 @@ def compare(
     """
     before, after = ghosted.before, ghosted.after
     measured = {stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy}
-    layers = tuple(_layer(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, CGhostSwap))
-    stages = tuple(_stage(swap, before, after) for swap in ghosted.plan.swaps if isinstance(swap, GGhostSwap))
-    whole = next((swap for swap in ghosted.plan.swaps if isinstance(swap, WidthSwap)), None)
+    rows = Rows()
+    for swap in ghosted.plan.swaps:
+        rule_of(swap).report(rows, swap, before, after)
     return Report(
         network=before.network,
         inputs=before.inputs,
-        layers=layers,
-        stages=stages,
-        width=whole.width if whole else None,
-        stream=whole.stream if whole else "scaled",
+        layers=tuple(rows.layers),
+        stages=tuple(rows.stages),
+        width=rows.width,
+        stream=rows.stream,
         before=before.cost,
         after=after.cost,
-        theory=_whole_theory(before, layers, stages, whole),
+        theory=rows.theory(before.cost),
         latency=latency,
         accuracy={stage: value for stage, value in measured.items() if isinstance(value, Accuracy)},
         scores={stage: value for stage, value in measured.items() if isinstance(value, Score)},
         fit=ghosted.fit,
         agreement=agreement,
         notes=(*_observations(ghosted, latency), *_on_the_fit(ghosted.fit), *ghosted.notes, *notes),
-    )
-
-
-def _layer(swap: CGhostSwap, before: Scan, after: Scan) -> LayerReport:
-    return LayerReport(
-        target=swap.target,
-        geometry=swap.geometry,
-        s=swap.s,
-        d=swap.d,
-        pointwise=swap.pointwise,
-        form=swap.settings,
-        before=swap.before,
-        after=after.within(swap.target),
-        theory=layer_theory(_site(before, swap), swap),
-    )
-
-
-def _stage(swap: GGhostSwap, before: Scan, after: Scan) -> StageReport:
-    stage = before.stage(swap.blocks)
-    assert stage is not None, swap.target
-    raw = g_ghost.thin_width(stage, swap)
-    return StageReport(
-        target=swap.target,
-        geometry=swap.geometry,
-        form=swap.settings,
-        ratio=1 - raw / stage.width,
-        before=swap.before,
-        after=counted(swap, before, after),
-        theory=stage_theory(stage, swap),
     )
 
 
@@ -284,71 +193,6 @@ def _on_the_fit(fit: Fit | None) -> Iterator[str]:
         return
     yield fit.summary
     yield from fit.notes
-
-
-def stage_theory(stage: Stage, swap: GGhostSwap) -> StageRatios:
-    """What Eq. 13 and 14 promise for one stage, as they are printed and for the form it has."""
-    ratio = 1 - g_ghost.thin_width(stage, swap) / stage.width
-    cheap, mix, projection = g_ghost.extras(stage, swap)
-    theory = {}
-    for name, cost in (("f", "macs"), ("p", "params")):
-        blocks = [getattr(block.cost, cost) for block in stage.blocks]
-        new, extra = getattr(cheap + mix, cost), getattr(projection, cost) if projection else None
-        theory[f"r_{name}"] = stage_model(
-            blocks, ratio, new, projection=extra, end=swap.end, ghosts=swap.cheap != "none"
-        )
-        theory[f"approx_r_{name}"] = stage_ratio(blocks, ratio, getattr(cheap, cost))
-    return StageRatios(**theory)
-
-
-def layer_theory(site: Site, swap: CGhostSwap) -> Ratios:
-    """What Eq. 4 and 5 promise for one layer (c is the input channels one filter reads).
-
-    The first forms are told of a pointwise convolution, the approximations know of none.
-    """
-    c, k, n = site.in_channels // site.groups, math.sqrt(math.prod(site.kernel)), site.out_channels
-    d = swap.d ** (len(site.kernel) / 2)  # the side of a square as large as the cheap kernel of so many dimensions
-    pointwise = pointwise_size(n, intrinsic_maps(n, swap.s, site.groups), swap.pointwise) / n
-    return Ratios(
-        r_s=speedup_ratio(c, k, swap.s, d, pointwise),
-        r_c=compression_ratio(c, k, swap.s, d, pointwise),
-        approx_r_s=approximate_ratio(c, swap.s),
-        approx_r_c=approximate_ratio(c, swap.s),
-    )
-
-
-def _whole_theory(
-    before: Scan, layers: Sequence[LayerReport], stages: Sequence[StageReport], whole: WidthSwap | None
-) -> Ratios:
-    """The ratios of the whole, when each swap shrinks as promised and every other cost stays."""
-    if whole:
-        r_s, r_c = width.promise(before, whole)
-        return Ratios(r_s=r_s, r_c=r_c, approx_r_s=r_s, approx_r_c=r_c)
-    macs, params = [], []
-    for layer in layers:
-        site = _site(before, layer)
-        macs.append((layer.before.macs, layer.theory.r_s, layer.theory.approx_r_s))
-        params.append((site.out_channels * site.fan_in, layer.theory.r_c, layer.theory.approx_r_c))
-    for stage in stages:
-        macs.append((stage.before.macs, stage.theory.r_f, stage.theory.approx_r_f))
-        params.append((stage.before.params, stage.theory.r_p, stage.theory.approx_r_p))
-    return Ratios(
-        r_s=_shrunk(before.cost.macs, [(part, by) for part, by, _ in macs]),
-        r_c=_shrunk(before.cost.params, [(part, by) for part, by, _ in params]),
-        approx_r_s=_shrunk(before.cost.macs, [(part, by) for part, _, by in macs]),
-        approx_r_c=_shrunk(before.cost.params, [(part, by) for part, _, by in params]),
-    )
-
-
-def _shrunk(whole: float, parts: Sequence[tuple[float, float]]) -> float:
-    left = whole - sum(part for part, _ in parts) + sum(part / by for part, by in parts)
-    return whole / left if left else 1.0
-
-
-def _site(before: Scan, swap: CGhostSwap | LayerReport) -> Site:
-    site = before.site(swap.target)
-    assert site is not None, swap.target
-    return site
 
 
 def _cost_row(

@@ -7,7 +7,6 @@
 from ghostify.rewriting.parts import Parts, agreed, agreed_in_parts, rebuilt, rewrite_parts
 from ghostify.rewriting.recorded import TracedParts, survey, trace_parts
 from ghostify.rewriting.rewrite import (
-    Choices,
     Ghosted,
     a_plan,
     a_recording,
@@ -18,6 +17,7 @@ from ghostify.rewriting.rewrite import (
     rewrite,
     rewritten,
 )
+from ghostify.rules import Choices
 
 __all__ = [
     "Choices",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ghostify.names import prefixes, within
 from ghostify.planning import Plan
-from ghostify.rules import GGhostSwap, Skip, Swap
+from ghostify.rules import Skip, Swap
 from ghostify.scanning import Scan
 
-_Entry = TypeVar("_Entry", bound=Swap | Skip)
+_Entry = TypeVar("_Entry", Swap, Skip)
 
 
 def entering(part: str, name: str) -> str:
@@ -22,13 +21,6 @@ def entering(part: str, name: str) -> str:
 def _leaving(part: str, name: str) -> str:
     """The other way round."""
     return "..".join(end.removeprefix(f"{part}.") for end in name.split(".."))
-
-
-def _renamed(entry: _Entry, rename: Callable[[str], str]) -> _Entry:
-    update: dict[str, Any] = {"target": rename(entry.target)}
-    if isinstance(entry, GGhostSwap):
-        update["blocks"] = tuple(map(rename, entry.blocks))
-    return entry.model_copy(update=update)  # type: ignore[return-value]
 
 
 def of_part(plan: Plan, part: str) -> Plan:
@@ -46,12 +38,12 @@ def of_part(plan: Plan, part: str) -> Plan:
 
 def entered_by(part: str, entry: _Entry) -> _Entry:
     """What a plan of a part says of something, as a plan of the whole says it."""
-    return _renamed(entry, lambda name: entering(part, name))
+    return entry.renamed(lambda name: entering(part, name))
 
 
 def left_by(part: str, entry: _Entry) -> _Entry:
     """The other way round."""
-    return _renamed(entry, lambda name: _leaving(part, name))
+    return entry.renamed(lambda name: _leaving(part, name))
 
 
 def named_in(part: str, found: Scan) -> Scan:

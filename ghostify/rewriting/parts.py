@@ -21,8 +21,9 @@ from ghostify.planning import Plan, check, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rewriting.naming import entered_by, of_part
 from ghostify.rewriting.recorded import NoParts, TracedParts, reason_of, run_told, trace_parts
-from ghostify.rewriting.rewrite import Ghosted, in_place, rehearse, replaced, rewrite, submodule, verify
+from ghostify.rewriting.rewrite import Ghosted, in_place, rehearse, replaced, rewrite, verify
 from ghostify.rules import Skip
+from ghostify.rules.protocol import submodule
 from ghostify.running import undisturbed
 from ghostify.tracing import Traced, recordable, trace
 

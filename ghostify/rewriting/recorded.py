@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ghostify.costs import Cost, own_params
 from ghostify.errors import PlanError, TraceError, did_you_mean
 from ghostify.names import within
-from ghostify.planning import GIVEN_NOTHING, InParts, Plan, check, scan_for
+from ghostify.planning import GIVEN_NOTHING, InParts, Plan, check, needs_of, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rewriting.naming import left_by, named_in, of_part
-from ghostify.rewriting.rewrite import rehearsed
-from ghostify.rules import GGhostSwap, WidthSwap, g_ghost
+from ghostify.rewriting.rewrite import build, rehearsed
+from ghostify.rules import Original, Swap
 from ghostify.running import undisturbed
 from ghostify.scanning import Scan, Site, forms, scan
 from ghostify.tracing import Traced, call_arguments, qualified_names, recordable, trace
@@ -95,7 +95,7 @@ class TracedParts:
         """The scan of a part, in its own names; anew only for stages named by hand."""
         if isinstance(wanted, Plan):
             own = of_part(wanted, name)
-            if any(isinstance(s, GGhostSwap) and self._plain[name].stage(s.blocks) is None for s in own.swaps):
+            if any(self._plain[name].stage(blocks) is None for blocks in needs_of(own).stages):
                 return scan_for(self.parts[name], own)
         return self._plain[name]
 
@@ -147,9 +147,10 @@ class TracedParts:
         counted = ", ".join(self.parts)
         return (f"{self._name} is not recorded as a whole{why}; MACs and activations are those of {counted}.",)
 
-    def _build(self, swap: GGhostSwap) -> None:
+    def _build(self, swap: Swap) -> None:
         name = next(part for part in self.parts if within(swap.target, part))
-        g_ghost.replacements(self.parts[name], left_by(name, swap))
+        traced = self.parts[name]
+        build(Original(traced.module, traced, self._plain[name]), left_by(name, swap))
 
     def _told(self, plan: Plan) -> Plan:
         if "" in self.parts:
@@ -158,8 +159,7 @@ class TracedParts:
         return plan.model_copy(update={"parts": InParts(reason=self.reason, inputs=inputs)})
 
     def _require_no_width(self, wanted: GhostSettings | Plan) -> None:
-        asked = isinstance(wanted, GhostSettings) and wanted.method in ("width", "thin")
-        if asked or (isinstance(wanted, Plan) and any(isinstance(swap, WidthSwap) for swap in wanted.swaps)):
+        if needs_of(wanted).whole:
             raise PlanError(
                 f"{self._name} is not rewritten as a whole, and methods width and thin take whole networks; "
                 "take c-ghost or g-ghost, or in Python one part: ghostify.convert(model.backbone, ...)."

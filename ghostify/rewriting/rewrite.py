@@ -8,8 +8,8 @@ name, weight, hook and mode as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from ghostify.fit_result import Fit
 from ghostify.names import overlap, within
 from ghostify.planning import Plan, check, plan, scan_for
 from ghostify.recipe import GhostSettings
-from ghostify.rules import CGhostSwap, GGhostSwap, Swap, WidthSwap, c_ghost, g_ghost, width
+from ghostify.rules import Choices, Original, Swap, in_order, rule_of
 from ghostify.running import undisturbed
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, private_copy, trace
@@ -42,14 +42,6 @@ class Ghosted:
 
     def __str__(self) -> str:
         return self.plan.table().title
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a plan leaves open and images may decide."""
-
-    orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """By ordered C-Ghost module, for each output the place of its map; as they come, where it says nothing."""
 
 
 def rewritten(value: Any) -> Ghosted:
@@ -74,7 +66,8 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
     """
     before = scan_for(traced, plan)
     plan = check(plan, before).require_changes()
-    module = copy.deepcopy(traced.module, _replacements(traced.module, plan.swaps, traced, choices or Choices()))
+    original = Original(traced.module, traced, before, choices or Choices())
+    module = copy.deepcopy(traced.module, _replacements(original, plan.swaps))
     again = _traced_again(module, traced)
     if in_place(plan.swaps):
         _require_same_course(traced, again, [swap.target for swap in plan.swaps])
@@ -93,22 +86,23 @@ def rehearse(
     reason, and so is, where the network is to be ``fitted``, what cannot be.  Raises ``PlanError``.
     """
     seen = scan_for(traced, settings, fitted)
-    return rehearsed(seen, settings, lambda swap: g_ghost.replacements(traced, swap), device, fitted=fitted)
+    original = Original(traced.module, traced, seen)
+    return rehearsed(seen, settings, lambda swap: build(original, swap), device, fitted=fitted)
 
 
 def rehearsed(
     seen: Scan,
     settings: GhostSettings,
-    build: Callable[[GGhostSwap], Any],
+    build: Callable[[Swap], Any],
     device: torch.device | None = None,
     *,
     fitted: bool = False,
 ) -> Plan:
-    """The plan for a scan, after each stage was built once."""
+    """The plan for a scan, after each swap of a rule that asks for it was built once."""
     proposed = plan(seen, settings, device=device, fitted=fitted)
     obstacles: dict[str, str] = {}
     for swap in proposed.swaps:
-        if isinstance(swap, GGhostSwap):
+        if rule_of(swap).rehearsed:
             try:
                 build(swap)
             except RewriteError as problem:
@@ -124,30 +118,27 @@ def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> n
     module = private_copy(module, share_parameters=False)
     for group in _in_turn(swaps):
         traced = None if in_place(group) else trace(module, example, verify=False)
-        source = traced.module if traced else module
-        module = copy.deepcopy(source, _replacements(source, group, traced, Choices()))
+        original = Original(traced.module if traced else module, traced)
+        module = copy.deepcopy(original.module, _replacements(original, group))
     return module
 
 
-def _replacements(module: nn.Module, swaps: Sequence[Swap], traced: Traced | None, choices: Choices) -> dict[int, Any]:
-    """By the ``id`` of what is replaced, its replacement."""
+def build(original: Original, swap: Swap) -> dict[int, Any]:
+    """By the ``id`` of what one swap replaces, its replacement.  Raises ``RewriteError`` where it cannot be built."""
+    return rule_of(swap).replacements(original, swap, {})
+
+
+def _replacements(original: Original, swaps: Sequence[Swap]) -> dict[int, Any]:
+    """By the ``id`` of what is replaced, its replacement; a later rule builds on what an earlier one put there."""
     memo: dict[int, Any] = {}
-    for swap in swaps:
-        if isinstance(swap, CGhostSwap):
-            old = submodule(module, swap.target)
-            memo[id(old)] = c_ghost.build(old, swap, choices.orders.get(swap.target))
-            continue
-        assert traced is not None
-        if isinstance(swap, GGhostSwap):
-            memo |= g_ghost.replacements(traced, swap)
-        else:
-            memo |= width.replacements(traced, swap)
+    for swap in in_order(swaps):
+        memo |= rule_of(swap).replacements(original, swap, memo)
     return memo
 
 
 def in_place(swaps: Sequence[Swap]) -> bool:
-    """Whether swaps need no recorded run, for they replace a module by what that module tells."""
-    return all(isinstance(swap, CGhostSwap) for swap in swaps)
+    """Whether swaps need no recorded run, because they replace a module by what that module tells."""
+    return all(rule_of(swap).in_place for swap in swaps)
 
 
 def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
@@ -156,24 +147,12 @@ def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
     touched: list[str] = []
     for swap in swaps:
         alike = groups and groups[-1][0].rule == swap.rule
-        if not alike or any(_meet(one, other) for one in swap.touches for other in touched):
+        if not alike or any(overlap(one, other) for one in swap.touches for other in touched):
             groups.append([])
             touched = []
         groups[-1].append(swap)
         touched.extend(swap.touches)
     return groups
-
-
-def _meet(one: str, other: str) -> bool:
-    return width.WHOLE in (one, other) or overlap(one, other)
-
-
-def submodule(module: nn.Module, name: str) -> nn.Module:
-    """The module of that name, which a plan is to replace.  Raises ``RewriteError`` where there is none."""
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        raise RewriteError(f"{type(module).__name__} has no module {name!r} to be replaced.") from None
 
 
 def _traced_again(module: nn.Module, original: Traced) -> Traced:
@@ -222,11 +201,12 @@ def _course(traced: Traced, targets: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def verify(plan: Plan, before: Scan, after: Scan) -> None:
+    """Refuse a result in which a swap, or the whole, costs anything but what was planned."""
     for swap in plan.swaps:
-        found = counted(swap, before, after)
-        if found != swap.after:
+        found, promised = counted(swap, before, after), swap.after + _change_inside(swap, plan.swaps, before)
+        if found != promised:
             raise RewriteError(
-                f"{swap.target} was planned to cost {swap.after} and counts {found}; "
+                f"{swap.target} was planned to cost {promised} and counts {found}; "
                 "this is a defect of ghostify, please report the model."
             )
     if after.cost != plan.after:
@@ -238,8 +218,13 @@ def verify(plan: Plan, before: Scan, after: Scan) -> None:
 
 def counted(swap: Swap, before: Scan, after: Scan) -> Cost:
     """What a swap's target costs after the rewrite, by count; of a stage, the first block as it was."""
-    if isinstance(swap, GGhostSwap):
-        stage = before.stage(swap.blocks)
-        assert stage is not None, swap.target
-        return g_ghost.counted(after, stage)
-    return after.cost if isinstance(swap, WidthSwap) else after.within(swap.target)
+    return rule_of(swap).counted(swap, before, after)
+
+
+def _change_inside(swap: Swap, swaps: Sequence[Swap], before: Scan) -> Cost:
+    """What later swaps change inside of what one made; nothing, where its rule closes what it makes."""
+    rule = rule_of(swap)
+    if not rule.opens:
+        return Cost()
+    inside = [other for other in swaps if other.rule != swap.rule and rule.holds(swap, before, other.target)]
+    return sum((other.after - other.before for other in inside), Cost())

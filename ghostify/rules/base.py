@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ghostify.costs import Cost
 from ghostify.ghosts import intrinsic_maps, low_rank
 from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding, Stream
+from ghostify.scanning import Scan, Site
+
+UNFIT = "cannot be fitted"
+"""How the reason of a skip begins that another fit would not give."""
 
 
-class _Swap(BaseModel):
+class Swap(BaseModel):
     """Something to be replaced: by which rule, with which settings, at what predicted cost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,14 +27,29 @@ class _Swap(BaseModel):
     """What was planned for; it tells a plan made for another model."""
     before: Cost = Cost()
     after: Cost = Cost()
+    rule: str
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        return ""
 
     @property
     def touches(self) -> tuple[str, ...]:
-        """The modules it replaces."""
+        """The modules it replaces, as far as it names them itself."""
         return (self.target,)
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Patterns of the modules that it was told to leave as they are."""
+        return ()
 
-class CGhostSwap(_Swap):
+    def renamed(self, rename: Callable[[str], str]) -> Self:
+        """The same with every name of a module changed."""
+        return self.model_copy(update={"target": rename(self.target)})
+
+
+class CGhostSwap(Swap):
     """A convolution (or linear layer) that becomes a C-Ghost module."""
 
     rule: Literal["c-ghost"] = "c-ghost"
@@ -65,7 +84,7 @@ class CGhostSwap(_Swap):
         return d
 
 
-class GGhostSwap(_Swap):
+class GGhostSwap(Swap):
     """A stage that becomes a G-Ghost stage; its cost is that of all its blocks, the first included."""
 
     target: str = ""
@@ -95,8 +114,12 @@ class GGhostSwap(_Swap):
     def touches(self) -> tuple[str, ...]:
         return self.blocks[1:]
 
+    def renamed(self, rename: Callable[[str], str]) -> Self:
+        blocks = tuple(map(rename, self.blocks))
+        return super().renamed(rename).model_copy(update={"blocks": blocks})
 
-class WidthSwap(_Swap):
+
+class WidthSwap(Swap):
     """A whole network, every layer of which (or what lies inside blocks) becomes narrower; no ghosts."""
 
     rule: Literal["width"] = "width"
@@ -116,16 +139,13 @@ class WidthSwap(_Swap):
         """As a table shows them."""
         return f"{'width' if self.stream == 'scaled' else 'thin'}={self.width:g}"
 
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return ("",)  # the root, and with it everything
 
-def _rule_of(value: Any) -> str:
-    """The rule a swap names; a C-Ghost swap need not."""
-    return str(value.get("rule", "c-ghost") if isinstance(value, dict) else value.rule)
-
-
-Swap = Annotated[
-    Annotated[CGhostSwap, Tag("c-ghost")] | Annotated[GGhostSwap, Tag("g-ghost")] | Annotated[WidthSwap, Tag("width")],
-    Discriminator(_rule_of),
-]
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return self.exclude
 
 
 class Skip(BaseModel):
@@ -135,6 +155,30 @@ class Skip(BaseModel):
 
     target: str
     reason: str
+
+    def renamed(self, rename: Callable[[str], str]) -> Self:
+        """The same under another name."""
+        return self.model_copy(update={"target": rename(self.target)})
+
+
+class Split(NamedTuple):
+    """How the maps of a layer are split: every s of them come from one intrinsic map, by kernels of size d."""
+
+    target: str
+    s: int
+    d: int
+    mixed: bool
+    """Whether a full pointwise convolution gives each ghost all intrinsic maps."""
+
+
+def unfittable(scan: Scan, exclude: Sequence[str]) -> list[Site]:
+    """The sites that no weights can be fitted to, those aside that patterns exclude."""
+    return [site for site in scan.sites if site.unfit and not any(map(site.matches, exclude))]
+
+
+def cannot_be_fitted(why: str) -> str:
+    """The reason of a skip, because a fit is to follow and weights cannot be fitted there."""
+    return f"{UNFIT}, because {why}; fit none swaps it all the same"
 
 
 def thinner(share: float, round_to: int, rounding: Rounding, *, narrow: bool = False) -> Callable[[int], int]:

@@ -14,18 +14,22 @@ converted networks, and what would become slower: a ghost saves MACs but moves m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from ghostify.costs import Cost
+from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
 from ghostify.ghosts.narrowing import Conv, dimensions
+from ghostify.patterns import spelled_out
 from ghostify.recipe import GhostSettings, Parts, Pointwise
-from ghostify.rules.base import CGhostSwap, Skip
-from ghostify.scanning import Site
+from ghostify.rules.base import CGhostSwap, Skip, Split, Swap, cannot_be_fitted
+from ghostify.rules.origins import Origins
+from ghostify.rules.protocol import Original, Rule, require_geometry, require_possible, unknown
+from ghostify.rules.rows import LayerReport, Promise, Ratios, Rows
+from ghostify.scanning import Scan, Site
 
 _KEPT = {
     "stem": "reads the network's input, and the stem is kept by default (also: [stem] takes it)",
@@ -35,9 +39,79 @@ _KEPT = {
     "pooled": "works on a pooled 1x1 map (a gate or a head), where there is nothing to save (also: [pooled] takes it)",
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
-
+GIVEN_NOTHING = "was given nothing in the run on the example (no box was found, say), so what it costs is unknown"
+_UNSAID = "is not named in the plan"
 
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class CGhostRule(Rule[CGhostSwap]):
+    """A C-Ghost module in place of each convolution."""
+
+    name = "c-ghost"
+    swap = CGhostSwap
+    methods = frozenset({"c-ghost", "both"})
+    noun = "convolution"
+    in_place = True
+
+    def subjects(self, scan: Scan) -> dict[str, str]:
+        return {name: site.name for site in scan.sites for name in site.names}
+
+    def propose(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> list[CGhostSwap | Skip]:
+        settings = settings.model_copy(update={"exclude": spelled_out(scan, settings.exclude)})
+        try:
+            return [_proposed(site, settings, fitted) for site in scan.sites]
+        except PlanError as problem:
+            raise PlanError(f"The settings cannot be met: {problem}") from None
+
+    def is_meant(self, scan: Scan, target: str, pattern: str) -> bool:
+        site = scan.site(target)
+        return site is not None and site.matches(pattern)
+
+    def named(self, swap: CGhostSwap, scan: Scan) -> CGhostSwap:
+        require_possible(swap, scan.others.get(swap.target))
+        site = scan.site(swap.target)
+        if site is None:
+            stages = {stage.name: stage.name for stage in scan.stages}
+            raise unknown(swap.target, scan, self.subjects(scan) | stages)
+        return swap.model_copy(update={"target": site.name})
+
+    def check(self, said: Mapping[str, Swap | Skip], scan: Scan) -> list[CGhostSwap | Skip]:
+        return [_checked(said.get(site.name), site, scan) for site in scan.sites]
+
+    def replacements(self, original: Original, swap: CGhostSwap, memo: Mapping[int, Any]) -> dict[int, Any]:
+        layer = original.part(swap.target)
+        narrowed = memo.get(id(layer), layer)  # by an earlier rule
+        return {id(layer): build(narrowed, swap, original.choices.orders.get(swap.target))}
+
+    def origins(self, found: Origins, original: Original, swap: CGhostSwap, module: nn.Module) -> None:
+        found.ghosts.add(swap.target)
+        found.roots.add(swap.target)
+
+    def split(self, swap: CGhostSwap, layer: nn.Module) -> Split | None:
+        if swap.parts != "linear":
+            return None
+        weight: Any = layer.weight
+        n = len(weight)
+        mixed = swap.pointwise > 0 and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
+        return Split(swap.target, swap.s, swap.d, mixed)
+
+    def report(self, rows: Rows, swap: CGhostSwap, before: Scan, after: Scan) -> None:
+        site = before.site(swap.target)
+        assert site is not None, swap.target
+        row = LayerReport(
+            target=swap.target,
+            geometry=swap.geometry,
+            s=swap.s,
+            d=swap.d,
+            pointwise=swap.pointwise,
+            form=swap.settings,
+            before=swap.before,
+            after=after.within(swap.target),
+            theory=theory(site, swap),
+        )
+        rows.layers.append(row)
+        rows.promises.append(Promise(swap.before.macs, site.out_channels * site.fan_in, row.theory))
 
 
 class _Wanted(NamedTuple):
@@ -119,6 +193,45 @@ def saving_per_element(site: Site, swap: CGhostSwap) -> float:
     if swap.pointwise:
         moved += m + 2 * low_rank(n, m, swap.pointwise) + 4 * (n - m)
     return (swap.before.macs - swap.after.macs) / site.positions / moved
+
+
+def theory(site: Site, swap: CGhostSwap) -> Ratios:
+    """What Eq. 4 and 5 promise for one layer (c is the input channels one filter reads).
+
+    The first forms are told of a pointwise convolution, the approximations know of none.
+    """
+    c, k, n = site.in_channels // site.groups, math.sqrt(math.prod(site.kernel)), site.out_channels
+    d = swap.d ** (len(site.kernel) / 2)  # the side of a square as large as the cheap kernel of so many dimensions
+    pointwise = pointwise_size(n, intrinsic_maps(n, swap.s, site.groups), swap.pointwise) / n
+    return Ratios(
+        r_s=speedup_ratio(c, k, swap.s, d, pointwise),
+        r_c=compression_ratio(c, k, swap.s, d, pointwise),
+        approx_r_s=approximate_ratio(c, swap.s),
+        approx_r_c=approximate_ratio(c, swap.s),
+    )
+
+
+def _proposed(site: Site, settings: GhostSettings, fitted: bool) -> CGhostSwap | Skip:
+    """A proposal that knows whether the site was given anything, and whether weights are to be fitted."""
+    if site.calls and not site.positions and not site.obstacle:
+        return Skip(target=site.name, reason=GIVEN_NOTHING)
+    proposed = propose(site, settings)
+    if fitted and site.unfit and isinstance(proposed, CGhostSwap) and proposed.parts == "linear":
+        return Skip(target=site.name, reason=cannot_be_fitted(f"it {site.unfit}"))
+    return proposed
+
+
+def _checked(entry: Swap | Skip | None, site: Site, scan: Scan) -> CGhostSwap | Skip:
+    """What a plan says of a site, with its cost worked out anew."""
+    if not isinstance(entry, CGhostSwap):
+        return entry if isinstance(entry, Skip) else Skip(target=site.name, reason=_UNSAID)
+    require_geometry(entry, site.geometry, scan)
+    require_possible(entry, site.obstacle)
+    if entry.parts == "norm-act" and site.kind == "linear":
+        raise PlanError(
+            f"{entry.target} is a linear layer, whose outputs take no normalisation; set its parts to linear."
+        )
+    return entry.model_copy(update={"before": site.cost, "after": predict(site, entry)})
 
 
 def _plain_size(site: Site, s: int, d: int, m: int) -> int:

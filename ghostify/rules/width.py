@@ -12,7 +12,7 @@ With a stream that is kept (method thin) only what lies inside blocks becomes na
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,13 @@ from ghostify.channels import Channels, Coupling, Unreadable, follow, narrower_g
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
 from ghostify.ghosts import CGhost
+from ghostify.names import within
+from ghostify.patterns import meant
 from ghostify.recipe import GhostSettings, Stream
-from ghostify.rules.base import Skip, WidthSwap, thinner
+from ghostify.rules.base import Skip, Swap, WidthSwap, cannot_be_fitted, thinner, unfittable
+from ghostify.rules.origins import Origins, index_of, part_or_none
+from ghostify.rules.protocol import Needs, Original, Rule
+from ghostify.rules.rows import Promise, Ratios, Rows
 from ghostify.running import THINNED, Failed, agree, attempt, coarsest, quiet
 from ghostify.scanning import Scan, network_nodes
 from ghostify.tracing import Traced, is_leaf, other_runs, without_numbers
@@ -41,14 +46,92 @@ _CLOSED = "is a G-Ghost stage, which keeps the channels that it reads and gives"
 _REFUSED: dict[Stream, str] = {"scaled": "cannot be scaled as a whole", "kept": "cannot be thinned inside its blocks"}
 
 
+class WidthRule(Rule[WidthSwap]):
+    """A narrower network in place of the whole."""
+
+    name = "width"
+    swap = WidthSwap
+    methods = frozenset({"width", "thin"})
+    noun = "network"
+    alone = True
+
+    def needs(self, settings: GhostSettings) -> Needs:
+        return Needs(whole=True, steady=settings.exclude, stream=stream(settings))
+
+    def needed_by(self, swap: WidthSwap) -> Needs:
+        return Needs(whole=True, steady=swap.exclude, stream=swap.stream)
+
+    def subjects(self, scan: Scan) -> dict[str, str]:
+        return {name: name for name in (*scan.idle, *scan.closed)}
+
+    def admit(self, scan: Scan, settings: GhostSettings) -> None:
+        if settings.include != ("*",) or settings.set:
+            raise PlanError(
+                f"Method {settings.method} takes the whole network, so include and set say nothing to it; exclude does."
+            )
+
+    def propose(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> list[WidthSwap | Skip]:
+        unfit = unfittable(scan, settings.exclude) if fitted else []
+        exclude = (*settings.exclude, *(site.name for site in unfit))
+        kept = [Skip(target=site.name, reason=cannot_be_fitted(f"it {site.unfit}")) for site in unfit]
+        try:
+            swap = propose(scan, settings.model_copy(update={"exclude": exclude}))
+        except PlanError as problem:
+            if not kept or scan.coupling is None:
+                raise
+            raise PlanError(f"{problem} Besides, {kept[0].target} {kept[0].reason}.") from None
+        return [swap, *skips(scan), *kept]
+
+    def named(self, swap: WidthSwap, scan: Scan) -> WidthSwap:
+        return swap.model_copy(update={"target": WHOLE})
+
+    def check(self, said: Mapping[str, Swap | Skip], scan: Scan) -> list[WidthSwap | Skip]:
+        swap = said.get(WHOLE)
+        if not isinstance(swap, WidthSwap):
+            return []
+        if swap.geometry != geometry(scan):
+            raise PlanError(
+                f"The plan was made for another network: {scan.network} has {geometry(scan)}, not {swap.geometry}."
+            )
+        kept = meant(scan, swap.exclude)
+        checked = swap.model_copy(update={"before": scan.cost, "after": predict(scan, swap)})
+        told = [entry for entry in said.values() if isinstance(entry, Skip) and entry.target in kept]
+        return [checked, *skips(scan), *told]
+
+    def require_kept(self, swap: WidthSwap, scan: Scan, kept: Sequence[str]) -> None:
+        own = meant(scan, swap.exclude)
+        apart = next((name for name in kept if not any(within(name, home) for home in own)), None)
+        if apart is not None:
+            raise PlanError(f"The plan's exclude names {apart!r}, which its swap does not; write it under both.")
+
+    def after(self, scan: Scan, swaps: Sequence[WidthSwap]) -> Scan:
+        return scan.model_copy(update={"sites": (), "others": {}, "stages": ()}) if swaps else scan
+
+    def replacements(self, original: Original, swap: WidthSwap, memo: Mapping[int, Any]) -> dict[int, Any]:
+        return replacements(original.traced, swap)
+
+    def counted(self, swap: WidthSwap, before: Scan, after: Scan) -> Cost:
+        return after.cost
+
+    def origins(self, found: Origins, original: Original, swap: WidthSwap, module: nn.Module) -> None:
+        traced = original.traced
+        for name, outputs in outputs_kept(traced, swap).items():
+            found.layers[name] = name, index_of(traced, name, outputs)
+            if _differs(traced.module, module, name):
+                found.roots.add(name)
+
+    def report(self, rows: Rows, swap: WidthSwap, before: Scan, after: Scan) -> None:
+        rows.width, rows.stream = swap.width, swap.stream
+        r_s, r_c = promise(before, swap)
+        ratios = Ratios(r_s=r_s, r_c=r_c, approx_r_s=r_s, approx_r_c=r_c)
+        rows.promises.append(Promise(before.cost.macs, before.cost.params, ratios))
+
+
 def propose(scan: Scan, settings: GhostSettings) -> WidthSwap:
     """The swap of a whole network, by method width or thin.
 
     Raises ``PlanError`` when its channels cannot be followed or nothing changes.
     """
-    if settings.include != ("*",) or settings.set:
-        method = settings.method
-        raise PlanError(f"Method {method} takes the whole network, so include and set say nothing to it; exclude does.")
     swap = WidthSwap(
         target=WHOLE,
         geometry=geometry(scan),
@@ -145,6 +228,12 @@ def outputs_kept(traced: Traced, swap: WidthSwap) -> dict[str, np.ndarray]:
     """By layer, which of its outputs stay."""
     channels, kept = _selected(traced, swap)
     return channels.outputs_kept(kept)
+
+
+def _differs(original: nn.Module, module: nn.Module, name: str) -> bool:
+    """Whether a layer became narrower."""
+    one, other = (getattr(part_or_none(network, name), "weight", None) for network in (original, module))
+    return one is None or other is None or one.shape != other.shape
 
 
 def _selected(traced: Traced, swap: WidthSwap) -> tuple[Channels, np.ndarray]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from ghostify.fitting.agenda.aims import Aim
-from ghostify.fitting.agenda.correspondence import Call, Matching, Origins, Part, changed
+from ghostify.fitting.agenda.correspondence import Call, Matching, Part, changed
 from ghostify.fitting.agenda.epilogue import Epilogue, is_norm, rectifier_after
 from ghostify.fitting.agenda.schedule import Needs, Order, Schedule, schedule
 from ghostify.leastsquares.sampling import too_wide
 from ghostify.recipe import FitSettings
+from ghostify.rules.origins import Origins
 from ghostify.running import frozen_parts
 from ghostify.tracing import Traced
 

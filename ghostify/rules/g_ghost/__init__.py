@@ -14,20 +14,27 @@ The papers' tables are made by more than one form of stage; ``PRESETS`` names th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ghostify.costs import Cost
+from ghostify.costs import Cost, stage_model, stage_ratio
 from ghostify.errors import PlanError
+from ghostify.names import within
+from ghostify.patterns import spelled_out
 from ghostify.recipe import GhostSettings, StageForm
-from ghostify.rules.base import GGhostSwap, Skip
+from ghostify.rules.base import GGhostSwap, Skip, Swap, cannot_be_fitted
 from ghostify.rules.g_ghost.form import Form
+from ghostify.rules.g_ghost.lineage import add_origins
 from ghostify.rules.g_ghost.surgery import Surgery
+from ghostify.rules.origins import Origins
+from ghostify.rules.protocol import Needs, Original, Rule, require_geometry, require_possible, unknown
+from ghostify.rules.rows import Promise, Ratios, Rows, StageRatios, StageReport
 from ghostify.scanning import Scan
-from ghostify.stages import Modules, Stage, find_stages, name_stage
+from ghostify.stages import Modules, Stage
 from ghostify.tracing import Traced
 
 _IMAGENET = StageForm(
@@ -42,6 +49,85 @@ PRESETS: dict[str, StageForm] = {
     "regnet": _IMAGENET.model_copy(update={"mix": 2, "group_width": 0.75}),
 }
 """Forms of a stage: our own, Eq. 6-12 to the letter, and those of Tables 11-14, 15-16 and 17-18."""
+
+
+class GGhostRule(Rule[GGhostSwap]):
+    """A G-Ghost stage in place of each stage."""
+
+    name = "g-ghost"
+    swap = GGhostSwap
+    methods = frozenset({"g-ghost", "both"})
+    noun = "stage"
+    rehearsed = True
+
+    def needed_by(self, swap: GGhostSwap) -> Needs:
+        return Needs(stages=(swap.blocks,))
+
+    def subjects(self, scan: Scan) -> dict[str, str]:
+        return {stage.name: stage.name for stage in scan.stages}
+
+    def admit(self, scan: Scan, settings: GhostSettings) -> None:
+        if settings.method == "g-ghost" and not scan.stages:
+            raise PlanError(
+                f"{scan.network} has no stage (three or more blocks of one width and resolution) to become a G-Ghost "
+                "stage; method c-ghost takes its convolutions."
+            )
+
+    def propose(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> list[GGhostSwap | Skip]:
+        settings = settings.model_copy(update={"exclude": spelled_out(scan, settings.exclude)})
+        return [_proposed(scan, stage, settings, fitted) for stage in scan.stages]
+
+    def is_meant(self, scan: Scan, target: str, pattern: str) -> bool:
+        return any(stage.name == target and stage.is_meant([pattern], scan.modules) for stage in scan.stages)
+
+    def named(self, swap: GGhostSwap, scan: Scan) -> GGhostSwap:
+        stage = scan.stage(swap.blocks)
+        if stage is None:
+            raise unknown(swap.target, scan, self.subjects(scan), what="the stage ")
+        return swap.model_copy(update={"target": stage.name})
+
+    def check(self, said: Mapping[str, Swap | Skip], scan: Scan) -> list[GGhostSwap | Skip]:
+        return [_checked(said[stage.name], scan) for stage in scan.stages if stage.name in said]
+
+    def touches(self, swap: GGhostSwap, scan: Scan) -> Sequence[str]:
+        stage = scan.stage(swap.blocks)
+        return stage.later if stage else swap.touches
+
+    def after(self, scan: Scan, swaps: Sequence[GGhostSwap]) -> Scan:
+        taken = [module for swap in swaps for module in self.touches(swap, scan)]
+        sites = tuple(site for site in scan.sites if not _is_taken(site.name, taken))
+        others = {name: reason for name, reason in scan.others.items() if not _is_taken(name, taken)}
+        return scan.model_copy(update={"sites": sites, "others": others})
+
+    def replacements(self, original: Original, swap: GGhostSwap, memo: Mapping[int, Any]) -> dict[int, Any]:
+        return dict(replacements(original.traced, original.stage(swap.blocks), swap))
+
+    def counted(self, swap: GGhostSwap, before: Scan, after: Scan) -> Cost:
+        return counted(after, _stage(swap, before))
+
+    def origins(self, found: Origins, original: Original, swap: GGhostSwap, module: nn.Module) -> None:
+        stage = original.stage(swap.blocks)
+        add_origins(found, original.traced, stage, swap, outputs_kept(original.traced, stage, swap), module)
+
+    def report(self, rows: Rows, swap: GGhostSwap, before: Scan, after: Scan) -> None:
+        stage = _stage(swap, before)
+        row = StageReport(
+            target=swap.target,
+            geometry=swap.geometry,
+            form=swap.settings,
+            ratio=1 - thin_width(stage, swap) / stage.width,
+            before=swap.before,
+            after=self.counted(swap, before, after),
+            theory=theory(stage, swap),
+        )
+        rows.stages.append(row)
+        ratios = Ratios(
+            r_s=row.theory.r_f,
+            r_c=row.theory.r_p,
+            approx_r_s=row.theory.approx_r_f,
+            approx_r_c=row.theory.approx_r_p,
+        )
+        rows.promises.append(Promise(swap.before.macs, swap.before.params, ratios))
 
 
 def propose(stage: Stage, settings: GhostSettings, modules: Modules = ()) -> GGhostSwap | Skip:
@@ -107,21 +193,11 @@ def extras(stage: Stage, swap: GGhostSwap) -> tuple[Cost, Cost, Cost | None]:
     return form.cheap(), form.mix(), form.projection(0, stage.width, form.raw) if projects else None
 
 
-def find(traced: Traced, swap: GGhostSwap) -> Stage:
-    """The stage a swap means: the one found with these blocks, else the blocks as they are named.
-
-    Raises ``PlanError`` where the blocks are no stage.
-    """
-    found = (stage for stage in find_stages(traced) if tuple(block.name for block in stage.blocks) == swap.blocks)
-    return next(found, None) or name_stage(traced, swap.blocks)
-
-
-def replacements(traced: Traced, swap: GGhostSwap) -> dict[int, nn.Module]:
+def replacements(traced: Traced, stage: Stage, swap: GGhostSwap) -> dict[int, nn.Module]:
     """By the ``id`` of each module of blocks 2 … n, what takes its place.
 
     Raises ``RewriteError`` when a thinned block does not do what the block does with the dropped channels silenced.
     """
-    stage = find(traced, swap)
     with torch.random.fork_rng(devices=[]):  # what the new layers draw is the same each time, and nobody else's
         torch.default_generator.manual_seed(0)
         tail = Surgery(traced, stage, swap).tail()
@@ -129,10 +205,56 @@ def replacements(traced: Traced, swap: GGhostSwap) -> dict[int, nn.Module]:
     return {id(slot): tail} | {id(old): nn.Identity().train(old.training) for old in others}
 
 
-def outputs_kept(traced: Traced, swap: GGhostSwap) -> dict[str, np.ndarray]:
+def outputs_kept(traced: Traced, stage: Stage, swap: GGhostSwap) -> dict[str, np.ndarray]:
     """By layer of the blocks after the first, which of its outputs a thin copy makes."""
-    surgery = Surgery(traced, find(traced, swap), swap)
+    surgery = Surgery(traced, stage, swap)
     return surgery.channels.outputs_kept(surgery.kept)
+
+
+def theory(stage: Stage, swap: GGhostSwap) -> StageRatios:
+    """What Eq. 13 and 14 promise for one stage, as they are printed and for the form it has."""
+    ratio = 1 - thin_width(stage, swap) / stage.width
+    cheap, mix, projection = extras(stage, swap)
+    ratios = {}
+    for name, cost in (("f", "macs"), ("p", "params")):
+        blocks = [getattr(block.cost, cost) for block in stage.blocks]
+        new, extra = getattr(cheap + mix, cost), getattr(projection, cost) if projection else None
+        ratios[f"r_{name}"] = stage_model(
+            blocks, ratio, new, projection=extra, end=swap.end, ghosts=swap.cheap != "none"
+        )
+        ratios[f"approx_r_{name}"] = stage_ratio(blocks, ratio, getattr(cheap, cost))
+    return StageRatios(**ratios)
+
+
+def _proposed(scan: Scan, stage: Stage, settings: GhostSettings, fitted: bool) -> GGhostSwap | Skip:
+    """A proposal that knows whether weights are to be fitted."""
+    proposed = propose(stage, settings, scan.modules)
+    inner = next((site for site in scan.sites if site.unfit and stage.holds(site.name)), None)
+    if fitted and inner and isinstance(proposed, GGhostSwap):
+        return Skip(target=stage.name, reason=cannot_be_fitted(f"{inner.name} {inner.unfit}"))
+    return proposed
+
+
+def _checked(entry: Swap | Skip, scan: Scan) -> GGhostSwap | Skip:
+    """What a plan says of a stage, with its cost worked out anew."""
+    if isinstance(entry, Skip):
+        return entry
+    assert isinstance(entry, GGhostSwap)
+    stage = _stage(entry, scan)
+    if entry.geometry:  # a stage named by hand need not tell it
+        require_geometry(entry, stage.geometry, scan)
+    require_possible(entry, stage.obstacle)
+    return entry.model_copy(update={"geometry": stage.geometry, "before": stage.cost, "after": predict(stage, entry)})
+
+
+def _stage(swap: GGhostSwap, scan: Scan) -> Stage:
+    stage = scan.stage(swap.blocks)
+    assert stage is not None, swap.target
+    return stage
+
+
+def _is_taken(name: str, taken: Iterable[str]) -> bool:
+    return any(within(name, module) for module in taken)
 
 
 def _left_alone(stage: Stage, settings: GhostSettings, modules: Modules) -> str | None:

@@ -1,0 +1,20 @@
+"""Scan + settings → Plan: every convolution a swap or a skip with its reason; a value a person can edit."""
+
+from ghostify.planning.checking import check
+from ghostify.planning.proposing import plan, resolved
+from ghostify.planning.reading import needs_of, read_plan, scan_for
+from ghostify.planning.result import FORMAT, InParts, Plan
+from ghostify.rules.c_ghost import GIVEN_NOTHING
+
+__all__ = [
+    "FORMAT",
+    "GIVEN_NOTHING",
+    "InParts",
+    "Plan",
+    "check",
+    "needs_of",
+    "plan",
+    "read_plan",
+    "resolved",
+    "scan_for",
+]

@@ -1,0 +1,111 @@
+"""A plan that was read or edited, checked against a scan and with its costs worked out anew, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ghostify.errors import PlanError
+from ghostify.names import overlap
+from ghostify.patterns import meant, require_matches
+from ghostify.planning.result import Plan, assembled
+from ghostify.rules import RULES, Skip, Swap, in_order, rule_of
+from ghostify.rules.protocol import unknown
+from ghostify.scanning import Scan
+
+_Said = Mapping[str, Swap | Skip]
+"""A plan's entries by the first name of what each is about."""
+
+
+def check(plan: Plan, scan: Scan) -> Plan:
+    """``plan`` as it holds for ``scan``: valid, complete, and with its costs worked out anew.
+
+    Raises ``PlanError`` when it names a layer that is not there, was made for another network, asks for what cannot
+    be built, or says two things of one layer.
+    """
+    _require_alone(plan.swaps)
+    own = [pattern for swap in plan.swaps for pattern in swap.kept]
+    require_matches(scan, "The plan's exclude", (*plan.exclude, *own))
+    said = _said(plan, scan)
+    swaps = in_order([entry for entry in said.values() if not isinstance(entry, Skip)])
+    _require_apart(swaps, scan)
+    kept = meant(scan, plan.exclude)
+    for swap in swaps:
+        rule_of(swap).require_kept(swap, scan, kept)
+    entries, left = _checked(said, scan)
+    _require_same_network(plan, scan, unnamed=sum(site.name not in said for site in left.sites))
+    others = [Skip(target=name, reason=reason) for name, reason in left.others.items()]
+    return assembled(scan, [*entries, *others], meant(scan, [*plan.exclude, *own]))
+
+
+def _said(plan: Plan, scan: Scan) -> dict[str, Swap | Skip]:
+    """Its entries by first name.  Raises ``PlanError`` for what is not there, and for two entries of one name."""
+    known = {name: first for rule in RULES for name, first in rule.subjects(scan).items()}
+    said: dict[str, Swap | Skip] = {}
+    entries: list[Swap | Skip] = [*plan.swaps, *plan.skips]
+    for entry in entries:
+        named = _named_skip(entry, known, scan) if isinstance(entry, Skip) else rule_of(entry).named(entry, scan)
+        if named.target in said:
+            raise PlanError(f"The plan names {entry.target!r} twice: {_places(entries, said[named.target], entry)}.")
+        said[named.target] = named
+    return said
+
+
+def _named_skip(skip: Skip, known: Mapping[str, str], scan: Scan) -> Skip:
+    if skip.target in scan.others:
+        return skip
+    if skip.target not in known:
+        raise unknown(skip.target, scan, known)
+    return Skip(target=known[skip.target], reason=skip.reason)
+
+
+def _checked(said: _Said, scan: Scan) -> tuple[list[Swap | Skip], Scan]:
+    """The entries as each rule finds them, and what is left of the network after all of them."""
+    entries: list[Swap | Skip] = []
+    seen = scan
+    for rule in RULES:
+        own = rule.check(said, seen)
+        entries += own
+        seen = rule.after(seen, [entry for entry in own if not isinstance(entry, Skip)])
+    return entries, seen
+
+
+def _require_alone(swaps: Sequence[Swap]) -> None:
+    """Refuse any other swap beside that of a whole network."""
+    whole = next((swap for swap in swaps if rule_of(swap).alone), None)
+    if whole and len(swaps) > 1:
+        raise PlanError(f"The plan swaps the network as a whole (rule {whole.rule}), so it can have no other swap.")
+
+
+def _require_apart(swaps: Sequence[Swap], scan: Scan) -> None:
+    """Refuse two swaps of one module: of stages that both replace it, or of a layer that a stage takes with it."""
+    taken: list[tuple[str, Swap]] = []
+    for swap in swaps:
+        touched = rule_of(swap).touches(swap, scan)
+        for module in touched:
+            other = next((one for name, one in taken if overlap(name, module)), None)
+            if other is not None:
+                by = "by itself" if module == swap.target else f"with {swap.target!r}"
+                raise PlanError(f"The plan swaps {module!r} twice: {by} and with {other.target!r}.")
+        if not rule_of(swap).opens:
+            taken += [(module, swap) for module in touched]
+
+
+def _require_same_network(plan: Plan, scan: Scan, unnamed: int) -> None:
+    """Refuse a plan that fits by chance: it leaves layers unnamed, and not because lines were taken out of it.
+
+    A plan written by hand need not tell the cost of its network.
+    """
+    if unnamed and plan.before.params not in (0, scan.cost.params):
+        raise PlanError(
+            f"The plan was made for another network: it leaves {unnamed} of the {len(scan.sites)} layers of "
+            f"{scan.network} unnamed, for a network of {plan.before.params:,} parameters, and this has "
+            f"{scan.cost.params:,}."
+        )
+
+
+def _places(entries: Sequence[Swap | Skip], first: Swap | Skip, second: Swap | Skip) -> str:
+    """Where two entries for one layer stand in a plan, as its file counts: ``swaps.0 and skips.3; delete one``."""
+    swaps = sum(not isinstance(entry, Skip) for entry in entries)
+    alike = [i for i, entry in enumerate(entries) if entry.target in (first.target, second.target)]
+    found = [f"swaps.{i}" if i < swaps else f"skips.{i - swaps}" for i in alike]
+    return f"{' and '.join(found[:2])} (counted from 0); delete one"

@@ -1,0 +1,120 @@
+"""Scan + settings → Plan: every rule of the method proposes in turn, each for what the rules before it leave."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ghostify.arguments import instance, takes
+from ghostify.effects import given, needs, require_effect_by_name
+from ghostify.errors import PlanError
+from ghostify.patterns import meant, require_all_match
+from ghostify.planning.result import OUTSIDE, Plan, assembled
+from ghostify.recipe import GhostSettings, Method, SiteSettings, make_settings
+from ghostify.rules import RULES, Rule, Skip, Swap
+from ghostify.scanning import Scan, scan
+from ghostify.tracing import Traced
+
+_Proposals = dict[str, Sequence[Swap | Skip]]
+"""What each rule proposes, by its name."""
+
+
+def _scanned(value: Any) -> Any:
+    return scan(value) if isinstance(value, Traced) else _a_scan(value)
+
+
+_a_scan = instance(Scan, maker="ghostify.scan(model, example)", error=PlanError)
+
+
+@takes(scan=_scanned)
+def plan(
+    scan: Scan,
+    settings: GhostSettings | Mapping[str, Any] | str | None = None,
+    *,
+    device: torch.device | None = None,
+    fitted: bool = False,
+    **changes: Any,
+) -> Plan:
+    """Propose for every stage and site of ``scan``; ``changes`` are settings by name (``s=4``).
+
+    Method ``auto`` goes by ``device``, or else by whether there is a GPU.  With ``fitted``, a fit is to follow, and
+    what cannot be fitted is left alone, except where parts norm-act were asked for, which never are.
+
+    Raises ``PlanError`` for a network without convolutions, a pattern that matches nothing or a ratio that a layer set
+    by name cannot have, and ``RecipeError`` for an unknown setting.
+    """
+    settings = make_settings(GhostSettings, settings, changes)
+    method = resolved(settings.method, device)
+    if all(site.kind == "linear" and site.role != "channels-last" for site in scan.sites):
+        raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
+    require_all_match(scan, settings)
+    rules = proposing(method)
+    for rule in rules:
+        rule.admit(scan, settings.model_copy(update={"method": method}))
+    for pattern, own in settings.set.items():
+        require_effect_by_name(settings, pattern, own)
+    proposals, left = _proposals(rules, scan, settings.model_copy(update={"method": method}), fitted)
+    _require_reached(scan, settings, proposals)
+    entries = [*(entry for own in proposals.values() for entry in own), *left]
+    kept = [pattern for entry in entries if not isinstance(entry, Skip) for pattern in entry.kept]
+    return assembled(scan, entries, meant(scan, [*settings.exclude, *kept]))
+
+
+def resolved(method: Method, device: torch.device | None = None) -> Method:
+    """``auto`` by the papers' advice: C-Ghost for a CPU, G-Ghost for a GPU; any other method is itself."""
+    if method != "auto":
+        return method
+    gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
+    return "g-ghost" if gpu else "c-ghost"
+
+
+def proposing(method: Method) -> list[Rule[Any]]:
+    """The rules that propose under a method, in their order; under ``auto``, whose device is not known, none."""
+    return [rule for rule in RULES if method in rule.methods]
+
+
+def _proposals(
+    rules: Sequence[Rule[Any]], scan: Scan, settings: GhostSettings, fitted: bool
+) -> tuple[_Proposals, list[Skip]]:
+    """What each rule proposes, and the skips of what no rule decides about."""
+    proposals: _Proposals = {}
+    seen = scan
+    for rule in rules:
+        proposed = rule.propose(seen, settings, fitted=fitted)
+        proposals[rule.name] = proposed
+        seen = rule.after(seen, [entry for entry in proposed if not isinstance(entry, Skip)])
+    decided = {entry.target for proposed in proposals.values() for entry in proposed}
+    outside = [Skip(target=site.name, reason=OUTSIDE) for site in seen.sites if site.name not in decided]
+    others = [Skip(target=name, reason=reason) for name, reason in seen.others.items()]
+    return proposals, [*outside, *others]
+
+
+def _require_reached(scan: Scan, settings: GhostSettings, proposals: _Proposals) -> None:
+    """Refuse what is set for layers or stages by name where none of them is swapped, with the reason they are left."""
+    for pattern, own in settings.set.items():
+        for name in given(own):
+            _require_one_reached(scan, pattern, name, own, proposals)
+
+
+def _require_one_reached(scan: Scan, pattern: str, name: str, own: SiteSettings, proposals: _Proposals) -> None:
+    methods = {value for need in needs(GhostSettings, name) if need.setting == "method" for value in need.values}
+    takers = [rule for rule in RULES if rule.name in methods]
+    concerned = [
+        entry for rule in takers for entry in proposals.get(rule.name, ()) if rule.is_meant(scan, entry.target, pattern)
+    ]
+    if all(isinstance(entry, Skip) for entry in concerned):
+        left = [entry for entry in concerned if isinstance(entry, Skip)]
+        why = _unreached(left, takers[-1].noun)
+        raise PlanError(f"set {pattern!r}: {name} = {getattr(own, name)} changes nothing, because {why}.")
+
+
+def _unreached(left: Sequence[Skip], kind: str) -> str:
+    if not left:
+        return f"no {kind} of its own is in it"
+    reason, times = Counter(skip.reason for skip in left).most_common(1)[0]
+    example = next(skip.target for skip in left if skip.reason == reason)
+    more = f" (and {times - 1} more)" if times > 1 else ""
+    return f"every {kind} in it is left alone: {example!r}{more} {reason}"
