@@ -230,9 +230,8 @@ def _splits(traced: Traced, plan: Plan, settings: FitSettings) -> Iterator[Split
     pointwise convolution mixes them.
     """
     for swap in plan.swaps:
-        layer = traced.module if rule_of(swap).alone else traced.part(swap.target)
-        split = rule_of(swap).split(swap, layer)
-        if split and not (split.mixed and solved_for(layer) and settings.joint):
+        split = rule_of(swap).split(swap, traced)
+        if split and not (split.mixed and settings.joint and solved_for(traced.part(split.target))):
             yield split
 
 

@@ -30,6 +30,7 @@ from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Original, Rule, require_geometry, require_possible, unknown
 from ghostify.rules.rows import LayerReport, Promise, Ratios, Rows
 from ghostify.scanning import Scan, Site
+from ghostify.tracing import Traced
 
 _KEPT = {
     "stem": "reads the network's input, and the stem is kept by default (also: [stem] takes it)",
@@ -88,11 +89,11 @@ class CGhostRule(Rule[CGhostSwap]):
         found.ghosts.add(swap.target)
         found.roots.add(swap.target)
 
-    def split(self, swap: CGhostSwap, layer: nn.Module) -> Split | None:
+    def split(self, swap: CGhostSwap, traced: Traced) -> Split | None:
         if swap.parts != "linear":
             return None
-        weight: Any = layer.weight
-        n = len(weight)
+        layer: Any = traced.part(swap.target)
+        n = len(layer.weight)
         mixed = swap.pointwise > 0 and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
         return Split(swap.target, swap.s, swap.d, mixed)
 

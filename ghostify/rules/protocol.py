@@ -151,7 +151,10 @@ class Rule(ABC, Generic[S]):
         return False
 
     def named(self, swap: S, scan: Scan) -> S:
-        """A plan's swap under the first name of its subject.  Raises ``PlanError`` where the network has none."""
+        """A plan's swap under the first name of its subject.  Raises ``PlanError`` where the network has none.
+
+        What may be refused by the network as it is alone is refused here, in the words of the plan.
+        """
         first = self.subjects(scan).get(swap.target)
         if first is None:
             raise unknown(swap.target, scan, self.subjects(scan))
@@ -206,7 +209,7 @@ class Rule(ABC, Generic[S]):
     def origins(self, found: Origins, original: Original, swap: S, module: nn.Module) -> None:
         """Add to ``found`` where the weights of what the swap made in the rewritten ``module`` come from."""
 
-    def split(self, swap: S, layer: nn.Module) -> Split | None:
+    def split(self, swap: S, traced: Traced) -> Split | None:
         """How a layer's maps are split into intrinsic ones and ghosts, where images may choose which are which."""
         return None
 

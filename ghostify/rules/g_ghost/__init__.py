@@ -84,7 +84,10 @@ class GGhostRule(Rule[GGhostSwap]):
         stage = scan.stage(swap.blocks)
         if stage is None:
             raise unknown(swap.target, scan, self.subjects(scan), what="the stage ")
-        return swap.model_copy(update={"target": stage.name})
+        if swap.geometry:  # a stage named by hand need not tell it
+            require_geometry(swap, stage.geometry, scan)
+        require_possible(swap, stage.obstacle)
+        return swap.model_copy(update={"target": stage.name, "geometry": stage.geometry})
 
     def check(self, said: Mapping[str, Swap | Skip], scan: Scan) -> list[GGhostSwap | Skip]:
         return [_checked(said[stage.name], scan) for stage in scan.stages if stage.name in said]
@@ -241,10 +244,7 @@ def _checked(entry: Swap | Skip, scan: Scan) -> GGhostSwap | Skip:
         return entry
     assert isinstance(entry, GGhostSwap)
     stage = _stage(entry, scan)
-    if entry.geometry:  # a stage named by hand need not tell it
-        require_geometry(entry, stage.geometry, scan)
-    require_possible(entry, stage.obstacle)
-    return entry.model_copy(update={"geometry": stage.geometry, "before": stage.cost, "after": predict(stage, entry)})
+    return entry.model_copy(update={"before": stage.cost, "after": predict(stage, entry)})
 
 
 def _stage(swap: GGhostSwap, scan: Scan) -> Stage:
