@@ -35,10 +35,10 @@ def images(count: int, seed: int = 0) -> Tensor:
     return F.interpolate(torch.randn(count, 3, 4, 4, generator=generator), size=8, mode="bilinear")
 
 
-def network(seed: int = 0) -> nn.Module:
-    """Four residual blocks, whose norms know the images."""
+def network(seed: int = 0, width: int = 16, blocks: int = 4) -> nn.Module:
+    """Residual blocks, whose norms know the images."""
     torch.manual_seed(seed)
-    model = nn.Sequential(conv_bn(3, 16), *_blocks(16, 4), head(16))
+    model = nn.Sequential(conv_bn(3, width), *(Block(width) for _ in range(blocks)), head(width))
     for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
         norm.momentum = 1.0
     model.train()(images(256, seed=3))
@@ -52,10 +52,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.body(x))
-
-
-def _blocks(width: int, count: int) -> list[nn.Module]:
-    return [Block(width) for _ in range(count)]
 
 
 def converted(count: int, method: str, model: nn.Module | None = None, given: Tensor | None = None) -> Ghosted:
