@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ghostify.names import ancestors, parent_of
 from ghostify.tracing import Traced
@@ -25,6 +25,8 @@ def idle_modules(traced: Traced, others: Sequence[Traced] = ()) -> list[str]:
 def outermost(traced: Traced, idle: Iterable[str]) -> list[str]:
     """The largest modules, short of the network itself, that hold these and nothing that ran."""
     idle = list(idle)
+    if not idle:
+        return []
     busy = {parent_of(name) for name, _ in _held(traced)} - set(idle)
     around_busy = {one for name in busy for one in ancestors(name)} | {""}
     found = (next((one for one in reversed(ancestors(name)) if one not in around_busy), name) for name in idle)
@@ -69,10 +71,16 @@ def _used(run: Traced) -> Iterator[str]:
     names = {id(tensor): name for name, tensor in reversed([*_held(run, duplicates=True)])}
     for node in run.graph.nodes:
         if node.op == "call_module":
-            leaf = run.leaf(node)
-            yield from (names[id(tensor)] for tensor in (*leaf.parameters(), *leaf.buffers()))
+            yield from (names[id(tensor)] for tensor in _tensors(run.leaf(node)))
         elif node.op == "get_attr" and node.target not in run.constants:
             yield names.get(id(run.tensor(node)), "")
+
+
+def _tensors(layer: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of a layer; most have no modules in them, and ``parameters()`` is slow to find that."""
+    if any(True for _ in layer.children()):
+        return [*layer.parameters(), *layer.buffers()]
+    return [tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None]
 
 
 def _held(run: Traced, duplicates: bool = False) -> Iterator[tuple[str, Tensor]]:

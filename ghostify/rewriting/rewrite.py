@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from ghostify.recipe import GhostSettings
 from ghostify.rules import Choices, Original, Swap, in_order, rule_of
 from ghostify.running import undisturbed
 from ghostify.scanning import Scan, scan
-from ghostify.tracing import Traced, private_copy, trace
+from ghostify.tracing import Traced, private_copy, recorded_shapes, trace
 
 
 @dataclass
@@ -68,12 +69,7 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
     plan = check(plan, before).require_changes()
     original = Original(traced.module, traced, before, choices or Choices())
     module = copy.deepcopy(traced.module, _replacements(original, plan.swaps))
-    again = _traced_again(module, traced)
-    if in_place(plan.swaps):
-        _require_same_course(traced, again, [swap.target for swap in plan.swaps])
-    after = scan(again)
-    verify(plan, before, after)
-    return Ghosted(module, plan, before, after)
+    return Ghosted(module, plan, before, _checked(module, traced, plan, before))
 
 
 @undisturbed()
@@ -155,23 +151,45 @@ def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
     return groups
 
 
-def _traced_again(module: nn.Module, original: Traced) -> Traced:
-    example = {**original.kwargs} if original.kwargs and not original.args else original.args
+def _checked(module: nn.Module, traced: Traced, plan: Plan, before: Scan) -> Scan:
+    """The scan of a result, which must run, go the way the original went, and cost what was planned.
+
+    All that can be told without numbers, unless the network decides by them.  Where it seems not to be so, a run with
+    numbers has the last word, for code may do other things on the meta device.
+    """
+    if not traced.doubts:
+        with suppress(RewriteError, TraceError):
+            return _judged(recorded_shapes(module, traced.example, like=traced), traced, plan, before)
     try:
-        again = trace(module, example, verify=False)
+        again = trace(module, traced.example, verify=False)
     except TraceError as problem:
         raise RewriteError(f"The rewritten network does not run: {problem}") from problem
-    if again.output_shapes != original.output_shapes:
-        if original.doubts:
-            raise RewriteError(
-                f"The rewritten {type(module).__name__} gives outputs of other shapes, because they depend on values "
-                f"({original.doubts[0]}); rewrite the parts that do not: ghostify.convert_parts."
-            )
+    return _judged(again, traced, plan, before)
+
+
+def _judged(again: Traced, original: Traced, plan: Plan, before: Scan) -> Scan:
+    """The scan of a recorded result.  Raises ``RewriteError`` where it is not what was planned."""
+    _require_same_shapes(again, original)
+    if in_place(plan.swaps):
+        _require_same_course(original, again, [swap.target for swap in plan.swaps])
+    after = scan(again)
+    verify(plan, before, after)
+    return after
+
+
+def _require_same_shapes(again: Traced, original: Traced) -> None:
+    if again.output_shapes == original.output_shapes:
+        return
+    name = type(again.module).__name__
+    if original.doubts:
         raise RewriteError(
-            f"The rewritten {type(module).__name__} gives outputs of {again.output_shapes}, "
-            f"the original of {original.output_shapes}; this is a defect of ghostify, please report the model."
+            f"The rewritten {name} gives outputs of other shapes, because they depend on values "
+            f"({original.doubts[0]}); rewrite the parts that do not: ghostify.convert_parts."
         )
-    return again
+    raise RewriteError(
+        f"The rewritten {name} gives outputs of {again.output_shapes}, "
+        f"the original of {original.output_shapes}; this is a defect of ghostify, please report the model."
+    )
 
 
 def _require_same_course(original: Traced, again: Traced, targets: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
@@ -19,6 +20,9 @@ from ghostify.scanning.result import Scan
 from ghostify.scanning.sites import sites_in
 from ghostify.stages import find_stages, name_stage
 from ghostify.tracing import Traced, trace
+
+_scans: WeakKeyDictionary[Traced, Scan] = WeakKeyDictionary()
+"""By recorded run, its scan."""
 
 
 def forms(example: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -52,13 +56,30 @@ def scan(
     what is added to each other.  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
     """
     traced = model if isinstance(model, Traced) else trace(model, example)
+    plain = _plain(traced)
+    known = {tuple(block.name for block in stage.blocks) for stage in plain.stages}
+    named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
+    asked: dict[str, Any] = {"stages": (*plain.stages, *named)} if named else {}
+    if whole:
+        channels, uncoupled = _followed(traced, steady, stream)
+        asked |= {"coupling": channels.coupling if channels else None, "uncoupled": uncoupled}
+        asked |= {"closed": channels.closed, "idle": channels.idle} if channels else {}
+    if whole or steady or stream != plain.stream:
+        asked |= {"steady": tuple(steady), "stream": stream}
+    return plain.model_copy(update=asked) if asked else plain
+
+
+def _plain(traced: Traced) -> Scan:
+    """The scan of a recorded run with nothing more asked of it: the same each time, so it is made once."""
+    if traced not in _scans:
+        _scans[traced] = _made(traced)
+    return _scans[traced]
+
+
+def _made(traced: Traced) -> Scan:
     ops, unknown = count(traced)
     kinds, names = forms(traced.example)
     cost = Cost(params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
-    found = find_stages(traced)
-    known = {tuple(block.name for block in stage.blocks) for stage in found}
-    named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
-    channels, uncoupled = _followed(traced, steady, stream) if whole else (None, "")
     sites = tuple(sites_in(traced, ops))
     return Scan(
         network=type(traced.module).__name__,
@@ -69,17 +90,11 @@ def scan(
         others=others_in(traced, {site.name for site in sites}),
         cost=cost,
         ops=tuple(ops),
-        stages=(*found, *named),
+        stages=tuple(find_stages(traced)),
         unknown=dict(unknown),
         params=_params_by_module(traced),
         modules=tuple(map(tuple, traced.names.values())),
         doubts=tuple(traced.doubts),
-        coupling=channels.coupling if channels else None,
-        uncoupled=uncoupled,
-        closed=channels.closed if channels else (),
-        idle=channels.idle if channels else (),
-        steady=tuple(steady),
-        stream=stream,
     )
 
 

@@ -9,9 +9,10 @@ The user's module comes out untouched: the run happens on a copy (parameters are
 of the memory; a module that writes to its parameters while running is copied whole instead).
 """
 
+from ghostify.tracing.again import recorded_again, recorded_shapes, without_numbers
 from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import is_leaf, qualified_names
-from ghostify.tracing.others import other_runs, without_numbers
+from ghostify.tracing.others import other_runs
 from ghostify.tracing.parts import one_example, recordable
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
@@ -29,6 +30,8 @@ __all__ = [
     "private_copy",
     "qualified_names",
     "recordable",
+    "recorded_again",
+    "recorded_shapes",
     "tensors_in",
     "tensors_of_call",
     "trace",

@@ -16,16 +16,18 @@ _CONTAINERS = (dict, OrderedDict, set, list)
 
 def private_copy(module: nn.Module, share_parameters: bool) -> nn.Module:
     """A deep copy; parameters may be shared, and cached non-leaf tensors (which refuse to be copied) are detached."""
-    memo: dict[int, Any] = {}
+    shared = module.parameters() if share_parameters else ()
+    return copied(module, {id(parameter): parameter for parameter in shared})
+
+
+def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy with what the ``memo`` has in the places of what it names.  Raises ``TraceError``."""
     for part in module.modules():
         for value in vars(part).values():
             if type(value) in _CONTAINERS and not value:
                 memo[id(value)] = type(value)()  # most of what a layer holds, and slow to copy in the usual way
             elif isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
-        for parameter in part._parameters.values():
-            if parameter is not None and share_parameters:
-                memo[id(parameter)] = parameter
     try:
         return copy.deepcopy(module, memo)
     except Exception as problem:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ghostify.errors import TraceError
-from ghostify.tracing.trace import recorded_run
+from ghostify.tracing.again import recorded_again
 from ghostify.tracing.traced import Traced
 
 
@@ -20,8 +19,7 @@ def other_runs(traced: Traced) -> list[Traced]:
     """The network recorded in training, and on maps of twice and of half the size, where it runs so and does anything
     else than on its example.
 
-    They are not verified: they tell which other ways the code may go, and nobody runs them.  So they are recorded on
-    the meta device, which computes nothing, or else, where the code needs numbers, on those of the example.
+    They are not verified: they tell which other ways the code may go, and nobody runs them.
     """
     if traced.others is None:
         known = {_course(traced)}
@@ -41,27 +39,9 @@ def _recorded(traced: Traced) -> Iterator[Traced]:
 
 def _attempted(traced: Traced, change: Callable[[Tensor], Tensor], training: bool = False) -> Traced | None:
     """The network on a changed example, where it runs on it."""
-    args, kwargs = tree_map_only(Tensor, change, (traced.args, traced.kwargs))
-    for model, example in (
-        (without_numbers(traced.module), _on_meta(kwargs or args)),
-        (traced.module, kwargs or args),
-    ):
-        with suppress(TraceError):
-            return recorded_run(model, example, verify=False, training=training)
+    with suppress(TraceError):
+        return recorded_again(traced.module, tree_map_only(Tensor, change, traced.example), training=training)
     return None
-
-
-def without_numbers(module: nn.Module) -> nn.Module:
-    """A copy on the meta device, with parameters and buffers of the same names and shapes."""
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
-
-
-def _on_meta(example: Any) -> Any:
-    return tree_map_only(Tensor, lambda x: x.to("meta"), example)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

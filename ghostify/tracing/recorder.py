@@ -27,7 +27,7 @@ from ghostify.running import (
 from ghostify.tracing.calls import ENTRANCES, reads_data
 from ghostify.tracing.naming import is_leaf, qualified_names
 from ghostify.tracing.state import State, held_tensors, tensor_names
-from ghostify.tracing.values import Form, cloned, form_of, has_form, holds_tensor, storage_of, tensors_in, version_of
+from ghostify.tracing.values import Form, Forms, cloned, empty, form_of, has_form, holds_tensor, storage_of, tensors_in, version_of
 from ghostify.tracing.wording import called, cannot_run, holds_original
 
 _UNFOLLOWED = "uses a tensor made outside torch's Python functions (NumPy, a script), held as a constant"
@@ -45,9 +45,13 @@ def record(
     *,
     may_write: bool,
     fingerprints: bool = False,
+    known: Forms | None = None,
 ) -> Recorder:
-    """One run of ``private`` on copies of the arguments, recorded, on request with a fingerprint of every value."""
-    recorder = Recorder(private, given, may_write, fingerprints)
+    """One run of ``private`` on copies of the arguments, recorded, on request with a fingerprint of every value.
+
+    Layers of which it is ``known`` what they give on the meta device are not run there.
+    """
+    recorder = Recorder(private, given, may_write, fingerprints, known or {})
     args, kwargs = cloned((args, kwargs))
     recorder.placeholders((args, kwargs))
     try:
@@ -70,10 +74,12 @@ class Recorder(TorchFunctionMode):
     Values are known by the identity of the tensor object.  An in-place call returns the tensor it was given, so the
     newest node that returned a tensor is the one that stands for it; writes are replayed in the order they happened.
     ``given`` are the modules of the user by name, of which none may run; ``may_write`` says that the parameters are the
-    copy's own.
+    copy's own; ``known`` is what layers give for what, on the meta device.
     """
 
-    def __init__(self, root: nn.Module, given: Mapping[nn.Module, str], may_write: bool, fingerprints: bool) -> None:
+    def __init__(
+        self, root: nn.Module, given: Mapping[nn.Module, str], may_write: bool, fingerprints: bool, known: Forms
+    ) -> None:
         super().__init__()
         self.root, self.given = root, given
         self.state = State(root, parameters=may_write)
@@ -90,10 +96,13 @@ class Recorder(TorchFunctionMode):
         self.involved: set[str] = set()
         self.outputs: list[Tensor] = []
         self.prints: dict[str, Tensor] = {}
+        self.forms: dict[tuple[str, Form], Form] = {}
+        """By layer and what it was given, what it gave."""
         self.shaped: dict[fx.Node, tuple[Form, Form | None]] = {}
         """What a layer made of what on the meta device, where that is all there is to it; None where it gave its input.
         """
         self._fingerprints = fingerprints
+        self._known = known
         self._nodes = WeakIdKeyDictionary()
         self._attributes = tensor_names(root)
         self._held = set(held_tensors(root))
@@ -187,17 +196,36 @@ class Recorder(TorchFunctionMode):
             arguments = self._argument(args), self._argument(kwargs)
             given = args[0] if args and isinstance(args[0], Tensor) else None
             version = version_of(given)
-            result = call(module, *args, **kwargs)
+            result = self._foreseen(module, args, kwargs)
+            result = call(module, *args, **kwargs) if result is None else result
             node = self.graph.call_module(self.stack[-1], *arguments)
             passed = result is given and version == version_of(given)  # an Identity: its input stays the input's node
             self._bind(node, None if passed else result)
             if passed:
                 node.meta["shapes"] = [tuple(result.shape)]
-            if len(args) == 1 and not kwargs and given is not None and has_form(given) and has_form(result):
-                self.shaped[node] = form_of(given), None if result is given else form_of(result)
+            if len(args) == 1 and not kwargs and given is not None and isinstance(result, Tensor):
+                self._note_form(node, given, result)
         finally:
             self.paused = False
         return result
+
+    def _note_form(self, node: fx.Node, given: Tensor, result: Tensor) -> None:
+        if has_form(given) and has_form(result):
+            made = None if result is given else form_of(result)
+            if given.is_meta and result.is_meta:
+                self.shaped[node] = form_of(given), made
+            if made is not None:
+                self.forms[str(node.target), form_of(given)] = made
+
+    def _foreseen(self, module: nn.Module, args: Any, kwargs: Any) -> Tensor | None:
+        """What a layer gives on the meta device, where another run has shown the form of it; hooks want to be run."""
+        if not self._known or len(args) != 1 or kwargs or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        given = args[0]
+        if not (isinstance(given, Tensor) and given.is_meta and has_form(given)):
+            return None
+        form = self._known.get((self.stack[-1], form_of(given)))
+        return None if form is None else empty(form)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

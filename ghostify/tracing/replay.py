@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ghostify.errors import TraceError
 from ghostify.running import agree, fingerprint, one_line, run_node, seed
 from ghostify.tracing.recorder import Recorder, record
-from ghostify.tracing.values import cloned, form_of, tensors_in
+from ghostify.tracing.values import cloned, empty, form_of, tensors_in
 from ghostify.tracing.wording import module_text
 
 
@@ -93,4 +92,4 @@ class _Replay(fx.Interpreter):
         given: Tensor = self.env[node.args[0]]  # type: ignore[index]
         if form_of(given) != read:
             return None
-        return given if made is None else torch.empty_strided(*made[:2], dtype=made[2], device="meta")
+        return given if made is None else empty(made)

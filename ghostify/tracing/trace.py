@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -11,11 +10,11 @@ from ghostify.arguments import example_input, network, takes
 from ghostify.running import quiet, undisturbed
 from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import qualified_names
-from ghostify.tracing.recorder import Recorder, WritesParameter, record
+from ghostify.tracing.recorder import WritesParameter, record
 from ghostify.tracing.replay import require_reproduced
 from ghostify.tracing.requirements import require_own_forwards, require_runnable
 from ghostify.tracing.traced import Traced
-from ghostify.tracing.values import call_arguments
+from ghostify.tracing.values import Forms, call_arguments
 
 
 @takes(module=network, example=example_input)
@@ -27,50 +26,53 @@ def trace(module: nn.Module, example: Any, *, verify: bool = True) -> Traced:
     device, where only shapes are verified.  Raises ``TraceError`` when the module does not run on the example, returns
     no tensor, or is not reproduced by its recording.
     """
-    return recorded_run(module, example, verify=verify, training=False)
+    return recorded_run(module, example, verify=verify)
 
 
-def recorded_run(module: nn.Module, example: Any, *, verify: bool, training: bool) -> Traced:
-    """One run, in train mode on request; otherwise as ``trace``."""
-    args, kwargs = call_arguments(example)
-    require_runnable(module, (args, kwargs))
+def recorded_run(module: nn.Module, example: Any, *, verify: bool = False, training: bool = False) -> Traced:
+    """One run of a copy of ``module``, in train mode on request.  Raises as ``trace``."""
+    require_runnable(module, call_arguments(example))
     require_own_forwards(module)
     kept = private_copy(module, share_parameters=True)  # never run, so that no run leaves its traces in it
-    given = {part: name for name, part in module.named_modules()}
-
-    def traced(may_write: bool) -> Traced:
-        private = private_copy(module, share_parameters=not may_write)
-        recorder = _recorded(private, given, (args, kwargs), verify, training, may_write)
-        names = qualified_names(kept)
-        return Traced(
-            module=kept,
-            graph=recorder.graph,
-            args=args,
-            kwargs=kwargs,
-            names=names,
-            constants=recorder.constants,
-            doubts=recorder.doubts,
-            involved=recorder.involved,
-            training=training,
-        )
-
     try:
-        return traced(may_write=False)
+        private = private_copy(module, share_parameters=True)
+        return one_run(private, kept, module, example, verify=verify, training=training)
     except WritesParameter:
-        return traced(may_write=True)
+        private = private_copy(module, share_parameters=False)
+        return one_run(private, kept, module, example, verify=verify, training=training, may_write=True)
 
 
-def _recorded(
+def one_run(
     private: nn.Module,
-    given: Mapping[nn.Module, str],
-    example: tuple[tuple[Any, ...], dict[str, Any]],
-    verify: bool,
-    training: bool,
-    may_write: bool,
-) -> Recorder:
+    kept: nn.Module,
+    original: nn.Module,
+    example: Any,
+    *,
+    verify: bool = False,
+    training: bool = False,
+    may_write: bool = False,
+    known: Forms | None = None,
+) -> Traced:
+    """One run of ``private``, told as one of ``kept``; both are copies of the ``original``, of which no module may run.
+
+    Raises ``WritesParameter`` where it would write to a parameter and may not.
+    """
+    given = {part: name for name, part in original.named_modules()}
+    args, kwargs = call_arguments(example)
     with quiet(private):
         private.train(training)
-        recorder = record(private, given, *example, may_write=may_write)
+        recorder = record(private, given, args, kwargs, may_write=may_write, known=known)
         if verify:
-            require_reproduced(recorder, *example)
-    return recorder
+            require_reproduced(recorder, args, kwargs)
+    return Traced(
+        module=kept,
+        graph=recorder.graph,
+        args=args,
+        kwargs=kwargs,
+        names=qualified_names(kept),
+        constants=recorder.constants,
+        doubts=recorder.doubts,
+        involved=recorder.involved,
+        training=training,
+        forms=recorder.forms,
+    )

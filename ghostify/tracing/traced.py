@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 
 from ghostify.running import function_name
 from ghostify.tracing.calls import ENTRANCES
-from ghostify.tracing.values import tensors_in
+from ghostify.tracing.values import Forms, tensors_in
 
 
-@dataclass
+@dataclass(eq=False)
 class Traced:
     """A private copy of a module with the graph of one run of it.
 
@@ -39,6 +39,8 @@ class Traced:
 
     training: bool = False
     """Whether it ran in train mode."""
+    forms: Forms = field(default_factory=dict)
+    """What its layers gave for what, but for their numbers."""
     others: list[Traced] | None = None
     """Other runs of the same network, once ``other_runs`` was asked for them."""
 

@@ -73,16 +73,23 @@ def _cloned_leaf(leaf: Any) -> Any:
 
 
 Form = tuple[torch.Size, tuple[int, ...], torch.dtype]
+Forms = Mapping[tuple[str, Form], Form]
+"""By a layer's name and the form of what it is given, the form of what it gives."""
 
 
 def form_of(tensor: Tensor) -> Form:
-    """All there is to a tensor on the meta device."""
+    """All there is to a tensor but its numbers: all, on the meta device."""
     return tensor.shape, tensor.stride(), tensor.dtype
 
 
-def has_form(value: Any) -> bool:
-    """Whether its form is all there is to a value."""
-    return isinstance(value, Tensor) and value.is_meta and value.layout is torch.strided
+def has_form(value: Tensor) -> bool:
+    """Whether a tensor's numbers lie in its memory by strides."""
+    return value.layout is torch.strided
+
+
+def empty(form: Form) -> Tensor:
+    """A tensor of that form, on the meta device."""
+    return torch.empty_strided(*form[:2], dtype=form[2], device="meta")
 
 
 def version_of(tensor: Tensor | None) -> int:
