@@ -77,7 +77,7 @@ def _used(run: Traced) -> Iterator[str]:
 
 
 def _tensors(layer: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a layer; most have no modules in them, and ``parameters()`` is slow to find that."""
+    """The parameters and buffers of a layer; most hold no modules, and ``parameters()`` is slow to find that."""
     if any(True for _ in layer.children()):
         return [*layer.parameters(), *layer.buffers()]
     return [tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None]

@@ -17,9 +17,7 @@ from ghostify.tracing.traced import Traced
 from ghostify.tracing.values import Forms, call_arguments
 
 
-def recorded_shapes(
-    module: nn.Module, example: Any, *, like: Traced | None = None, training: bool = False
-) -> Traced:
+def recorded_shapes(module: nn.Module, example: Any, *, like: Traced | None = None, training: bool = False) -> Traced:
     """One run of ``module`` on the meta device, which computes shapes alone; that is all that a scan asks for.
 
     It is not verified, and is one of ``module`` itself, not of a copy.  Layers that a run ``like`` this one has are not

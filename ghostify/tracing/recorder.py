@@ -27,7 +27,18 @@ from ghostify.running import (
 from ghostify.tracing.calls import ENTRANCES, reads_data
 from ghostify.tracing.naming import is_leaf, qualified_names
 from ghostify.tracing.state import State, held_tensors, tensor_names
-from ghostify.tracing.values import Form, Forms, cloned, empty, form_of, has_form, holds_tensor, storage_of, tensors_in, version_of
+from ghostify.tracing.values import (
+    Form,
+    Forms,
+    cloned,
+    empty,
+    form_of,
+    has_form,
+    holds_tensor,
+    storage_of,
+    tensors_in,
+    version_of,
+)
 from ghostify.tracing.wording import called, cannot_run, holds_original
 
 _UNFOLLOWED = "uses a tensor made outside torch's Python functions (NumPy, a script), held as a constant"
