@@ -45,7 +45,7 @@ class ModuleCall:
 
 def calls_of(traced: Traced, name: str) -> list[ModuleCall]:
     """The calls of a module in the order they ran: of a layer of torch's, one node each."""
-    nodes = [node for node in traced.graph.nodes if node.op == "call_module" and str(node.target) == name]
+    nodes = traced.calls.get(name)
     if nodes:
         return [ModuleCall((node,)) for node in nodes]
     return by_call(traced, name, lambda node: within(str(node.meta.get("module", "")), name))

@@ -25,6 +25,7 @@ from ghostify.running import (
     write_target,
 )
 from ghostify.tracing.calls import ENTRANCES, reads_data
+from ghostify.tracing.convolved import Convolved
 from ghostify.tracing.naming import is_leaf, qualified_names
 from ghostify.tracing.state import State, held_tensors, tensor_names
 from ghostify.tracing.values import (
@@ -57,12 +58,15 @@ def record(
     may_write: bool,
     fingerprints: bool = False,
     known: Forms | None = None,
+    remember: bool = False,
 ) -> Recorder:
     """One run of ``private`` on copies of the arguments, recorded, on request with a fingerprint of every value.
 
-    Layers of which it is ``known`` what they give on the meta device are not run there.
+    Layers of which it is ``known`` what they give on the meta device are not run there.  A replay is told what
+    convolutions read and gave, where they are to be ``remember``ed.
     """
     recorder = Recorder(private, given, may_write, fingerprints, known or {})
+    recorder.convolved = Convolved() if remember and not may_write else None
     args, kwargs = cloned((args, kwargs))
     recorder.placeholders((args, kwargs))
     try:
@@ -112,6 +116,8 @@ class Recorder(TorchFunctionMode):
         self.shaped: dict[fx.Node, tuple[Form, Form | None]] = {}
         """What a layer made of what on the meta device, where that is all there is to it; None where it gave its input.
         """
+        self.convolved: Convolved | None = None
+        """What convolutions read and gave, for a replay."""
         self._fingerprints = fingerprints
         self._known = known
         self._nodes = WeakIdKeyDictionary()
@@ -216,6 +222,8 @@ class Recorder(TorchFunctionMode):
                 node.meta["shapes"] = [tuple(result.shape)]
             if len(args) == 1 and not kwargs and given is not None and isinstance(result, Tensor):
                 self._note_form(node, given, result)
+                if self.convolved is not None:
+                    self.convolved.note(node, module, given, result)
         finally:
             self.paused = False
         return result

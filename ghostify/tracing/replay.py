@@ -85,11 +85,18 @@ class _Replay(fx.Interpreter):
         return result
 
     def _known(self, node: fx.Node) -> Tensor | None:
-        """What a layer of torch's gives on the meta device for an input of the form that it was recorded with."""
-        if node not in self._recorder.shaped:
+        """What a layer gives, where the recorded run tells it."""
+        given = self.env.get(node.args[0]) if node.op == "call_module" and node.args else None  # type: ignore[arg-type]
+        if not isinstance(given, Tensor):
             return None
-        read, made = self._recorder.shaped[node]
-        given: Tensor = self.env[node.args[0]]  # type: ignore[index]
-        if form_of(given) != read:
+        if given.is_meta:
+            return self._of_known_form(node, given)
+        convolved = self._recorder.convolved
+        return convolved.again(node, given) if convolved is not None else None
+
+    def _of_known_form(self, node: fx.Node, given: Tensor) -> Tensor | None:
+        """What a layer of torch's gives on the meta device for an input of the form that it was recorded with."""
+        read, made = self._recorder.shaped.get(node, (None, None))
+        if read is None or form_of(given) != read:
             return None
         return given if made is None else empty(made)

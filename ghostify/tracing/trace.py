@@ -61,7 +61,7 @@ def one_run(
     args, kwargs = call_arguments(example)
     with quiet(private):
         private.train(training)
-        recorder = record(private, given, args, kwargs, may_write=may_write, known=known)
+        recorder = record(private, given, args, kwargs, may_write=may_write, known=known, remember=verify)
         if verify:
             require_reproduced(recorder, args, kwargs)
     return Traced(

@@ -88,6 +88,15 @@ class Traced:
         return {id(parameter): name for name, parameter in reversed(list(names))}
 
     @cached_property
+    def calls(self) -> dict[str, list[fx.Node]]:
+        """By name of each layer that is called, the nodes of its calls, in the order they ran."""
+        calls: dict[str, list[fx.Node]] = {}
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                calls.setdefault(str(node.target), []).append(node)
+        return calls
+
+    @cached_property
     def _parts(self) -> dict[str, nn.Module]:
         return {name: module for module, names in self.names.items() for name in names}
 
