@@ -93,8 +93,8 @@ def _in_words(model: type[BaseModel], key: str, problem: ErrorDetails) -> str:
     if kind == "json_invalid":
         return f"it is no JSON: {context['error']}."
     if kind == "union_tag_invalid":
-        tag, known = str(context["tag"]), context["expected_tags"].replace("'", "")
-        return f"{key}.rule = {tag!r}: it must be one of {known}.{did_you_mean(tag, known.split(', '))}"
+        named, known = (str(context[one]).replace("'", "").replace(":", "") for one in ("tag", "expected_tags"))
+        return f"{key}.rule = {named!r}: it must be one of {known}.{did_you_mean(named, known.split(', '))}"
     if kind == "extra_forbidden":
         return f"unknown key {key!r}.{_near_key(model, key)}"
     if kind == "missing":
@@ -147,10 +147,14 @@ def _full_keys(model: type[BaseModel], before: str = "") -> Iterator[str]:
             yield from (f"{before}{name}.{key}" for key in part.model_fields)
 
 
+def tag(kind: str) -> str:
+    """What pydantic is to call a kind of item: it puts that into the place of a problem, where no key has a colon."""
+    return f":{kind}"
+
+
 def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
-    """The place of a value as its author knows it: pydantic puts the kind of a list's item behind its number."""
-    kinds = {"c-ghost", "g-ghost", "width"}
-    return [part for index, part in enumerate(loc) if not (index and isinstance(loc[index - 1], int) and part in kinds)]
+    """The place of a value as its author knows it."""
+    return [part for part in loc if not str(part).startswith(":")]
 
 
 def make_settings(

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag
 from ghostify.rules import c_ghost, g_ghost, width
 from ghostify.rules.base import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap
 from ghostify.rules.protocol import Choices, Needs, Original, Rule
+from ghostify.settings import tag
 
 __all__ = [
     "RULES",
@@ -50,12 +51,12 @@ def in_order(swaps: Sequence[_Swap]) -> list[_Swap]:
 
 def _named_rule(value: Any) -> str:
     """The rule a swap names; a C-Ghost swap need not."""
-    return str(value.get("rule", "c-ghost") if isinstance(value, dict) else value.rule)
+    return tag(str(value.get("rule", "c-ghost") if isinstance(value, dict) else value.rule))
 
 
 if TYPE_CHECKING:
     AnySwap = Swap
 else:
-    _KINDS = tuple(Annotated[rule.swap, Tag(rule.name)] for rule in RULES)
+    _KINDS = tuple(Annotated[rule.swap, Tag(tag(rule.name))] for rule in RULES)
     AnySwap = Annotated[Union[_KINDS], Discriminator(_named_rule)]  # noqa: UP007 - the rules are known at run time
 """A swap as a plan's file holds it, of whichever rule."""
