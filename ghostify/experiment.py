@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ghostify import measuring
+from ghostify import inference, measuring
 from ghostify.analysis import (
     LEAST_IMAGES,
     SEEN,
@@ -23,14 +23,16 @@ from ghostify.analysis import (
     analyze as analyze_network,
 )
 from ghostify.batches import count, inputs_in, take
-from ghostify.errors import DataError, ModelError, RecipeError
+from ghostify.errors import DataError, ModelError, RecipeError, RunError
 from ghostify.job import MEASURE_IT, Job, Outcome, Watcher, counted, measured, metric_of, planned
 from ghostify.measuring import Accuracy, Score
 from ghostify.measuring.borrowing import pick_device
 from ghostify.planning import Plan
 from ghostify.recipe import ModelSettings, Recipe, TrainSettings
-from ghostify.saving import load_original
-from ghostify.sources import load_sample
+from ghostify.reporting import compare
+from ghostify.reporting.forms import inference_report
+from ghostify.saving import load_original, read_report, read_run, save
+from ghostify.sources import build_model, load_sample
 from ghostify.subject import Subject, prepare
 from ghostify.tracing import call_arguments
 
@@ -105,6 +107,32 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
     job.clear_checkpoints()
     return outcome
+
+
+def optimize(source: Path, folder: Path, watcher: Watcher) -> Outcome:
+    """Bring the network of a run into its inference form, measure all three side by side, and save it in a reserved
+    folder.
+
+    The report is that of the run, because the outputs are the same, with the inference form beside it.  Raises
+    ``RunError`` for a folder without a run, or with one that is in that form already, and what ``optimize`` raises.
+    """
+    run = read_run(source)
+    if run.form == "inference":
+        raise RunError(f"{str(source)!r} is in its inference form already; there is nothing more to do.")
+    subject = prepare(ModelSettings(source=str(source)))
+    assert subject.run is not None and run.model is not None, "prepare loads a run by its source"
+    watcher.say(f"Optimizing the network of {source}")
+    optimized = inference.optimize(subject.run, subject.example)
+    watcher.say("Measuring the original and both forms side by side")
+    # How fast a network is does not depend on its weights, and those of the original may be gone.
+    original = build_model(run.model, pretrained=False)
+    forms = {"original": original, "trained": subject.model, "inference": optimized.module}
+    timings = measuring.measure(forms, *call_arguments(subject.example))
+    known = read_report(source) if "report.json" in run.files else compare(optimized)
+    report = known.model_copy(update={"inference": inference_report(optimized, timings)})
+    environment = {"made_from": str(source)}
+    save(optimized, folder, model=run.model, report=report, state=run.state, environment=environment)
+    return Outcome(optimized, report, folder)
 
 
 def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy | Score, list[str]]:

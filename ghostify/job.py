@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from ghostify import measuring
-from ghostify.errors import DataError, ModelError, RewriteError
+from ghostify.errors import DataError, ModelError, RewriteError, RunError
 from ghostify.finetuning import Progress, check_checkpoint, finetune, remove_checkpoint
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.parts import rewrite_parts_fitted
+from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
 from ghostify.measuring.accuracy import samples_in
 from ghostify.measuring.borrowing import pick_device
@@ -132,6 +133,11 @@ class Job:
         if recipe.pretrain:
             recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.resolved(fitted=False)})
         subject = prepare(recipe.model, recipe.data, recipe.seed)
+        if isinstance(subject.run, Optimized):
+            raise RunError(
+                f"{recipe.model.source!r} is in its inference form, which is not rewritten or trained; take the run "
+                "that it was made from."
+            )
         if _trains(recipe) and subject.data is None:
             raise DataError("Training needs images, and none are named; give them, as in --data folder:PATH.")
         images = subject.data.description if subject.data else "none"

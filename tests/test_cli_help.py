@@ -19,7 +19,7 @@ from ghostify.recipe import Recipe, meaning
 from ghostify.settings import known_keys
 
 GROUPS = {options.SUBJECT, options.CHANGES, options.FITTING, options.TRAINING, options.OUTPUT, options.MORE}
-VERBS = ("scan", "analyze", "plan", "compress", "finetune", "eval", "report")
+VERBS = ("scan", "analyze", "plan", "compress", "finetune", "optimize", "eval", "report")
 
 
 @cache

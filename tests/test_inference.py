@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from command import Cli, refused
 from test_zoo import evaluated, storages, visible
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,11 +19,13 @@ from zoo import ZOO, Net, conv_bn, head
 
 import ghostify
 from ghostify import Ghosted, GhostSettings
-from ghostify.errors import GhostifyError, RewriteError, TraceError
+from ghostify.errors import GhostifyError, RewriteError, RunError, TraceError
 from ghostify.ghosts import CGhost
 from ghostify.inference import Optimized, optimize
+from ghostify.networks import resnet20
 from ghostify.planning import check
 from ghostify.recipe import Role
+from ghostify.saving import read_run
 
 EVERYTHING = GhostSettings(also=get_args(Role), min_saving=0)
 FORMS: tuple[dict[str, Any], ...] = (
@@ -333,3 +338,66 @@ def test_what_is_optimised_is_still_told_by_its_plan() -> None:
     assert isinstance(optimized, Optimized)
     assert (optimized.plan, optimized.before, optimized.after) == (ghosted.plan, ghosted.before, ghosted.after)
     assert ghostify.compare(optimized).after == ghosted.after.cost
+
+
+# -- run folders ---------------------------------------------------------------------------------------------------
+
+
+def converted(**settings: Any) -> Ghosted:
+    torch.manual_seed(0)
+    ghosted = ghostify.convert(resnet20(), torch.randn(1, 3, 16, 16), min_saving=0, **settings)
+    unsettle(ghosted.module)
+    return ghosted
+
+
+@pytest.mark.parametrize("settings", [{"d": 1, "pointwise": "full"}, {"method": "g-ghost"}, {"method": "thin"}])
+def test_the_inference_form_comes_back_bit_by_bit(settings: dict[str, Any], tmp_path: Path) -> None:
+    optimized = optimize(converted(**settings))
+    ghostify.save(optimized, tmp_path / "run", model="ghostify:resnet20")
+    loaded = ghostify.load(tmp_path / "run")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded.module(x), optimized.module(x))
+    assert isinstance(loaded, Optimized)
+    assert (loaded.changes, loaded.inference, loaded.plan) == (optimized.changes, optimized.inference, optimized.plan)
+    assert read_run(tmp_path / "run").form == "inference"
+
+
+def test_the_inference_form_does_not_go_on_from_the_form_that_trains(tmp_path: Path) -> None:
+    ghosted = converted(d=1, pointwise="full")
+    ghostify.save(ghosted, tmp_path / "run", model="ghostify:resnet20")
+    with pytest.raises(RunError, match="holds a run already"):
+        ghostify.save(optimize(ghosted), tmp_path / "run", model="ghostify:resnet20", state="finetuned")
+
+
+def test_optimize_writes_a_run_with_both_forms_in_its_report(cli: Cli) -> None:
+    pointwise = ("--d", "1", "--pointwise", "full", "--min-saving", "0")
+    assert cli("compress", "mine:tiny", "--input", "3,8,8", "--output", "run", *pointwise).code == 0
+    answer = cli("optimize", "run")
+    assert answer.code == 0, answer.err
+    assert "as it trains" in answer.out and "latency (1 thread)" in answer.out
+    assert "Saved in run-inference" in answer.err
+    x = torch.randn(2, 3, 8, 8)
+    trained, fast = ghostify.load("run").module, ghostify.load("run-inference").module
+    torch.testing.assert_close(fast(x), trained(x))
+    report = json.loads(cli("report", "run-inference", "--json").out)
+    was = json.loads(cli("report", "run", "--json").out)
+    inference = report.pop("inference")
+    assert inference["merged"] == 1 and inference["folded"] == 2 and inference["latency"]["before"]["median_ms"] > 0
+    assert report | {"inference": None} == was
+    assert "as it runs" in cli("report", "run-inference").out
+    assert json.loads(cli("optimize", "run", "--json").out)["folder"] == "run-inference-2"
+    assert cli("eval", "run-inference", "--data", "fake").code == 0
+
+
+def test_what_cannot_be_optimised_is_refused_in_one_line(cli: Cli) -> None:
+    refused(cli("optimize", "nowhere"), "'nowhere' does not exist")
+    refused(cli("optimize", "."), "holds no finished run")
+    assert cli("compress", "mine:tiny", "--input", "3,8,8", "--output", "run").code == 0
+    assert cli("optimize", "run").code == 0
+    refused(cli("optimize", "run-inference"), "is in its inference form already")
+    refused(cli("finetune", "run-inference", "--data", "fake"), "is not rewritten or trained")
+    refused(cli("compress", "run-inference"), "is not rewritten or trained")
+    assert sorted(path.name for path in Path().iterdir() if path.is_dir() and path.name[:1] != "_") == [
+        "run",
+        "run-inference",
+    ]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ghostify.cli import options, show, streams
+from ghostify.cli.recipes import recipes_app
 from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
 from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
-from ghostify.recipe import Recipe, make_recipe, read_yaml
-from ghostify.shipped import find_recipe, shipped_recipes
+from ghostify.recipe import Recipe
 
 if TYPE_CHECKING:
     from ghostify.job import Outcome
@@ -28,7 +28,6 @@ app = typer.Typer(
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Every command that cannot be parsed; typer shows its children only."""
 
-recipes_app = typer.Typer(help="The recipes that come with ghostify.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -283,6 +282,30 @@ def finetune(
     _show_outcome(outcome, as_json)
 
 
+@app.command()
+def optimize(
+    run: options.RunFolder,
+    output: options.OptimizedOutput = None,
+    as_json: options.Json = False,
+) -> None:
+    """Bring a run's network into the form that runs fastest, equal to it, into a new run folder; measure both forms.
+
+    \b
+    Example:
+    ghostify optimize runs/digits
+    """
+    from ghostify.experiment import optimize as optimized
+
+    with new_folder(output or run.parent / f"{run.resolve().name}-inference") as folder:
+        outcome = optimized(run, folder, show.Watcher(quiet=as_json))
+    if as_json:
+        show.json({"folder": str(folder), **outcome.report.model_dump(mode="json")})
+        return
+    for table in outcome.report.forms():
+        show.table(table)
+    show.say(f"Saved in {folder}; it is a run folder like any other, but not to be trained.")
+
+
 @app.command(name="eval")
 def evaluate(
     model: options.Model = None,
@@ -336,7 +359,8 @@ def report(
         return
     for table in found.details() if layers else ():
         show.table(table)
-    show.table(found.summary())
+    for table in (found.summary(), *found.forms()):
+        show.table(table)
 
 
 @app.command()
@@ -350,40 +374,6 @@ def env(as_json: options.Json = False) -> None:
         return
     for key, value in {**found, **found.pop("libraries")}.items():
         show.line(f"{key:14}{value}")
-
-
-@recipes_app.command("list")
-def list_recipes(as_json: options.Json = False) -> None:
-    """Name the recipes that come with ghostify."""
-    titles = {name: _title(path) for name, path in shipped_recipes().items()}
-    if as_json:
-        show.json(titles)
-        return
-    from ghostify.tables import Table
-
-    show.table(Table("", ["recipe", "what it does"], [[*row] for row in titles.items()], frozenset({"what it does"})))
-
-
-@recipes_app.command("show")
-def show_recipe(name: options.RecipeName, as_json: options.Json = False) -> None:
-    """Print a recipe; as JSON, with every default filled in."""
-    path = find_recipe(name)
-    recipe = _validated_recipe(path)
-    if as_json:
-        show.json(recipe.model_dump(mode="json"))
-    else:
-        show.line(path.read_text(encoding="utf-8").removesuffix("\n"))
-
-
-@recipes_app.command("check")
-def check_recipe(name: options.RecipeName, as_json: options.Json = False) -> None:
-    """Check a recipe's keys and values."""
-    path = find_recipe(name)
-    _validated_recipe(path)
-    if as_json:
-        show.json({"recipe": str(path), "valid": True})
-    else:
-        show.line(f"{path} is a valid recipe.")
 
 
 def main() -> None:
@@ -444,16 +434,6 @@ def _as_advised(settings: Recipe, path: Path) -> Recipe:
             "why stands in its table. Another --method, or an analysis with a larger --tolerance, may find some."
         )
     return settings.model_copy(update={"ghost": ghost})
-
-
-def _validated_recipe(path: Path) -> Recipe:
-    return make_recipe(read_yaml(path, RecipeError, "Recipe"), where=f"Recipe {str(path)!r}")
-
-
-def _title(path: Path) -> str:
-    """The first comment line of a recipe after the one with its command."""
-    lines = [line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
-    return next((line for line in lines[1:] if line), "")
 
 
 def _read_plan(path: Path | None, resume: Path | None) -> Plan | None:

@@ -139,6 +139,12 @@ Output = Annotated[
     Path | None,
     _other("--output", "-o", panel=OUTPUT, help="The run folder; the default is runs/NAME. It is numbered when taken."),
 ]
+OptimizedOutput = Annotated[
+    Path | None,
+    _other(
+        "--output", "-o", panel=OUTPUT, help="The run folder; the default is RUN-inference. It is numbered when taken."
+    ),
+]
 PlanOutput = Annotated[Path | None, _other("--output", "-o", panel=OUTPUT, help="Write the plan to this file.")]
 AnalysisOutput = Annotated[
     Path | None,

@@ -40,6 +40,11 @@ class Latency(BaseModel):
     threads: int
     device: str
 
+    @property
+    def place(self) -> str:
+        """Where it was measured: the threads of a CPU, or the device."""
+        return f"{self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else self.device
+
     def __str__(self) -> str:
         return f"{self.median_ms:.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f} over {self.runs} runs)"
 

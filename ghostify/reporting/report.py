@@ -10,8 +10,10 @@ from ghostify.arguments import instance, or_none, takes
 from ghostify.costs import Cost
 from ghostify.errors import DataError, GhostifyError
 from ghostify.fit_result import Fit
+from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.recipe import Stream
+from ghostify.reporting.forms import InferenceReport, inference_report
 from ghostify.rewriting import Ghosted, rewritten
 from ghostify.rules import rule_of
 from ghostify.rules.rows import LayerReport, Ratios, Rows, StageReport
@@ -46,6 +48,8 @@ class Report(BaseModel):
     """How the weights were fitted, where they were."""
     agreement: float | None = None
     """Share of test images that the network, right after conversion, put where the original does."""
+    inference: InferenceReport | None = None
+    """What the inference form is, where the network is in it."""
     notes: tuple[str, ...] = ()
 
     def summary(self) -> Table:
@@ -74,6 +78,10 @@ class Report(BaseModel):
         scaled = "every layer was scaled" if self.stream == "scaled" else "every block was thinned inside"
         scaled = f"{scaled} to {self.width:g}" if self.width else ""
         return ", ".join(filter(None, (stages, layers, scaled))) or "no layer was replaced"
+
+    def forms(self) -> list[Table]:
+        """The form that trains beside the form that runs, where there are two."""
+        return [self.inference.table(self.network, self.before, self.after)] if self.inference else []
 
     def by_stage(self) -> Table:
         """Each swapped stage in a row."""
@@ -118,7 +126,7 @@ class Report(BaseModel):
         return Table(title, columns, rows, left=frozenset({"geometry", "ghost"}))
 
     def __str__(self) -> str:
-        return "\n\n".join(map(str, (*self.details(), self.summary())))
+        return "\n\n".join(map(str, (*self.details(), self.summary(), *self.forms())))
 
     def details(self) -> list[Table]:
         """The tables below the summary: stages, layers, and what each was fitted to."""
@@ -165,6 +173,7 @@ def compare(
         scores={stage: value for stage, value in measured.items() if isinstance(value, Score)},
         fit=ghosted.fit,
         agreement=agreement,
+        inference=inference_report(ghosted) if isinstance(ghosted, Optimized) else None,
         notes=(*_observations(ghosted, latency), *_on_the_fit(ghosted.fit), *ghosted.notes, *notes),
     )
 
@@ -203,10 +212,14 @@ def _cost_row(
 
 
 def _latency_row(latency: Comparison, theory: Ratios) -> list[str]:
-    threads, device = latency.before.threads, latency.before.device
-    where = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
     times = [f"{part.median_ms:.2f} ms" for part in (latency.before, latency.after)]
-    return [f"latency ({where})", *times, f"{latency.speedup:.2f}x", f"{theory.r_s:.2f}x", f"{theory.approx_r_s:.2f}x"]
+    return [
+        f"latency ({latency.before.place})",
+        *times,
+        f"{latency.speedup:.2f}x",
+        f"{theory.r_s:.2f}x",
+        f"{theory.approx_r_s:.2f}x",
+    ]
 
 
 def _in_column(stage: str, text: str) -> list[str]:

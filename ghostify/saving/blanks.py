@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ghostify.errors import RunError
+from ghostify.inference import Change, in_inference_form
 from ghostify.planning import Plan
 from ghostify.recipe import ModelSettings
 from ghostify.rewriting import Ghosted, in_place, rebuilt
@@ -29,7 +30,7 @@ from ghostify.saving.weights import (
 )
 from ghostify.scanning.form import Form, example_for
 from ghostify.sources import build_model
-from ghostify.tracing import call_arguments, private_copy, tensors_in
+from ghostify.tracing import call_arguments, private_copy, tensors_in, trace
 
 _MISFIT = (RuntimeError, SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
 """What reading a file of weights may raise when it is damaged or another network's."""
@@ -48,27 +49,38 @@ class Blank:
     plan: Plan
     built_by: str
     """Who builds the original, as an error names them."""
+    changes: tuple[Change, ...] | None = None
+    """What brought ``module`` into its inference form; None where it is not in it."""
 
 
-def blank_from_source(source: ModelSettings, plan: Plan, form: Form) -> Blank:
+def blank_from_source(source: ModelSettings, plan: Plan, form: Form, optimized: bool = False) -> Blank:
     """The blank of a source, at a random state of its own, as another process would build it.
 
     Raises ``ModelError`` and what rewriting raises; leaves random states as they were.
     """
     with random_states_kept(torch.device("cpu")):
         torch.default_generator.manual_seed(_ELSEWHERE)
-        return blank_from(build_model(source, pretrained=False), plan, form, repr(source.source))
+        return blank_from(build_model(source, pretrained=False), plan, form, repr(source.source), optimized=optimized)
 
 
-def blank_from(original: nn.Module, plan: Plan, form: Form, built_by: str, example: Any = None) -> Blank:
-    """The blank of a module, which stays as it is; ``form`` is that of the input it was recorded on."""
+def blank_from(
+    original: nn.Module, plan: Plan, form: Form, built_by: str, example: Any = None, *, optimized: bool = False
+) -> Blank:
+    """The blank of a module, which stays as it is; ``form`` is that of the input it was recorded on.
+
+    One that is ``optimized`` is in its inference form, which follows from its structure as a swap from the plan.
+    """
     given = example_for(original, form) if example is None else example
-    return Blank(original, rebuilt(original, plan, given), plan, built_by)
+    module = rebuilt(original, plan, given)
+    if not optimized:
+        return Blank(original, module, plan, built_by)
+    module, changes = in_inference_form(trace(module, given, verify=False))
+    return Blank(original, module, plan, built_by, changes)
 
 
-def can_rebuild(plan: Plan, form: Form) -> bool:
+def can_rebuild(plan: Plan, form: Form, optimized: bool = False) -> bool:
     """Whether a network can be rewritten again without an example from its user."""
-    return in_place(plan.swaps) or bool(form.kinds)
+    return bool(form.kinds) or (in_place(plan.swaps) and not optimized)
 
 
 def require_alike(module: nn.Module, built: nn.Module, built_by: str) -> None:

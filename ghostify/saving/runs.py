@@ -20,16 +20,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from ghostify.arguments import as_path, given, instance, network, or_none, takes
+from ghostify.costs import Cost
 from ghostify.errors import GhostifyError, ModelError, RewriteError, RunError, WeightsError
 from ghostify.files import near_path, undone_on_failure
 from ghostify.fit_result import Fit
+from ghostify.inference import Optimized
 from ghostify.planning import Plan, read_plan
 from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
 from ghostify.reporting import Report
@@ -59,6 +61,8 @@ class Run(BaseModel):
     format: int = FORMAT
     state: str
     """converted, or finetuned."""
+    form: Literal["training", "inference"] = "training"
+    """Which form of the network the weights are of."""
     model: ModelSettings | None
     """Where the network came from; None for one that was handed over in Python."""
     weights: str
@@ -76,6 +80,8 @@ class Scans(BaseModel):
 
     before: Scan
     after: Scan
+    inference: Cost | None = None
+    """What the inference form costs, where the network is in it."""
 
 
 # -- writing ---------------------------------------------------------------------------------------------------
@@ -154,7 +160,7 @@ def save_rehearsed(
     source = model or (recipe.model if recipe else None)
     texts = _texts(folder, ghosted, recipe, report, environment)
     with writing(folder), undone_on_failure() as made:
-        old = _run_there(folder, ghosted.plan, source, state, overwrite)
+        old = _run_there(folder, ghosted, source, state, overwrite)
         blank = _blank_for(ghosted, source, blank)
         if not folder.is_dir():
             made.folder(folder)
@@ -166,7 +172,15 @@ def save_rehearsed(
             files = (old.files if old else {}) | new.files
             kept = ORIGINAL if ORIGINAL in files else None
             where = str(Path.cwd()) if source and found_from_here(source) else None
-            run = Run(state=state, model=source, weights=weights, original=kept, files=files, directory=where)
+            run = Run(
+                state=state,
+                form=_form(ghosted),
+                model=source,
+                weights=weights,
+                original=kept,
+                files=files,
+                directory=where,
+            )
             new.commit(run.model_dump_json(indent=2))
         except BaseException:
             new.undo()
@@ -209,7 +223,7 @@ def _texts(
     """What is written, by file name, apart from the weights."""
     texts = {
         "plan.yaml": ghosted.plan.to_yaml(),
-        "scan.json": Scans(before=ghosted.before, after=ghosted.after).model_dump_json(),
+        "scan.json": _scans(ghosted).model_dump_json(),
         "environment.json": json.dumps({**describe_environment(), **(more or {})}, indent=2),
     }
     if ghosted.fit is not None:
@@ -220,6 +234,15 @@ def _texts(
     if recipe is not None:
         contents[RECIPE] = _recipe_there(folder, recipe) or as_yaml(recipe).encode()
     return contents
+
+
+def _form(ghosted: Ghosted) -> Literal["training", "inference"]:
+    return "inference" if isinstance(ghosted, Optimized) else "training"
+
+
+def _scans(ghosted: Ghosted) -> Scans:
+    inference = ghosted.inference if isinstance(ghosted, Optimized) else None
+    return Scans(before=ghosted.before, after=ghosted.after, inference=inference)
 
 
 def _recipe_there(folder: Path, recipe: Recipe) -> bytes | None:
@@ -239,15 +262,15 @@ def _request(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=open_rates)
 
 
-def _run_there(folder: Path, plan: Plan, source: ModelSettings | None, state: str, overwrite: bool) -> Run | None:
+def _run_there(folder: Path, ghosted: Ghosted, source: ModelSettings | None, state: str, overwrite: bool) -> Run | None:
     """The run that is brought up to date, if one is.  Raises ``RunError`` where one would be lost."""
     if not is_run(folder):
         return None
     old = read_run(folder)  # also to be overwritten: another program's run.json is none of ours
     if overwrite:
         return None
-    goes_on = (old.state, state) == STATES and old.model == source
-    if goes_on and read_plan(_verified(folder, old, "plan.yaml")) == plan:
+    goes_on = (old.state, state) == STATES and (old.form, old.model) == (_form(ghosted), source)
+    if goes_on and read_plan(_verified(folder, old, "plan.yaml")) == ghosted.plan:
         return old
     raise _taken(folder)
 
@@ -265,18 +288,21 @@ def _blank_for(ghosted: Ghosted, source: ModelSettings | None, blank: Blank | No
     if source is None:
         return None
     if blank is None or blank.plan != ghosted.plan:
-        blank = _blank(source, ghosted.plan, Form.of_scan(ghosted.before))
+        form, optimized = Form.of_scan(ghosted.before), isinstance(ghosted, Optimized)
+        blank = _blank(source, ghosted.plan, form, optimized=optimized)
     if blank is not None:
         blanks.require_alike(ghosted.module, blank.module, blank.built_by)
     return blank
 
 
-def _blank(source: ModelSettings, plan: Plan, form: Form, carried_out: bool = True) -> Blank | None:
+def _blank(
+    source: ModelSettings, plan: Plan, form: Form, carried_out: bool = True, optimized: bool = False
+) -> Blank | None:
     """``carried_out`` says that the plan was, on the network that the source is said to build."""
-    if not blanks.can_rebuild(plan, form):
+    if not blanks.can_rebuild(plan, form, optimized):
         return None
     try:
-        return blank_from_source(source, plan, form)
+        return blank_from_source(source, plan, form, optimized)
     except GhostifyError as problem:
         if isinstance(problem, RewriteError) and not carried_out:
             raise  # the plan itself cannot be carried out, which is no fault of the source
@@ -311,7 +337,8 @@ def found_from_here(source: ModelSettings) -> bool:
 @takes(folder=as_path("runs/mine", RunError), model=or_none(network))
 @undisturbed()
 def load(folder: str | Path, model: nn.Module | None = None, example: Any = None) -> Ghosted:
-    """The rewritten module of a run folder, on the CPU in eval mode, with bit-equal outputs to the one saved.
+    """The rewritten module of a run folder, on the CPU in eval mode, with bit-equal outputs to the one saved; an
+    ``Optimized`` where the folder holds an inference form.
 
     Which parameters were frozen is not in the folder: it is what the source, or ``model``, says.
     ``model`` is the original module, needed only where the run was saved without a source; its weights do not matter.
@@ -324,9 +351,13 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Any = None
     scans = _parsed(Scans, _verified(folder, run, "scan.json"))
     fit = _parsed(Fit, _verified(folder, run, "fit.json")) if "fit.json" in run.files else None
     weights = _verified(folder, run, run.weights)
-    blank = blank_from(_base(folder, run, model), plan, Form.of_scan(scans.before), _builder(run, model), example)
+    base, form, builder = _base(folder, run, model), Form.of_scan(scans.before), _builder(run, model)
+    blank = blank_from(base, plan, form, builder, example, optimized=run.form == "inference")
     fill(blank.module, weights, blank.built_by)
-    return Ghosted(blank.module.eval(), plan, scans.before, scans.after, fit)
+    loaded = Ghosted(blank.module.eval(), plan, scans.before, scans.after, fit)
+    if blank.changes is None or scans.inference is None:
+        return loaded
+    return Optimized(**vars(loaded), inference=scans.inference, changes=blank.changes)
 
 
 def load_original(folder: str | Path) -> nn.Module | None:
