@@ -1,0 +1,58 @@
+"""How much faster is one network with one set of settings, beside what its MACs promise?
+
+    python benchmarks/clock.py NETWORK [SETTING=VALUE ...] [--engines eager,onnxruntime,openvino] [--seconds 10]
+    python benchmarks/clock.py torchvision:resnet50 method=thin width=0.5
+
+The network (of any source, random weights, batch 1) runs beside its rewritten copy, in turns and on one thread.  The
+settings are those of the group ``ghost`` of a recipe, the others at their defaults.  One line for a table comes out:
+MACs, and the speed-up in each engine with its 10th and 90th percentile.
+
+The engine ``onnxruntime`` needs ``pip install onnx onnxruntime onnxscript``, ``openvino`` needs ``pip install openvino``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+import yaml
+from engines import ENGINES, runnable
+
+import ghostify
+from ghostify.measuring import compare
+from ghostify.recipe import ModelSettings
+from ghostify.subject import prepare
+from ghostify.tables import quantity, ratio
+
+
+def settings_of(pairs: list[str]) -> dict[str, Any]:
+    """``SETTING=VALUE`` as a recipe reads it: the value is YAML."""
+    parted = [pair.partition("=") for pair in pairs]
+    return {key: yaml.safe_load(value) for key, _, value in parted}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", help="as --model of a recipe has it: torchvision:NAME, ghostify:NAME, ...")
+    parser.add_argument("settings", nargs="*", help="as in method=thin width=0.5")
+    parser.add_argument("--engines", default="eager,onnxruntime", help="of " + ", ".join(ENGINES))
+    parser.add_argument("--seconds", type=float, default=10.0, help="time per engine")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    subject = prepare(ModelSettings(source=options.network))
+    model, example = subject.model.eval(), subject.example
+    ghosted = ghostify.convert(model, example, settings_of(options.settings))
+    before, after = ghosted.before.cost.macs, ghosted.after.cost.macs
+    cells = [options.network, " ".join(options.settings), f"{quantity(before)} → {quantity(after)} ({ratio(before, after)})"]
+    for engine in options.engines.split(","):
+        pair = (runnable(module, example, engine) for module in (model, ghosted.module.eval()))
+        found = compare(*pair, example, seconds=options.seconds)
+        cells.append(f"{engine} {found.speedup:.2f}x ({found.low:.2f} to {found.high:.2f})")
+    print("|", " | ".join(cells), "|")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The README is true: each of its blocks runs, and prints the figures that stand there.
+
+What the clock gives is only asked to be a number.  Shares (accuracy, agreement) may be off by two points, because other
+machines add in another order and so keep another epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from command import Cli
+from PIL import Image
+from typer.main import get_command
+
+from ghostify.cli.app import app
+from ghostify.networks import resnet14
+from ghostify.tables import quantity, ratio
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+MYPACKAGE = """
+from torch import nn
+from ghostify.networks import resnet14
+
+def build():
+    return nn.Sequential(nn.AvgPool2d(7), resnet14(num_classes=2))
+"""
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each command of a block, whose lines may go on behind a backslash."""
+    return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+
+
+def as_told(printed: str) -> tuple[str, list[float]]:
+    """(the words and figures of what was printed, its shares in percent), without what differs from run to run.
+
+    Those are times and the ratio of times, which epoch was best, and how lines are broken and columns filled.
+    """
+    masked = re.sub(r"[\d.]+ ms(?: +[\d.]+x)?", "# ms", printed)
+    masked = re.sub(r"in \d+ s\b", "in # s", masked)
+    masked = re.sub(r"epoch \d+ of", "epoch # of", masked)
+    masked = re.sub(r"--+", "--", masked)
+    shares = [float(share) for share in re.findall(r"([\d.]+) ?%", masked)]
+    return " ".join(re.sub(r"[\d.]+ ?%", "#%", masked).split()), shares
+
+
+def test_the_versions_of_the_readme_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {"Python": project["requires-python"]}
+    needed |= {name: version for name, _, version in (line.partition(">=") for line in project["dependencies"])}
+    for name in ("Python", "torch", "torchvision"):
+        assert f"{name} {needed[name].removeprefix('>=')} or newer" in section("Install")
+
+
+def test_the_table_of_what_to_expect_has_the_counts_that_its_commands_give(cli: Cli) -> None:
+    """A row for each command, in their order."""
+    (block,) = blocks(section("What to expect"), "sh")
+    rows = [row for row in section("What to expect").splitlines() if row.startswith("| ")][1:]
+    for row, (_, script, network, *settings) in zip(rows, commands(block), strict=True):
+        assert (ROOT / script).is_file()
+        changes = [word for setting in settings for word in ("--set", f"ghost.{setting}")]
+        plan = json.loads(cli("plan", network, *changes, "--json").out)
+        before, after = plan["before"]["macs"], plan["after"]["macs"]
+        assert f"{quantity(before)} → {quantity(after)} ({ratio(before, after)} fewer)" in row
+        assert len(re.findall(r"\d\.\d\dx(?: faster|: no gain)", row)) == 2
+
+
+def test_the_accuracy_to_expect_stands_in_the_table_it_is_from() -> None:
+    (sentence,) = re.findall(r"On CIFAR-10 .*?\.md\)", section("What to expect"), re.DOTALL)
+    page = (ROOT / re.findall(r"\((\S*\.md)\)", sentence)[0]).read_text(encoding="utf-8")
+    told = re.findall(r"\d\d\.\d\d", sentence)
+    assert len(told) == 3
+    assert [share for share in told if share not in page] == []
+
+
+@pytest.fixture
+def slow_model(tmp_path: Path) -> None:
+    """What the day begins with: code, a checkpoint, and images of two classes."""
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage/models.py").write_text(MYPACKAGE)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(7), resnet14(num_classes=2))
+    torch.save(network.state_dict(), tmp_path / "checkpoint.pt")
+    for split, count in (("train", 16), ("test", 4)):
+        for shade, name in ((40, "dark"), (200, "light")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (shade + number, shade, shade - number)).save(folder / f"{number}.jpg")
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_the_day_with_a_slow_model_can_be_spent(cli: Cli, tmp_path: Path) -> None:
+    for block in blocks(section("A day with a slow model"), "sh"):
+        for name, *words in commands(block):
+            assert name == "ghostify"
+            answer = cli(*words)
+            assert answer.code == 0, answer.err
+            assert answer.out
+    assert (tmp_path / "runs/mine/run.json").is_file()
+
+
+def test_the_python_runs_and_prints_what_stands_behind_it(tmp_path: Path) -> None:
+    (block,) = blocks(section("In Python"), "python")
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = [said for said in re.findall(r"^print\(.*?\)  # (.*)$", block, re.MULTILINE) if re.search(r"\d", said)]
+    assert figures
+    assert all(said in done.stdout for said in figures), done.stdout
+
+
+def test_the_demo_prints_what_is_shown(cli: Cli) -> None:
+    """``make demo`` as the Makefile has it."""
+    ((make, target),) = (words for block in blocks(section("The demo"), "sh") for words in commands(block))
+    assert make == "make"
+    recipe = re.findall(rf"^{target}:.*\n\t\$\(BIN\)/ghostify (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    answer = cli(*shlex.split(recipe[0]))
+    assert answer.code == 0, answer.err
+    (shown,) = blocks(section("The demo"), "text")
+    (words, shares), (printed, found) = as_told(shown), as_told(answer.out)
+    assert printed == words
+    assert found == pytest.approx(shares, abs=2, rel=0.1)
+
+
+def test_every_option_in_the_text_exists() -> None:
+    verbs = get_command(app).commands.values()  # type: ignore[attr-defined]
+    known = {"--help", *(name for verb in verbs for parameter in verb.params for name in parameter.opts)}
+    named = re.findall(r"(?<=[` ])--[a-z][a-z-]*", README)
+    assert sorted(set(named) - known) == []
