@@ -7,7 +7,7 @@ The network (of any source, random weights, batch 1) runs beside its rewritten c
 settings are those of the group ``ghost`` of a recipe, the others at their defaults.  One line for a table comes out:
 MACs, and the speed-up in each engine with its 10th and 90th percentile.
 
-The engine ``onnxruntime`` needs ``pip install onnx onnxruntime onnxscript``, ``openvino`` needs ``pip install openvino``.
+The engine ``onnxruntime`` needs ``pip install onnx onnxruntime onnxscript``; ``openvino``, ``pip install openvino``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ def main() -> int:
     model, example = subject.model.eval(), subject.example
     ghosted = ghostify.convert(model, example, settings_of(options.settings))
     before, after = ghosted.before.cost.macs, ghosted.after.cost.macs
-    cells = [options.network, " ".join(options.settings), f"{quantity(before)} → {quantity(after)} ({ratio(before, after)})"]
+    cells = [
+        options.network,
+        " ".join(options.settings),
+        f"{quantity(before)} → {quantity(after)} ({ratio(before, after)})",
+    ]
     for engine in options.engines.split(","):
         pair = (runnable(module, example, engine) for module in (model, ghosted.module.eval()))
         found = compare(*pair, example, seconds=options.seconds)
