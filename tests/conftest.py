@@ -1,7 +1,17 @@
 """One thread for each test process, and for those it starts: nets are small, and threads would wait for each other."""
 
 import os
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
+import pytest
 from command import cli, images  # noqa: F401 - fixtures of several files
+
+from ghostify import measuring
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions by the command line are timed for a moment, where they are timed for seconds."""
+    monkeypatch.setattr(measuring, "compare", partial(measuring.compare, seconds=0.01))

@@ -7,7 +7,6 @@ import pickle
 import random
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -766,6 +765,4 @@ def test_a_dead_loader_process_is_one_line(here: Path) -> None:
         "    items = [(torch.zeros(1, 2, 2), 0)] * 6\n"
         "    return Dying(items), items\n"
     )
-    start = time.monotonic()
     assert "A loader process died" in refusal(lambda: epoch(data("user_dead:pairs"), workers=1))
-    assert time.monotonic() - start < 20
