@@ -56,7 +56,7 @@ class Fit(BaseModel):
         """One sentence on it."""
         to = "images"
         if self.how == "weights":
-            to = "images of noise, for want of real ones (expect much less than from those)"
+            to = "images of noise, because there are no real ones (expect much less than from those)"
         fitted = f"Weights fitted in closed form in {self.seconds:.0f} s to {self.images - self.judged} {to}"
         if self.error is None or self.unfitted is None:
             return f"{fitted}; how well was not measured, because no image was left to judge by."

@@ -190,7 +190,7 @@ class Job:
         if how == "none":
             return rewrite(recorded, plan) if isinstance(recorded, Traced) else rewrite_parts(recorded, plan).whole
         images = data.calibration(settings.images) if data is not None and how != "weights" else None
-        what = "noise, for want of images"
+        what = "noise, because there are no images"
         if data is not None and images is not None:
             what = f"{samples_in(images, ())} {data.noun}, without labels"
         self.watcher.say(f"Fitting the weights to {what}")

@@ -54,7 +54,7 @@ def as_told(printed: str) -> tuple[str, list[float]]:
 
     Those are times and the ratio of times, which epoch was best, and how lines are broken and columns filled.
     """
-    masked = re.sub(r"[\d.]+ ms(?: +[\d.]+x)?", "# ms", printed)
+    masked = re.sub(r"[\d.]+ ms(?: +[\d.]+x)?", "# ms", printed)  # of the last time, with how many times faster
     masked = re.sub(r"in \d+ s\b", "in # s", masked)
     masked = re.sub(r"epoch \d+ of", "epoch # of", masked)
     masked = re.sub(r"--+", "--", masked)
@@ -127,17 +127,25 @@ def test_the_python_runs_and_prints_what_stands_behind_it(tmp_path: Path) -> Non
     assert all(said in done.stdout for said in figures), done.stdout
 
 
+def command_of(line: str) -> list[str]:
+    """The arguments of a line of the demo: of ``ghostify`` in its place, or of what the Makefile runs for a target."""
+    program, *words = shlex.split(line)
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        return shlex.split(re.findall(rf"^{words[0]}:.*\n\t\$\(BIN\)/ghostify (.*)$", makefile, re.MULTILINE)[0])
+    assert program == ".venv/bin/ghostify"
+    return words
+
+
 def test_the_demo_prints_what_is_shown(cli: Cli) -> None:
-    """``make demo`` as the Makefile has it."""
-    ((make, target),) = (words for block in blocks(section("The demo"), "sh") for words in commands(block))
-    assert make == "make"
-    recipe = re.findall(rf"^{target}:.*\n\t\$\(BIN\)/ghostify (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    answer = cli(*shlex.split(recipe[0]))
-    assert answer.code == 0, answer.err
-    (shown,) = blocks(section("The demo"), "text")
-    (words, shares), (printed, found) = as_told(shown), as_told(answer.out)
-    assert printed == words
-    assert found == pytest.approx(shares, abs=2, rel=0.1)
+    """Each command with what stands below it."""
+    lines, shown = blocks(section("The demo"), "sh"), blocks(section("The demo"), "text")
+    for line, expected in zip(lines, shown, strict=True):
+        answer = cli(*command_of(line))
+        assert answer.code == 0, answer.err
+        (words, shares), (printed, found) = as_told(expected), as_told(answer.out)
+        assert printed == words
+        assert found == pytest.approx(shares, abs=2, rel=0.1)
 
 
 def test_every_option_in_the_text_exists() -> None:

@@ -54,7 +54,7 @@ def load_sample(settings: DataSettings, wanted: Inputs | tuple[int, ...] | None,
                 raise
             skipped.append(str(problem))
     if len(read) < least:
-        bad = f" of {len(read) + len(skipped)}, for {len(skipped)} cannot be read: {skipped[0]}" if skipped else "."
+        bad = f" of {len(read) + len(skipped)}, because {len(skipped)} cannot be read: {skipped[0]}" if skipped else "."
         raise DataError(f"Data {settings.source!r} has {len(read)} images{bad} At least {least} are needed.")
     return Sample(join(read), description, tuple(skipped), made is not None and made.synthetic)
 
