@@ -68,6 +68,7 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
     before = scan_for(traced, plan)
     plan = check(plan, before).require_changes()
     original = Original(traced.module, traced, before, choices or Choices())
+    # deepcopy looks into its memo before it copies: what is found there is put in place under every name
     module = copy.deepcopy(traced.module, _replacements(original, plan.swaps))
     return Ghosted(module, plan, before, _checked(module, traced, plan, before))
 
@@ -100,7 +101,7 @@ def rehearsed(
     for swap in proposed.swaps:
         if rule_of(swap).rehearsed:
             try:
-                build(swap)
+                build(swap)  # only to see whether it can be built; the rewrite builds it again
             except RewriteError as problem:
                 obstacles[swap.target] = str(problem).removeprefix(f"{swap.target} ").removesuffix(".")
     return plan(seen.hindered(obstacles), settings, device=device, fitted=fitted) if obstacles else proposed
@@ -201,7 +202,9 @@ def _require_same_course(original: Traced, again: Traced, targets: Sequence[str]
     if was == now:
         return
     index = next((i for i, (one, other) in enumerate(zip(was, now, strict=False)) if one != other), len(was))
-    home = (was[index] if index < len(was) else now[index] if index < len(now) else was[-1])[0]
+    # where one course is the beginning of the other, what follows in the longer one tells the module
+    longer = was if index < len(was) else now
+    home = (longer[index] if index < len(longer) else was[-1])[0]
     raise RewriteError(
         f"{home or type(again.module).__name__} goes another way once layers are ghost modules, so the result would "
         "compute something else; exclude the layers it asks about."

@@ -22,7 +22,7 @@ class Form:
         self.counts = self.coupling.keep(self._target(), self.lanes, step=swap.round_to)
         widths = [self.coupling.width(end, self.counts, self.lanes) for end in self.coupling.ends]
         self.raw, self.outs = widths[0], [widths[block + 1] for block in self.thin]
-        if swap.cheap == "none":
+        if swap.cheap == "none":  # with no ghosts to join it, the thin path itself gives all channels
             self.outs[-1] = stage.width
         for kept in (self.raw, self.outs[-1]) if swap.cheap != "none" else (self.raw,):
             if kept >= stage.width:
@@ -85,8 +85,10 @@ class Form:
         swap, c = self.swap, self.stage.width
         raw = thinner(1 - swap.ratio, swap.round_to, swap.rounding, narrow=True)(c)
         groups = {segment.lanes for segment in self.coupling.segments if segment.lanes}
+        # RegNets keep every group and make it narrower (Tables 17-18): the width is a multiple of what a group keeps
         if swap.group_width < 1 and groups:
             unit = max(1, int(swap.group_width * max(groups)))
             raw = max(1, int((1 - swap.ratio) * c + 1e-9) // unit) * unit
+        # every other width keeps the share that the stream's came to when it was rounded
         other = thinner(raw / c, swap.round_to, swap.rounding, narrow=True)
         return lambda width: raw if width == c else other(width)

@@ -39,6 +39,7 @@ class Surgery:
         self.form = Form(stage, swap)
         self.blocks = stage_nodes(traced, stage)[1:]
         entry = next(node for node in traced.graph.nodes if node.name == stage.blocks[1].entry)
+        # the entry is no part of a block, but its channels are those of the stream and are chosen with it
         self.channels = follow(traced, self.blocks, entry)
         rank = self.channels.strengths() if swap.keep == "strongest" else None
         self.kept = self.channels.kept(self.form.counts, self.form.lanes, rank)
@@ -49,6 +50,7 @@ class Surgery:
         swap, form = self.swap, self.form
         thin = self._thin()
         last = form.thin[-1] + 1
+        end = self._joined([copy.deepcopy(one) for one in self._modules(len(self.blocks) - 1)]) if swap.end else None
         stage = GGhostStage(
             thin,
             self.stage.width,
@@ -61,7 +63,7 @@ class Surgery:
             mix=swap.mix,
             mix_y1=swap.mix_y1,
             act=self._activation(),
-            end=self._joined([copy.deepcopy(m) for m in self._modules(len(self.blocks) - 1)]) if swap.end else None,
+            end=end,
         )
         self._begin_small(stage, last)
         return self._as_before(stage)
@@ -72,6 +74,7 @@ class Surgery:
         The cheap and the mix operation stand for no layer that anybody froze, and must be trained to be of use.
         """
         training = self.traced.part(self.stage.slot).training
+        # train() wakes every part, and a norm that somebody froze would learn again
         asleep = [part for part in stage.modules() if training and not part.training]
         stage.train(training)
         for part in asleep:
@@ -104,7 +107,7 @@ class Surgery:
 
     def _thin_block(self, block: int, values: dict[fx.Node, Any] | None) -> nn.Module:
         reads_all, gives_all = self.form.reads_all(block), self.form.gives_all(block)
-        if reads_all and gives_all:
+        if reads_all and gives_all:  # a stage of one thin block without ghosts: nothing of it is thin
             return self._joined([copy.deepcopy(module) for module in self._modules(block)])
         if reads_all:
             return self._resized(block, self.kept, self.everything, self.stage.width, self.ends[0])
@@ -114,6 +117,7 @@ class Surgery:
         problem = self._disagreement(thin, block, values)
         if problem is None:
             return thin
+        # code that names its widths (a reshape, a split) runs again when the recorded graph is wired with smaller ones
         try:
             again = self._rewired(block, self.kept)
         except RewriteError:
@@ -135,6 +139,8 @@ class Surgery:
     def _rewired(
         self, block: int, kept: np.ndarray, entry: np.ndarray | None = None, projection: nn.Module | None = None
     ) -> nn.Module:
+        # A wiring holds one recorded run.  It may stand for the block only if it does the same elsewhere, which is
+        # tried at full width, where the original can be asked.
         plain = rewired(self.channels, self.blocks[block], self.everything)
         original = self._joined([copy.deepcopy(module) for module in self._modules(block)])
         if not self._is_meta() and not stands_in(original, plain, self.stage.blocks[block + 1].in_shape):
@@ -221,11 +227,13 @@ class Surgery:
                 read = list(range(self.stage.width))
                 if self.swap.cheap_input == "slice":
                     read = _others(self.stage.width, self.ends[0])
+                # one weight of one in the middle passes a channel of Y1 on, whatever the kernel's size
                 middle = conv.kernel_size[0] // 2
                 conv.weight.zero_()
                 for row, column in enumerate(_matched(ghosts, read)):
                     conv.weight[row, column, middle, middle] = 1
             if stage.mix is not None:
+                # only its last layer is zero: with all of them zero, none would ever get a gradient
                 final = stage.mix.fc if isinstance(stage.mix.fc, nn.Linear) else list(stage.mix.fc.children())[-1]
                 for parameter in final.parameters():
                     parameter.zero_()
