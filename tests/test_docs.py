@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def test_a_room_of_the_architecture_exists_with_the_files_it_names(room: str) ->
     there = {path.name for path in (*ROOMS.glob("*.py"), *place.rglob("*.*"))}
     named = re.findall(r"(?<![\w/.])([a-z_]+\.(?:py|html))\b", rooms()[room])
     assert [file for file in named if file not in there] == []
+
+
+def test_the_architecture_lists_the_rooms_from_the_ground_up() -> None:
+    """In the order of the import contract; rooms of one floor may stand in any order."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    floors = next(contract["layers"] for contract in contracts if contract["id"] == "layers")[::-1]
+    floor_of = {room.strip(): number for number, floor in enumerate(floors) for room in floor.split("|")}
+    listed = [name.removesuffix("/").removesuffix(".py") for name in rooms()]
+    numbers = [floor_of[name] for name in listed if name != "__init__"]
+    assert numbers == sorted(numbers), listed
 
 
 def test_every_option_named_in_the_docs_exists() -> None:
