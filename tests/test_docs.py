@@ -86,7 +86,9 @@ def test_a_room_of_the_architecture_exists_with_the_files_it_names(room: str) ->
 
 def test_the_architecture_lists_the_rooms_from_the_ground_up() -> None:
     """In the order of the import contract; rooms of one floor may stand in any order."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     floors = next(contract["layers"] for contract in contracts if contract["id"] == "layers")[::-1]
     floor_of = {room.strip(): number for number, floor in enumerate(floors) for room in floor.split("|")}
     listed = [name.removesuffix("/").removesuffix(".py") for name in rooms()]
