@@ -84,17 +84,18 @@ def own_params(module: nn.Module) -> int:
 # -- the papers' formulas --------------------------------------------------------------------------------------
 
 
-def speedup_ratio(c: float, k: float, s: int, d: float, pointwise: float = 0) -> float:
+def speedup_ratio(c: float, k: float, s: float, d: float, pointwise: float = 0) -> float:
     """r_s, first form of Eq. 4: ``c·k² / (c·k²/s + (s−1)/s·d² + p)``; exact when s divides the width.
 
     ``c`` is the number of input channels each filter reads (per group), ``k²`` the kernel's area (``k`` its side), d²
-    the cheap kernel's, and p, ``pointwise``, the weights of a pointwise convolution by output map: 0 in the paper.
+    the cheap kernel's (0 where there are no depthwise filters), and p, ``pointwise``, the weights of a pointwise
+    convolution by output map: 0 in the paper.
     """
     filter_size = c * k * k
     return filter_size / (filter_size / s + (s - 1) / s * d * d + pointwise)
 
 
-def compression_ratio(c: float, k: float, s: int, d: float, pointwise: float = 0) -> float:
+def compression_ratio(c: float, k: float, s: float, d: float, pointwise: float = 0) -> float:
     """r_c, first form of Eq. 5: equal to r_s, for every map position costs what its filter weighs."""
     return speedup_ratio(c, k, s, d, pointwise)
 

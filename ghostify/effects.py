@@ -5,7 +5,7 @@ A setting that is silently ignored lets a person believe in it.  Only what was g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class With:
     """What to choose instead, where that is not one of ``values``."""
     harmless: tuple[Any, ...] = ()
     """Values of the setting itself that ask for nothing, so that nobody misses their effect."""
+    of: Callable[[Any], Any] | None = None
+    """Of which values of the setting itself this is asked, where it is not of all."""
 
     def met_by(self, value: Any) -> bool:
         """Whether the other setting lets this one have an effect."""
@@ -34,16 +36,18 @@ class With:
     @property
     def advice(self) -> str:
         """What to choose."""
-        *others, last = self.values or (self.choose,)
+        if self.choose:
+            return self.choose
+        *others, last = self.values
         listed = f"{', '.join(others)} or {last}" if others else str(last)
-        return f"{self.setting} {listed}" if self.values else listed
+        return f"{self.setting} {listed}"
 
 
 def require_effect(settings: BaseModel, group: str = "") -> None:
     """Raise ``RecipeError`` for the first setting given that has no effect with the others; ``group`` is its prefix."""
     for name in given(settings):
         value = getattr(settings, name)
-        for need in needs(type(settings), name):
+        for need in needs(type(settings), name, value):
             other = getattr(settings, need.setting)
             if value not in need.harmless and not need.met_by(other):
                 raise RecipeError(
@@ -57,17 +61,18 @@ def overruled(model: type[BaseModel], values: Mapping[str, Any], changes: Mappin
 
     A recipe of one method that is carried out by another loses the settings of the first.
     """
-    stays = {name: value for name, value in values.items() if _stays(model, name, changes)}
+    stays = {name: value for name, value in values.items() if _stays(model, name, value, changes)}
     if isinstance(stays.get("set"), Mapping):
         by_pattern = {pattern: _of_pattern(model, own, changes) for pattern, own in stays["set"].items()}
         stays["set"] = {pattern: own for pattern, own in by_pattern.items() if own}
     return stays
 
 
-def needs(model: type[BaseModel], name: str) -> list[With]:
-    """What a setting has an effect with."""
+def needs(model: type[BaseModel], name: str, value: Any) -> list[With]:
+    """What a setting of such a value has an effect with."""
     field = model.model_fields.get(name)
-    return [one for one in field.metadata if isinstance(one, With)] if field else []
+    all_of_it = [one for one in field.metadata if isinstance(one, With)] if field else []
+    return [one for one in all_of_it if one.of is None or one.of(value)]
 
 
 def given(settings: BaseModel) -> Iterator[str]:
@@ -87,7 +92,7 @@ def given(settings: BaseModel) -> Iterator[str]:
 def require_effect_by_name(settings: BaseModel, pattern: str, own: BaseModel) -> None:
     """The same for what is set for the layers of a pattern, over what is set for all."""
     for name in given(own):
-        for need in needs(type(settings), name):
+        for need in needs(type(settings), name, getattr(own, name)):
             named = getattr(own, need.setting, None)
             other = getattr(settings, need.setting) if named is None else named
             if not need.met_by(other):
@@ -97,15 +102,15 @@ def require_effect_by_name(settings: BaseModel, pattern: str, own: BaseModel) ->
                 )
 
 
-def _stays(model: type[BaseModel], name: str, changes: Mapping[str, Any]) -> bool:
-    changed = (need for need in needs(model, name) if need.setting in changes)
+def _stays(model: type[BaseModel], name: str, value: Any, changes: Mapping[str, Any]) -> bool:
+    changed = (need for need in needs(model, name, value) if need.setting in changes)
     return all(need.met_by(changes[need.setting]) for need in changed)
 
 
 def _of_pattern(model: type[BaseModel], own: Any, changes: Mapping[str, Any]) -> Any:
     if not isinstance(own, Mapping):
         return own  # no settings: to be told when it is validated
-    return {name: value for name, value in own.items() if _stays(model, name, changes)}
+    return {name: value for name, value in own.items() if _stays(model, name, value, changes)}
 
 
 def _shown(value: Any) -> str:

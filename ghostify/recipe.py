@@ -5,15 +5,25 @@ An unknown key is an error, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+)
 
+from ghostify.cheap import USUAL, Cheap, require_odd
 from ghostify.effects import With, given, overruled, require_effect
-from ghostify.errors import RecipeError, did_you_mean
+from ghostify.errors import PlanError, RecipeError, did_you_mean
 from ghostify.inputs import GRAMMAR, settled_inputs
 from ghostify.settings import Settings, models_in
 from ghostify.settings import make_settings as make_settings
@@ -28,7 +38,7 @@ GhostRatio = Annotated[
 ]
 Method = Literal["c-ghost", "g-ghost", "both", "auto", "width", "thin"]
 Preset = Literal["default", "literal", "cifar", "imagenet", "regnet"]
-Cheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
+StageCheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
 CheapInput = Literal["slice", "full"]
 Entry = Literal["slice", "projection"]
 Keep = Literal["first", "strongest"]
@@ -42,6 +52,7 @@ _THINNED = With("method", ("g-ghost", "both", "auto", "width", "thin"))
 _NARROWED = With("method", ("width", "thin"))
 _MIXED = With("mix", without=(0,), choose="a mix of 1 or 2")
 _CHEAP = With("cheap", without=("none",), choose="another cheap operation")
+_OLDER = With("cheap", (None, *get_args(StageCheap)), choose="cheap, which tells both, as in depthwise 5 + pointwise")
 _TRAINED = With("epochs", without=(0,), choose="epochs of 1 or more")
 _TAUGHT = With("distill", without=(0,), choose="a distill above 0")
 _LABELLED = With("distill", without=(1,), choose="a distill below 1")
@@ -50,14 +61,50 @@ _POLISHED = With("how", ("polish",))
 _LOADED = With("weights", without=(None, "DEFAULT"), choose="a checkpoint file, as in --weights FILE")
 
 
-def _require_odd(d: int) -> int:
-    if d % 2 == 0:
-        raise ValueError(f"the cheap kernel d must be odd so that it keeps the map's size; try {d - 1} or {d + 1}")
+def _odd(d: int) -> int:
+    with _as_value_error():
+        require_odd(d)
     return d
 
 
-Kernel = Annotated[
-    int, Field(ge=1, description="kernel size d of the cheap operation, odd"), AfterValidator(_require_odd)
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """What is wrong with a value, without the words that name it: pydantic's own name the setting."""
+    try:
+        yield
+    except PlanError as problem:
+        raise ValueError(str(problem).partition(": ")[2].removesuffix(".")) from None
+
+
+Kernel = Annotated[int, Field(ge=1, description="size d of depthwise filters, odd"), AfterValidator(_odd)]
+
+
+def _cheap_operation(value: Any) -> Cheap:
+    with _as_value_error():
+        return Cheap.of(value)
+
+
+CheapOperation = Annotated[Cheap, PlainValidator(_cheap_operation), PlainSerializer(str)]
+"""A cheap operation of a C-Ghost module, written and read as a person writes it."""
+
+
+def _cheap_setting(value: Any) -> Any:
+    """The words of stages, or the value of convolutions; the two have no word in common."""
+    return value if value in (None, "auto", *get_args(StageCheap)) else _cheap_operation(value)
+
+
+def of_stages(cheap: Any) -> bool:
+    """Whether a cheap operation is one of G-Ghost stages."""
+    return isinstance(cheap, str) and cheap in get_args(StageCheap)
+
+
+def of_convolutions(cheap: Any) -> Any:
+    """The cheap operation if it is one of C-Ghost modules, else None."""
+    return None if of_stages(cheap) else cheap
+
+
+CheapSetting = Annotated[
+    Cheap | str | None, PlainValidator(_cheap_setting), PlainSerializer(lambda cheap: cheap and str(cheap))
 ]
 
 
@@ -73,8 +120,7 @@ Pointwise = Annotated[
     Literal["none", "auto", "full"] | int,
     BeforeValidator(_known_pointwise),
     Field(
-        description="1x1 convolution over all intrinsic maps, added to the ghosts: none, as in the papers; full; a "
-        "rank (a number); auto: full for kernels larger than 1x1, and none for 1x1, where it would cost half a ghost"
+        description="1x1 convolution over all intrinsic maps beside the filters of size d: none, auto, full or a rank"
     ),
 ]
 
@@ -91,7 +137,17 @@ def _settled_inputs(value: Any) -> Any:
 class StageForm(Settings):
     """The form of a G-Ghost stage; what is None comes from the preset (``rules/g_ghost`` tells what each has)."""
 
-    cheap: Annotated[Cheap | None, Field(description="cheap operation"), _STAGES] = None
+    cheap: Annotated[
+        CheapSetting,
+        Field(
+            description="cheap operation that makes the ghosts; of a C-Ghost module depthwise 3, as in the papers, "
+            "pointwise (a 1x1 convolution over all intrinsic maps), pointwise 8 (of rank 8), or depthwise 3 + "
+            "pointwise; auto: depthwise 3 + pointwise for kernels larger than 1x1, depthwise 3 for others; of a "
+            "G-Ghost stage 1x1, 3x3, 5x5, identity or none"
+        ),
+        replace(_CONVS, of=of_convolutions),
+        replace(_STAGES, of=of_stages),
+    ] = None
     cheap_input: Annotated[
         CheapInput | None, Field(description="what it reads: the other channels of Y1, or all of them"), _STAGES, _CHEAP
     ] = None
@@ -115,17 +171,22 @@ class StageForm(Settings):
     ] = None
 
 
-class SiteSettings(StageForm):
+class _OlderWords(Settings):
+    """The cheap operation of C-Ghost modules as older recipes tell it, by two words; ``cheap`` tells all of it."""
+
+    d: Annotated[Kernel | None, replace(_CONVS, harmless=(USUAL,)), _OLDER] = None
+    pointwise: Annotated[Pointwise | None, replace(_CONVS, harmless=("auto",)), _OLDER] = None
+
+
+class SiteSettings(StageForm, _OlderWords):
     """What may be set for one convolution or stage, or for a pattern of them; what is None is inherited."""
 
     s: Ratio | None = None
-    d: Kernel | None = None
     parts: Parts | None = None
-    pointwise: Pointwise | None = None
     ratio: GhostRatio | None = None
 
 
-class GhostSettings(StageForm):
+class GhostSettings(StageForm, _OlderWords):
     """How convolutions become C-Ghost modules (IJCV paper, Eq. 1-5) and stages G-Ghost stages (Eq. 6-12)."""
 
     word = "method"
@@ -139,11 +200,9 @@ class GhostSettings(StageForm):
         ),
     ] = "c-ghost"
     s: Annotated[Ratio, _CONVS] = 2
-    d: Annotated[Kernel, _CONVS] = 3
     parts: Annotated[
         Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part"), _CONVS
     ] = "linear"
-    pointwise: Annotated[Pointwise, _CONVS] = "auto"
     include: Annotated[tuple[str, ...], Field(description="pattern of layers to consider, as in 'layer[34].*'")] = (
         "*",
     )

@@ -257,7 +257,7 @@ def test_advice_is_a_plan() -> None:
     assert found.plan.swaps and all(isinstance(swap, CGhostSwap) for swap in found.plan.swaps)
     for swap in found.plan.swaps:
         advice = layer(found, swap.target).advice
-        assert isinstance(swap, CGhostSwap) and (swap.s, swap.d) == (advice.s, advice.d)
+        assert isinstance(swap, CGhostSwap) and (swap.s, swap.cheap.d) == (advice.s, advice.d)
         assert (swap.before, swap.after) == (advice.before, advice.after)
     seen = scan(model, images[:1])
     again = plan(seen, advised(found.layers, found.stages, "c-ghost"))

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ghostify.cheap import Cheap
 from ghostify.errors import PlanError
-from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
+from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
 from ghostify.ghosts.selecting import selected
 
 
@@ -288,15 +289,17 @@ def test_its_weights_are_r_n_or_what_a_full_one_has(n: int, s: int, rank: int, f
     m = intrinsic_maps(n, s)
     plain, ghost = CGhost(4, n, 3, s=s), CGhost(4, n, 3, s=s, pointwise=rank)
     more = sum(p.numel() for p in ghost.parameters()) - sum(p.numel() for p in plain.parameters())
-    assert more == pointwise_size(n, m, rank) == (m * (n - m) if full else rank * (m + (n - m)))
-    assert low_rank(n, m, rank) == (0 if full else rank)
+    cheap = Cheap(3, rank)
+    assert more == cheap.work(n, m, s).mixing == (m * (n - m) if full else rank * (m + (n - m)))
+    assert cheap.factored(n, m) == (0 if full else rank)
 
 
 def test_no_rank_has_no_weights_and_the_largest_is_full() -> None:
     for n, m in ((2, 1), (7, 4), (64, 32), (64, 16), (65, 13)):
-        assert (pointwise_size(n, m, 0), low_rank(n, m, 0)) == (0, 0)
-        for rank in (min(m, n - m), n, 10 * n):
-            assert (pointwise_size(n, m, rank), low_rank(n, m, rank)) == (m * (n - m), 0)
+        assert (Cheap(3).work(n, m, 2).mixing, Cheap(3).factored(n, m)) == (0, 0)
+        for rank in (min(m, n - m), n, 10 * n, "full"):
+            cheap = Cheap(3, rank)
+            assert (cheap.work(n, m, 2).mixing, cheap.factored(n, m)) == (m * (n - m), 0)
 
 
 @over_geometry
@@ -484,7 +487,7 @@ def test_a_linear_ghost_takes_a_pointwise_convolution(n: int, s: int, rank: int)
 )
 def test_what_cannot_be_built_is_refused_in_one_line(n: int, s: int, d: int, groups: int, words: str) -> None:
     for build in (
-        lambda: check(n, s, d, groups),
+        lambda: check(n, s, Cheap(d), groups),
         lambda: CGhost(4, n, 3, groups=groups, s=s, d=d),
         lambda: CGhost.from_conv(nn.Conv2d(4, n, 3, groups=groups), s, d),
     ):
@@ -496,9 +499,12 @@ def test_what_cannot_be_built_is_refused_in_one_line(n: int, s: int, d: int, gro
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"groups": 2}, "pointwise = 3: .* would join its 2 groups"),
-        ({"norm": nn.BatchNorm2d}, "pointwise = 3: .* linear parts only"),
-        ({"act": nn.ReLU}, "pointwise = 3: .* linear parts only"),
+        ({"groups": 2}, r"cheap = depthwise 3 \+ pointwise 3: .* would join its 2 groups; write depthwise 3"),
+        ({"norm": nn.BatchNorm2d}, r"cheap = depthwise 3 \+ pointwise 3: .* linear parts only"),
+        ({"act": nn.ReLU}, r"cheap = depthwise 3 \+ pointwise 3: .* linear parts only"),
+        ({"cheap": "pointwise"}, "cheap = pointwise and d = 3, pointwise = 3 both tell"),
+        ({"m": 8}, "m = 8 intrinsic maps: of 8 outputs they must be 4 to 7"),
+        ({"m": 3}, "m = 3 intrinsic maps: of 8 outputs they must be 4 to 7"),
         ({"pointwise": -1}, "pointwise = -1: the rank must be 0 .* or more"),
     ],
 )
@@ -511,10 +517,9 @@ def test_a_pointwise_convolution_that_cannot_be_is_refused_in_one_line(changes: 
 @pytest.mark.parametrize("d", [2, 4, 6])
 def test_the_odd_size_that_is_suggested_is_accepted(d: int) -> None:
     with pytest.raises(PlanError) as caught:
-        check(8, 2, d)
-    suggested = int(str(caught.value).rpartition("try ")[2].rstrip("."))
-    check(8, 2, suggested)
-    assert abs(suggested - d) == 1
+        Cheap(d)
+    for suggested in map(int, str(caught.value).rpartition("try ")[2].rstrip(".").split(" or ")):
+        assert Cheap(suggested).d == suggested and abs(suggested - d) == 1
 
 
 # -- other readers of the module -------------------------------------------------------------------------------
@@ -537,6 +542,13 @@ def ghost_in_order(groups: int) -> CGhost:
     return ghost
 
 
+def ghost_of_mixtures(cheap: str) -> CGhost:
+    torch.manual_seed(0)
+    ghost = CGhost(4, 11, 3, padding=1, s=3, cheap=cheap, ordered=True).eval()
+    ghost.order.copy_(torch.randperm(11))
+    return ghost
+
+
 each_ghost = pytest.mark.parametrize(
     "make",
     [
@@ -547,8 +559,10 @@ each_ghost = pytest.mark.parametrize(
         lambda: ghost_with_pointwise(1, 5, 4),
         lambda: ghost_in_order(1),
         lambda: ghost_in_order(2),
+        lambda: ghost_of_mixtures("pointwise"),
+        lambda: ghost_of_mixtures("pointwise 2"),
     ],
-    ids=["everything", "low rank", "full", "even", "dropped", "ordered", "ordered groups"],
+    ids=["everything", "low rank", "full", "even", "dropped", "ordered", "ordered groups", "mixed", "mixed low rank"],
 )
 each_format = pytest.mark.parametrize("kept", [torch.contiguous_format, torch.channels_last], ids=str)
 
@@ -585,9 +599,11 @@ def test_torch_fx_traces_it(make: Callable[[], CGhost]) -> None:
 
 
 @pytest.mark.parametrize("n", [16, 14], ids=["whole", "sliced"])
-@pytest.mark.parametrize("args", [{}, {"pointwise": 1}, {"pointwise": 4}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize(
+    "args", [{}, {"pointwise": 1}, {"pointwise": 4}, {"groups": 2}, {"cheap": "pointwise"}], ids=str
+)
 @pytest.mark.parametrize("ordered", [False, True], ids=["as-it-comes", "ordered"])
-def test_channels_last_comes_out_as_it_went_in(ordered: bool, args: dict[str, int], n: int) -> None:
+def test_channels_last_comes_out_as_it_went_in(ordered: bool, args: dict[str, Any], n: int) -> None:
     """Even a slice of maps, which is contiguous in no format."""
     ghost = CGhost(4, n, 3, padding=1, s=4, ordered=ordered, **args)
     if ordered:
@@ -622,5 +638,6 @@ def test_an_image_without_a_batch_is_taken_as_nn_conv2d_takes_it(rank: int) -> N
 
 
 def test_it_says_what_it_is() -> None:
-    assert "4, 10, s=3, d=3" in repr(ghost_of_everything())
-    assert "4, 11, s=3, d=3, pointwise=2" in repr(ghost_with_pointwise())
+    assert "4, 10, s=3, cheap=depthwise 3\n" in repr(ghost_of_everything())
+    assert "4, 11, s=3, cheap=depthwise 3 + pointwise 2\n" in repr(ghost_with_pointwise())
+    assert "4, 11, s=3, cheap=pointwise, ordered\n" in repr(ghost_of_mixtures("pointwise"))

@@ -179,8 +179,9 @@ def test_settings_hold_for_them_as_for_any_other() -> None:
     few = plan(found, TAKEN, exclude=["2.*"])
     assert [swap.target for swap in few.swaps] == MLPS[:2]
     assert not plan(found, TAKEN, parts="norm-act").swaps
-    mixed = plan(found, TAKEN, set={"1.mlp.0": {"s": 4, "d": 5, "pointwise": 3}})
-    assert [(swap.s, swap.d, swap.pointwise) for swap in mixed.swaps][:2] == [(4, 5, 3), (2, 3, 0)]  # type: ignore[union-attr]
+    mixed = plan(found, TAKEN, set={"1.mlp.0": {"s": 4, "cheap": "depthwise 5 + pointwise 3"}})
+    found = [(swap.s, str(swap.cheap)) for swap in mixed.swaps]  # type: ignore[union-attr]
+    assert found[:2] == [(4, "depthwise 5 + pointwise 3"), (2, "depthwise 3")]
 
 
 def test_a_network_of_nothing_else_has_something_to_ghost() -> None:

@@ -64,13 +64,23 @@ def test_settings_by_pattern(cli: Cli) -> None:
     assert {swap["target"]: swap["s"] for swap in planned["swaps"]} == {"0": 2, "3": 4}
 
 
-@pytest.mark.parametrize(("given", "rank"), [("none", 0), ("auto", 16), ("full", 16), ("4", 4)])
-def test_a_pointwise_convolution_is_asked_for(cli: Cli, given: str, rank: int) -> None:
-    options = ("mine:tiny", "--input", "3,8,8", "--pointwise", given, "--min-saving", "0", "--json")
+@pytest.mark.parametrize(
+    ("options", "cheap"),
+    [
+        (("--cheap", "depthwise"), "depthwise 3"),
+        (("--cheap", "depthwise 5 + pointwise 4"), "depthwise 5 + pointwise 4"),
+        (("--cheap", "pointwise 99"), "pointwise"),
+        (("--set", "3.cheap=pointwise 4"), "pointwise 4"),
+        (("--d", "5", "--pointwise", "none"), "depthwise 5"),  # the older words
+        (("--pointwise", "full"), "depthwise 3 + pointwise"),
+    ],
+)
+def test_a_cheap_operation_is_asked_for(cli: Cli, options: tuple[str, ...], cheap: str) -> None:
+    options = ("mine:tiny", "--input", "3,8,8", *options, "--min-saving", "0", "--json")
     (swap,) = json.loads(cli("plan", *options).out)["swaps"]
-    assert (swap["target"], swap["pointwise"]) == ("3", rank)
+    assert (swap["target"], swap["cheap"]) == ("3", cheap)
     (layer,) = json.loads(cli("compress", *options).out)["layers"]
-    assert layer["pointwise"] == rank
+    assert layer["cheap"] == cheap
 
 
 def test_a_network_that_resists_as_a_whole_is_compressed_in_parts_and_every_verb_says_so(cli: Cli) -> None:
@@ -258,6 +268,22 @@ def test_env_names_versions(cli: Cli) -> None:
         (["compress", "mine:tiny", "--input", "3,8,8", "--set", "3.s=64"], ["3:", "s = 64", "32"]),
         (["compress", "mine:tiny", "--input", "3,8,8", "--d", "4"], ["d", "odd"]),
         (["compress", "mine:tiny", "--input", "3,8,8", "--pointwise", "half"], ["ghost.pointwise = 'half'", "a rank"]),
+        (
+            ["compress", "mine:tiny", "--input", "3,8,8", "--cheap", "pointwize"],
+            ["--cheap", "Did you mean 'pointwise'"],
+        ),
+        (
+            ["compress", "mine:tiny", "--input", "3,8,8", "--cheap", "3x3"],
+            ["ghost.cheap = 3x3", "choose method g-ghost"],
+        ),
+        (
+            ["compress", "mine:tiny", "--input", "3,8,8", "--method", "g-ghost", "--cheap", "pointwise"],
+            ["ghost.cheap = pointwise", "choose method c-ghost"],
+        ),
+        (
+            ["compress", "mine:tiny", "--input", "3,8,8", "--cheap", "pointwise", "--d", "5"],
+            ["ghost.d = 5 has no effect with cheap pointwise", "which tells both"],
+        ),
         (["compress", "mine:tiny", "--input", "3,8,8", "--exclude", "3"], ["changes nothing"]),
         (["compress", "mine:tiny", "--input", "3,8,8", "--include", "layer*"], ["layer*", "no layer"]),
         (
@@ -347,7 +373,7 @@ def test_a_changed_run_is_refused(cli: Cli, change: str) -> None:
         content[-1] ^= 1
         weights.write_bytes(content)
     elif change == "plan":
-        plan.write_text(plan.read_text().replace("d: 3", "d: 5"))
+        plan.write_text(plan.read_text().replace("depthwise 3", "depthwise 5"))
     else:
         weights.unlink()
     refused(cli("scan", "runs/tiny"), "runs/tiny/")

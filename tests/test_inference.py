@@ -19,6 +19,7 @@ from zoo import ZOO, Net, conv_bn, head
 
 import ghostify
 from ghostify import Ghosted, GhostSettings
+from ghostify.cheap import Cheap
 from ghostify.errors import GhostifyError, RewriteError, RunError, TraceError
 from ghostify.ghosts import CGhost
 from ghostify.inference import Optimized, optimize
@@ -29,13 +30,14 @@ from ghostify.saving import read_run
 
 EVERYTHING = GhostSettings(also=get_args(Role), min_saving=0)
 FORMS: tuple[dict[str, Any], ...] = (
-    {"d": 1, "pointwise": 10_000, "ordered": True},
-    {"d": 3},
-    {"d": 1, "pointwise": 1},
-    {"d": 3, "pointwise": 10_000},
-    {"s": 3, "d": 1, "pointwise": 10_000},
-    {"parts": "norm-act"},
-    {"d": 1, "ordered": True},
+    {"cheap": Cheap(None, "full"), "ordered": True},
+    {"cheap": Cheap(3)},
+    {"cheap": Cheap(1, 1)},
+    {"cheap": Cheap(3, "full")},
+    {"s": 3, "cheap": Cheap(1, "full")},
+    {"cheap": Cheap(3), "parts": "norm-act"},
+    {"cheap": Cheap(1), "ordered": True},
+    {"s": 3, "cheap": Cheap(None, 1)},
 )
 """Settings of a ghost: by turns those of a net's layers, so that each net has several and each form meets each net."""
 each_net = pytest.mark.parametrize("net", ZOO, ids=lambda net: net.name)

@@ -99,7 +99,7 @@ def test_a_row_is_what_equations_one_to_three_add_up_to(
     """Worked out from the shapes of the original layers alone: m·c·k² + m·(s−1)·d² per position, m = ⌈n/s⌉."""
     recipe = recipe_of(name)
     cost = BASELINES[recipe.model.source]
-    s, d = recipe.ghost.s, recipe.ghost.d
+    s, d = recipe.ghost.s, recipe.ghost.cheap.depthwise
     for target, layer in network(recipe.model.source).named_modules():
         if not isinstance(layer, (nn.Conv2d, nn.Linear)) or not is_replaced(target, recipe):
             continue

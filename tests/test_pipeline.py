@@ -63,7 +63,7 @@ def test_settings_may_be_a_model_a_mapping_or_keywords(ghost: GhostSettings | di
 
 def test_keywords_win_over_given_settings() -> None:
     made = ghostify.convert(resnet8(), IMAGE, GhostSettings(s=3, d=5), s=2)
-    assert {(swap.s, swap.d) for swap in made.plan.swaps} == {(2, 5)}
+    assert {(swap.s, swap.cheap.d) for swap in made.plan.swaps} == {(2, 5)}
 
 
 def test_an_unknown_setting_is_an_error() -> None:

@@ -16,8 +16,10 @@ from torchvision.ops import DeformConv2d
 from zoo import Aliased, conv_bn, grouped, head, mobile, odd, plain, residual
 
 from ghostify import GhostSettings, Plan, plan, read_plan, rewrite, scan, trace
+from ghostify.cheap import Cheap
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RecipeError
+from ghostify.ghosts import intrinsic_maps
 from ghostify.networks import resnet8
 from ghostify.planning import check
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, c_ghost
@@ -39,7 +41,7 @@ def reasons(proposal: Plan) -> dict[str, str]:
 
 
 def ratios(proposal: Plan) -> dict[str, tuple[int, int]]:
-    return {swap.target: (swap.s, swap.d) for swap in proposal.swaps}
+    return {swap.target: (swap.s, swap.cheap.d) for swap in proposal.swaps}
 
 
 def refusal(call: Any, *args: Any, error: type[Exception] = PlanError, **kwargs: Any) -> str:
@@ -169,8 +171,8 @@ def a_site(c: int, n: int, k: int, groups: int = 1) -> Site:
     )
 
 
-def a_swap(site: Site, s: int = 2, d: int = 3, pointwise: int = 0) -> CGhostSwap:
-    swap = CGhostSwap(target="x", geometry=site.geometry, s=s, d=d, pointwise=pointwise, before=site.cost)
+def a_swap(site: Site, s: int = 2, cheap: str = "depthwise 3") -> CGhostSwap:
+    swap = CGhostSwap(target="x", geometry=site.geometry, s=s, cheap=cheap, before=site.cost)
     return swap.model_copy(update={"after": c_ghost.predict(site, swap)})
 
 
@@ -185,7 +187,7 @@ def a_swap(site: Site, s: int = 2, d: int = 3, pointwise: int = 0) -> CGhostSwap
     ],
 )
 def test_saving_per_element_by_hand(site: Site, s: int, d: int, by_hand: float) -> None:
-    assert saving_per_element(site, a_swap(site, s, d)) == pytest.approx(by_hand)
+    assert saving_per_element(site, a_swap(site, s, f"depthwise {d}")) == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,10 @@ def test_saving_per_element_by_hand(site: Site, s: int, d: int, by_hand: float) 
     ],
 )
 def test_a_pointwise_convolution_moves_elements_too(site: Site, s: int, rank: int, by_hand: float) -> None:
-    assert saving_per_element(site, a_swap(site, s, pointwise=rank)) == pytest.approx(by_hand)
+    assert saving_per_element(site, a_swap(site, s, f"depthwise 3 + pointwise {rank}")) == pytest.approx(by_hand)
+
+
+LOSES = "would cost more as a ghost (s = 2, cheap = depthwise 3) than it does now"
 
 
 def test_min_saving_is_a_threshold_and_zero_is_none() -> None:
@@ -213,9 +218,9 @@ def test_min_saving_is_a_threshold_and_zero_is_none() -> None:
     losing = a_site(4, 8, 1)
     assert isinstance(c_ghost.propose(losing, GhostSettings(min_saving=0)), CGhostSwap)
     refused = c_ghost.propose(losing, GhostSettings(min_saving=0.001))
-    assert isinstance(refused, Skip) and refused.reason == "would cost more as a ghost (s = 2, d = 3) than it does now"
-    refused = c_ghost.propose(a_site(4, 64, 3), GhostSettings(pointwise="full"))
-    assert "as a ghost (s = 2, d = 3, pointwise = 32) than" in refused.reason
+    assert isinstance(refused, Skip) and refused.reason == LOSES
+    refused = c_ghost.propose(a_site(4, 64, 3), GhostSettings(cheap="depthwise 3 + pointwise"))
+    assert "as a ghost (s = 2, cheap = depthwise 3 + pointwise) than" in refused.reason
 
 
 @pytest.mark.parametrize(
@@ -233,7 +238,13 @@ def test_no_default_swap_costs_more_macs_than_it_saves(model: nn.Module) -> None
 def rank_of(site: Site, **changes: Any) -> int:
     proposal = c_ghost.propose(site, GhostSettings(min_saving=0, **changes))
     assert isinstance(proposal, CGhostSwap)
-    return proposal.pointwise
+    return rank(proposal)
+
+
+def rank(swap: CGhostSwap) -> int:
+    """Of its pointwise convolution, 0 for none."""
+    n = int(swap.geometry.partition("→")[2].partition(" ")[0])
+    return swap.cheap.rank(n, intrinsic_maps(n, swap.s))
 
 
 @pytest.mark.parametrize(
@@ -263,22 +274,22 @@ def test_auto_falls_back_to_a_plain_ghost_where_a_pointwise_convolution_moves_to
     site = a_site(16, 16, 3)
     plain = saving_per_element(site, c_ghost.propose(site, GhostSettings(pointwise="none", min_saving=0)))
     proposed = c_ghost.propose(site, GhostSettings(min_saving=plain))
-    assert isinstance(proposed, CGhostSwap) and proposed.pointwise == 0
+    assert isinstance(proposed, CGhostSwap) and proposed.cheap == Cheap(3)
     assert isinstance(c_ghost.propose(site, GhostSettings(pointwise="full", min_saving=plain)), Skip)
 
 
 def test_auto_gives_a_linear_layer_none_and_a_rank_gives_it_one() -> None:
-    ranks = [{s.target: s.pointwise for s in plan(RESNET, pointwise=p, **ALL).swaps}["linear"] for p in ("auto", 2)]
+    ranks = [{s.target: rank(s) for s in plan(RESNET, pointwise=p, **ALL).swaps}["linear"] for p in ("auto", 2)]
     assert ranks == [0, 2]
 
 
 def test_a_pointwise_convolution_is_set_by_pattern() -> None:
     by_name = {"layer1.*": {"pointwise": "full"}, "layer2.0.conv1": {"pointwise": 3}, "layer3.*": {"pointwise": "none"}}
     proposal = plan(RESNET, pointwise=1, set=by_name, include=["layer*.conv1"], min_saving=0)
-    assert [(swap.pointwise, swap.settings) for swap in proposal.swaps] == [
-        (8, "s=2 d=3 pw"),
-        (3, "s=2 d=3 pw3"),
-        (0, "s=2 d=3"),
+    assert [(str(swap.cheap), swap.settings) for swap in proposal.swaps] == [
+        ("depthwise 3 + pointwise", "s=2 d=3 pw"),
+        ("depthwise 3 + pointwise 3", "s=2 d=3 pw3"),
+        ("depthwise 3", "s=2 d=3"),
     ]
     assert "s=2 d=3 pw3" in str(proposal)
 
@@ -286,18 +297,21 @@ def test_a_pointwise_convolution_is_set_by_pattern() -> None:
 @pytest.mark.parametrize(
     ("net", "own", "words"),
     [
-        (grouped(), {"pointwise": "full"}, ["1.body.1.0: pointwise = ", "groups"]),
-        (grouped(), {"pointwise": 1}, ["1.body.1.0: pointwise = 1", "groups"]),
-        (grouped(), {"pointwise": 1, "parts": "norm-act"}, ["1.body.1.0: pointwise = 1"]),
-        (resnet8(), {"pointwise": "full", "parts": "norm-act"}, ["layer1.0.conv1: pointwise = 8", "linear parts only"]),
+        (grouped(), {"pointwise": "full"}, ["1.body.1.0: cheap = depthwise 3 + pointwise", "groups"]),
+        (grouped(), {"pointwise": 1}, ["1.body.1.0: cheap = depthwise 3 + pointwise 1", "groups"]),
+        (grouped(), {"pointwise": 1, "parts": "norm-act"}, ["1.body.1.0: cheap = depthwise 3 + pointwise 1"]),
+        (grouped(), {"cheap": "pointwise"}, ["1.body.1.0: cheap = pointwise", "groups", "write depthwise 3"]),
+        (resnet8(), {"cheap": "pointwise", "parts": "norm-act"}, ["layer1.0.conv1: cheap = ", "linear parts only"]),
     ],
 )
 def test_one_that_cannot_be_is_refused_by_name(net: nn.Module, own: dict[str, Any], words: list[str]) -> None:
     name = words[0].partition(":")[0]
     message = refusal(plan, scan(net, X), set={name: own}, min_saving=0)
     assert [word for word in words if word not in message] == []
-    kept = plan(scan(net, X), set={name: {**own, "pointwise": "auto"}}, min_saving=0)
-    assert {swap.target: swap.pointwise for swap in kept.swaps}[name] == 0
+    others = {key: value for key, value in own.items() if key not in ("pointwise", "cheap")}
+    for auto in ("pointwise", "cheap"):
+        kept = plan(scan(net, X), set={name: {**others, auto: "auto"}}, min_saving=0)
+        assert {swap.target: swap.cheap for swap in kept.swaps}[name] == Cheap(3)
 
 
 @settings(deadline=None, max_examples=40, derandomize=True, database=None)
@@ -386,7 +400,7 @@ def as_dict(proposal: Plan) -> dict[str, Any]:
 def test_a_plan_is_read_from_yaml_and_from_json(tmp_path: Path, suffix: str) -> None:
     by_name = {"layer3.*": {"s": 2, "parts": "norm-act"}, "layer2.*": {"pointwise": 3}}
     proposal = plan(RESNET, s=3, pointwise="none", set=by_name, **ALL)
-    assert {swap.pointwise for swap in proposal.swaps} == {0, 3}
+    assert {str(swap.cheap) for swap in proposal.swaps} == {"depthwise 3", "depthwise 3 + pointwise 3"}
     text = proposal.to_yaml() if suffix == ".yaml" else proposal.model_dump_json()
     assert read_plan(written(tmp_path, text, suffix)) == proposal
 
@@ -411,12 +425,13 @@ def test_numbers_that_a_person_did_not_correct_are_worked_out_anew() -> None:
     assert check(Plan.model_validate(values), RESNET) == edited
 
 
-def test_a_plan_without_a_pointwise_convolution_has_none() -> None:
-    """As plans were before there was one."""
-    proposal = plan(RESNET, pointwise="none")
+def test_a_plan_of_two_numbers_means_what_it_meant() -> None:
+    """As plans of format 1 are: d, and since there was a pointwise convolution its rank."""
+    proposal = plan(RESNET, cheap="depthwise 3")
     values = as_dict(proposal)
     for swap in values["swaps"]:
-        del swap["pointwise"], swap["ordered"]
+        del swap["cheap"], swap["ordered"]
+        swap["d"] = 3
     assert check(Plan.model_validate(values), RESNET) == proposal
     for swap in values["swaps"]:
         swap["pointwise"] = 99
@@ -437,7 +452,7 @@ def test_a_skipped_layer_can_be_swapped_by_hand() -> None:
     """The stem too, which the settings keep."""
     values = as_dict(plan(RESNET))
     values["skips"] = [skip for skip in values["skips"] if skip["target"] != "conv1"]
-    values["swaps"].append({"target": "conv1", "geometry": "3→16 3x3", "s": 2, "d": 1})
+    values["swaps"].append({"target": "conv1", "geometry": "3→16 3x3", "s": 2, "cheap": "depthwise 1"})
     edited = check(Plan.model_validate(values), RESNET)
     assert targets(edited)[0] == "conv1"
     ghosted = rewrite(trace(resnet8(), X), Plan.model_validate(values))
@@ -485,8 +500,14 @@ def too_large(values: dict[str, Any]) -> None:
     values["swaps"][0]["s"] = 17
 
 
+def two_numbers(swap: dict[str, Any], d: int = 3, pointwise: Any = 0) -> None:
+    """A swap as format 1 tells it."""
+    del swap["cheap"]
+    swap.update(d=d, pointwise=pointwise)
+
+
 def with_norms(values: dict[str, Any]) -> None:
-    values["swaps"][0] |= {"pointwise": 2, "parts": "norm-act"}
+    values["swaps"][0] |= {"cheap": "pointwise 2", "parts": "norm-act"}
 
 
 @pytest.mark.parametrize(
@@ -498,7 +519,7 @@ def with_norms(values: dict[str, Any]) -> None:
         (unknown_skip, "names 'laier1', which CifarResNet does not have"),
         (wider, "made for another network: 'layer1.0.conv1' is 16→16 3x3 in CifarResNet, and 16→32 3x3 in the plan"),
         (too_large, "s = 17 is larger than the 16 output maps"),
-        (with_norms, "layer1.0.conv1: pointwise = 2: a pointwise convolution is added to linear parts only"),
+        (with_norms, "layer1.0.conv1: cheap = pointwise 2: a pointwise convolution goes with linear parts only"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -528,14 +549,16 @@ def test_a_layer_with_an_obstacle_cannot_be_swapped_by_hand() -> None:
 def test_a_grouped_layer_cannot_be_given_a_pointwise_convolution_by_hand() -> None:
     found = scan(grouped(), torch.zeros(1, 3, 8, 8))
     values = as_dict(plan(found, **ALL))
-    next(swap for swap in values["swaps"] if swap["target"] == "1.body.1.0")["pointwise"] = 1
+    next(swap for swap in values["swaps"] if swap["target"] == "1.body.1.0")["cheap"] = "depthwise 3 + pointwise 1"
     message = refusal(check, Plan.model_validate(values), found)
-    assert message.startswith("1.body.1.0: pointwise = 1: ") and "groups" in message
+    assert message.startswith("1.body.1.0: cheap = depthwise 3 + pointwise 1: ") and "groups" in message
 
 
 def test_a_linear_layer_cannot_be_given_a_norm_by_hand() -> None:
     def with_norm(values: dict[str, Any]) -> None:
-        values["swaps"].append({"target": "linear", "geometry": "64→10 1x1", "s": 2, "d": 1, "parts": "norm-act"})
+        values["swaps"].append(
+            {"target": "linear", "geometry": "64→10 1x1", "s": 2, "cheap": "depthwise 1", "parts": "norm-act"}
+        )
         values["skips"] = [skip for skip in values["skips"] if skip["target"] != "linear"]
 
     assert "linear" in refusal(check, edited(with_norm), RESNET)
@@ -544,11 +567,15 @@ def test_a_linear_layer_cannot_be_given_a_norm_by_hand() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v["swaps"][0].update(d=4), "odd"),
+        (lambda v: v["swaps"][0].update(cheap="depthwise 4"), "swaps.0.cheap = 'depthwise 4': it must be odd"),
+        (lambda v: v["swaps"][0].update(cheap="pointwize"), "Did you mean 'pointwise'?"),
+        (lambda v: v["swaps"][0].pop("cheap"), "key 'swaps.0.cheap' is missing"),
+        (lambda v: two_numbers(v["swaps"][0], d=4), "swaps.0.cheap = 'depthwise 4': it must be odd"),
         (lambda v: v["swaps"][0].update(s=1), "swaps.0.s"),
         (lambda v: v["swaps"][0].update(s="two"), "swaps.0.s"),
-        (lambda v: v["swaps"][0].update(pointwise=-1), "swaps.0.pointwise"),
-        (lambda v: v["swaps"][0].update(pointwise="full"), "swaps.0.pointwise"),
+        (lambda v: two_numbers(v["swaps"][0], pointwise=-1), "swaps.0.cheap = 'depthwise 3 + pointwise -1'"),
+        (lambda v: two_numbers(v["swaps"][0], pointwise="all"), "swaps.0.cheap = 'depthwise 3 + pointwise all'"),
+        (lambda v: v["swaps"][0].update(pointwise=2), "unknown key 'swaps.0.pointwise'"),
         (lambda v: v["swaps"][0].update(targett="x"), "unknown key 'swaps.0.targett'. Did you mean 'target'?"),
         (lambda v: v["swaps"][0].pop("target"), "key 'swaps.0.target' is missing"),
         (lambda v: v["swaps"][0].update(rule="c-gost"), "swaps.0.rule = 'c-gost'"),

@@ -85,6 +85,8 @@ SIGNATURES = {
         "act: Callable[[], nn.Module] | None = None",
         "pointwise: int = 0",
         "ordered: bool = False",
+        "cheap: Cheap | str | None = None",
+        "m: int | None = None",
         "-> None",
     ],
     "compare": [

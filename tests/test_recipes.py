@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ghostify.cheap import Cheap
 from ghostify.errors import RecipeError
 from ghostify.planning import plan, scan_for
 from ghostify.recipe import Recipe, make_recipe, read_recipe
@@ -71,8 +72,8 @@ def test_a_paper_recipe_needs_no_data(name):
 def test_a_c_ghost_recipe_ghosts_what_the_paper_ghosts(name):
     recipe = read_recipe(RECIPES[name])
     assert recipe.ghost.min_saving == 0
-    assert recipe.ghost.pointwise == "none" and "pointwise" in recipe.ghost.model_fields_set
-    assert f"-s{recipe.ghost.s}-d{recipe.ghost.d}" in name
+    assert recipe.ghost.cheap == Cheap(recipe.ghost.cheap.depthwise)
+    assert f"-s{recipe.ghost.s}-d{recipe.ghost.cheap.depthwise}" in name
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -127,7 +128,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(values, key, sugge
 @pytest.mark.parametrize("ghost", [{"d": 4}, {"set": {"layer1.*": {"d": 4}}}])
 def test_an_even_d_is_refused_with_the_odd_neighbours(ghost):
     message = refusal({**SMALLEST, "ghost": ghost})
-    assert "d must be odd" in message
+    assert "d = 4: it must be odd" in message
     assert "3 or 5" in message
 
 

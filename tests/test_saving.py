@@ -40,15 +40,15 @@ def test_outputs_come_back_bit_by_bit(tmp_path: Path) -> None:
     assert (loaded.before, loaded.after) == (made.before, made.after)
 
 
-@pytest.mark.parametrize("pointwise", ["full", 2])
-def test_pointwise_convolutions_come_back_with_the_plan(tmp_path: Path, pointwise: str | int) -> None:
-    made = ghostify.convert(resnet8(), IMAGE[:1], pointwise=pointwise)
+@pytest.mark.parametrize("cheap", ["pointwise", "pointwise 2", "depthwise 3 + pointwise", "depthwise 1 + pointwise 2"])
+def test_cheap_operations_come_back_with_the_plan(tmp_path: Path, cheap: str) -> None:
+    made = ghostify.convert(resnet8(), IMAGE[:1], cheap=cheap)
     for parameter in made.module.parameters():  # as if trained
         nn.init.normal_(parameter, std=0.1)
     ghostify.save(made, tmp_path / "run", model="ghostify:resnet8", report=ghostify.compare(made))
     loaded = ghostify.load(tmp_path / "run")
     assert torch.equal(outputs(loaded.module), outputs(made.module))
-    assert loaded.plan == made.plan and all(swap.pointwise for swap in loaded.plan.swaps)
+    assert loaded.plan == made.plan and {str(swap.cheap) for swap in loaded.plan.swaps} == {cheap}
     assert read_report(tmp_path / "run") == ghostify.compare(made)
 
 

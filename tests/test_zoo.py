@@ -257,7 +257,7 @@ def test_pointwise_convolutions_cost_what_is_predicted_and_change_nothing_yet(ne
     ghosted = rewrite(the.traced, plan(the.scan, EAGER, pointwise="full"))
     assert ghosted.plan.after == ghosted.after.cost
     assert [swap.target for swap in ghosted.plan.swaps] == [swap.target for swap in the.plan.swaps]
-    assert any(swap.pointwise for swap in ghosted.plan.swaps)
+    assert any(swap.cheap.pointwise for swap in ghosted.plan.swaps)
     old, new = (evaluated(module, the.example) for module in (the.ghosted.module, ghosted.module))
     assert all(torch.equal(one, other) for one, other in zip(old, new, strict=True))
 
@@ -326,7 +326,7 @@ def test_every_swap_is_a_ghost_under_every_name_of_its_layer(net: Net) -> None:
         assert site is not None
         ghost = new.get_submodule(swap.target)
         assert type(ghost) is (CGhostLinear if site.kind == "linear" else CGhost)
-        assert (ghost.s, ghost.d) == (swap.s, swap.d)
+        assert (ghost.s, ghost.operation) == (swap.s, swap.cheap)
         assert all(new.get_submodule(alias) is ghost for alias in site.aliases)
     assert len(ghosts(new)) == len(the.plan.swaps)
 

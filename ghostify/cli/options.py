@@ -43,8 +43,12 @@ def _setting(
     metavar: str | None = None,
     default: str | None = None,
     repeatable: bool = False,
+    hidden: bool = False,
 ) -> Any:
-    """The option that stands for the setting ``key``; ``default`` is for where a verb's own is not the setting's."""
+    """The option that stands for the setting ``key``; ``default`` is for where a verb's own is not the setting's.
+
+    An older word for a setting is read and not shown (``hidden``).
+    """
     KEYS[name] = key
     FLAGS[name] = flag = flag or f"--{name.replace('_', '-')}"
     about, usual = meaning(key)
@@ -53,7 +57,7 @@ def _setting(
         about = f"{about.removesuffix('.')} (default: {shown})."
     if repeatable or isinstance(usual, tuple):
         about = f"{about} Repeatable."
-    return typer.Option(flag, help=about, show_default=False, metavar=metavar, rich_help_panel=panel)
+    return typer.Option(flag, help=about, show_default=False, metavar=metavar, rich_help_panel=panel, hidden=hidden)
 
 
 def _as_typed(default: Any) -> str:
@@ -88,8 +92,9 @@ BatchSize = Annotated[int | None, _setting("batch_size", "data.batch_size", SUBJ
 
 MethodName = Annotated[str | None, _setting("method", "ghost.method", CHANGES, metavar="METHOD")]
 S = Annotated[int | None, _setting("s", "ghost.s", CHANGES)]
-D = Annotated[int | None, _setting("d", "ghost.d", CHANGES)]
-PointwiseForm = Annotated[str | None, _setting("pointwise", "ghost.pointwise", CHANGES, metavar="FORM")]
+CheapForm = Annotated[str | None, _setting("cheap", "ghost.cheap", CHANGES, metavar="OPERATION")]
+D = Annotated[int | None, _setting("d", "ghost.d", CHANGES, hidden=True)]
+PointwiseForm = Annotated[str | None, _setting("pointwise", "ghost.pointwise", CHANGES, metavar="FORM", hidden=True)]
 GhostShare = Annotated[float | None, _setting("ratio", "ghost.ratio", CHANGES)]
 PresetName = Annotated[str | None, _setting("preset", "ghost.preset", CHANGES, metavar="PRESET")]
 Width = Annotated[float | None, _setting("width", "ghost.width", CHANGES)]

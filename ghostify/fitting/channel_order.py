@@ -191,7 +191,9 @@ def _layers(splits: Sequence[Split], walk: Interpreter, ordering: Ordering | Non
         weights = slope.square()
         errors = pairs.errors() * weights / (weights * pairs.variances).sum().clamp_min(1e-30)
         selectable = groups == 1 and isinstance(conv, Conv)
-        yield _Layer(wish.target, roots, classes, layout(n, wish.s, groups).numpy(), errors.cpu().numpy(), selectable)
+        yield _Layer(
+            wish.target, roots, classes, layout(n, wish.s, groups, wish.m).numpy(), errors.cpu().numpy(), selectable
+        )
 
 
 def own_split(errors: np.ndarray, parts: np.ndarray, classes: np.ndarray, pairs: int = _PAIRS) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The ghost layers: plain modules that know nothing of graphs."""
 
-from ghostify.ghosts.c_ghost import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
+from ghostify.ghosts.c_ghost import CGhost, CGhostLinear, check, intrinsic_maps
 from ghostify.ghosts.g_ghost import GGhostStage
 from ghostify.ghosts.mix import Mix, PooledBatchNorm2d
 
@@ -12,6 +12,4 @@ __all__ = [
     "PooledBatchNorm2d",
     "check",
     "intrinsic_maps",
-    "low_rank",
-    "pointwise_size",
 ]

@@ -9,25 +9,25 @@ cheap part is s−1 depthwise convolutions instead of one with a channel multipl
 order, and inference engines keep it on their fast path), and with g groups the maps are interleaved by group, so that
 every group of outputs still reads its own group of inputs and no other.  It is as true of one and of three dimensions.
 
-An option of our own, ``pointwise``: besides the depthwise filter of its own intrinsic map, every ghost map is given a
-1x1 convolution over all of them,
+The cheap operation is a value (``ghostify.cheap``): the papers' s−1 depthwise convolutions, a pointwise one over all
+intrinsic maps, or the sum of both:
 
     [Φ_1(Y'), …, Φ_{s−1}(Y')] + P·Y'       the pointwise convolution,  (N, m, H', W') → (N, n−m, H', W')
-
-with P full, (n−m) x m, or of rank r, P = A·B: (N, m, …) → (N, r, …) → (N, n−m, …).  The papers' ghosts have none.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from ghostify.cheap import USUAL, Cheap
 from ghostify.errors import PlanError
 from ghostify.ghosts.narrowing import (
     PLAIN,
@@ -55,32 +55,38 @@ def intrinsic_maps(n: int, s: int, groups: int = 1) -> int:
     return groups * math.ceil(n / groups / s)
 
 
-def pointwise_size(n: int, m: int, rank: int) -> int:
-    """Weights of the pointwise convolution from m intrinsic maps to n − m ghost maps, of that rank; 0 for rank 0."""
-    return min(rank * n, m * (n - m))
+Norm = Callable[[int], nn.Module]
+Act = Callable[[], nn.Module]
 
 
-def low_rank(n: int, m: int, rank: int) -> int:
-    """The rank where P is stored as A·B, of rank·n weights; 0 where there is none or a full P costs no more."""
-    return rank if rank * n < m * (n - m) else 0
+class _Form(NamedTuple):
+    """What a ghost module is besides the geometry of the convolution it stands for."""
+
+    s: int
+    cheap: Cheap
+    m: int | None
+    norm: Norm | None
+    act: Act | None
+    ordered: bool
 
 
 class CGhost(nn.Module):
     """A C-Ghost module with the contract of ``nn.Conv2d``: (N, c, H, W) → (N, n, H', W').
 
-    Takes ``nn.Conv2d``'s arguments (they belong to the primary convolution) and the ghost's own: the ratio ``s`` ≥ 2,
-    the odd cheap kernel size ``d``, and optionally ``norm`` (channels → module) and ``act`` (→ module), which then
-    follow the primary convolution and each cheap one, as in C-GhostNet; without them the module is linear, as in the
-    papers' converted networks.  ``pointwise`` is the rank of a 1x1 convolution over all intrinsic maps that is added to
-    the ghosts: 0 for none, as in the papers; ``min(m, n − m)`` or more for a full one.  ``ordered`` gives it a buffer
-    ``order`` (n,): output c is then the map at place ``order[c]`` of what is concatenated, so that any output may be
-    intrinsic.  Raises ``PlanError`` for a ratio above the width of a group, an even ``d``, or a pointwise convolution
-    with groups, ``norm`` or ``act``.
+    Takes ``nn.Conv2d``'s arguments (they belong to the primary convolution) and the ghost's own: the ratio ``s`` ≥ 2
+    and the ``cheap`` operation, a value or what one is written as (``"depthwise 3"``, ``"pointwise"``); in its place,
+    the odd size ``d`` of depthwise filters and the rank ``pointwise`` of a 1x1 convolution over all intrinsic maps that
+    is added to them (0 for none, ``min(m, n − m)`` or more for a full one).  ``m`` is the number of intrinsic maps
+    where it is not ⌈n/s⌉.  ``norm`` (channels → module) and ``act`` (→ module) follow the primary convolution and each
+    depthwise one, as in C-GhostNet; without them the module is linear, as in the papers' converted networks.
+    ``ordered`` gives it a buffer ``order`` (n,): output c is then the map at place ``order[c]`` of what is
+    concatenated, so that any output may be intrinsic.  Raises ``PlanError`` for a ratio above the width of a group, an
+    even ``d``, or a pointwise convolution with groups, ``norm`` or ``act``.
     """
 
     if TYPE_CHECKING:  # torch.jit.script reads annotations of a class, and none with a bar in it
         order: Tensor | None
-    __jit_unused_properties__: ClassVar[list[str]] = ["bias", "_own_primary"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["bias", "operation", "_own_primary"]
 
     def __init__(
         self,
@@ -97,20 +103,23 @@ class CGhost(nn.Module):
         dtype: Any = None,
         *,
         s: int = 2,
-        d: int = 3,
+        d: int = USUAL,
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] | None = None,
         pointwise: int = 0,
         ordered: bool = False,
+        cheap: Cheap | str | None = None,
+        m: int | None = None,
     ) -> None:
         super().__init__()
         place = {"device": device, "dtype": dtype}
 
-        def primary(m: int) -> Conv:
+        def primary(filters: int) -> Conv:
             fields = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-            return nn.Conv2d(in_channels, m, *fields, **place)
+            return nn.Conv2d(in_channels, filters, *fields, **place)
 
-        self._assemble(primary, out_channels, groups, bias, s, d, norm, act, pointwise, ordered, place)
+        form = _Form(s, _one_of(cheap, d, pointwise), m, norm, act, ordered)
+        self._assemble(primary, out_channels, groups, bias, form, place)
 
     def _assemble(
         self,
@@ -118,23 +127,19 @@ class CGhost(nn.Module):
         out_channels: int,
         groups: int,
         bias: bool,
-        s: int,
-        d: int,
-        norm: Callable[[int], nn.Module] | None,
-        act: Callable[[], nn.Module] | None,
-        pointwise: int,
-        ordered: bool,
+        form: _Form,
         place: dict[str, Any],
     ) -> None:
         """Put the parts together; ``primary`` makes a convolution of m filters, of any class and dimensions."""
-        check(out_channels, s, d, groups, pointwise, linear=norm is None and act is None)
-        m = intrinsic_maps(out_channels, s, groups)
+        s, cheap, asked, norm, act, ordered = form
+        check(out_channels, s, cheap, groups, linear=norm is None and act is None, m=asked)
+        m = intrinsic_maps(out_channels, s, groups) if asked is None else asked
         conv: Any = primary(m)
-        self._m, self._dimensions = m, dimensions(conv)
+        self.m, self._dimensions = m, dimensions(conv)
         self._channels = -1 - self._dimensions
         """The dimension of the channels, counted from the right, for an image may come without a batch."""
         plain: Any = PLAIN[self._dimensions]
-        self.in_channels, self.out_channels, self.groups, self.s, self.d = conv.in_channels, out_channels, groups, s, d
+        self.in_channels, self.out_channels, self.groups, self.s = conv.in_channels, out_channels, groups, s
         # A forward may ask a layer for these, as one does who pads by hand.
         self.kernel_size, self.stride, self.padding, self.dilation = (
             conv.kernel_size,
@@ -144,12 +149,11 @@ class CGhost(nn.Module):
         )
         self.padding_mode = conv.padding_mode
         self.primary = _part(conv, m, norm, act, place)
-        self.cheap = nn.ModuleList(
-            _part(plain(m, m, d, padding=d // 2, groups=m, bias=bias, **place), m, norm, act, place)
-            for _ in range(s - 1)
-        )
-        self.rank = min(pointwise, m, out_channels - m)
-        self.pointwise = _pointwise(plain, out_channels, m, self.rank, place)
+        self.d = cheap.d
+        filters = cheap.filters(plain, m, s, bias, **place)
+        self.cheap = nn.ModuleList(_part(conv, m, norm, act, place) for conv in filters)
+        self.rank = cheap.rank(out_channels, m)
+        self.pointwise = _one_module(cheap.mixing(plain, out_channels, m, bias, **place))
         self.register_buffer("order", torch.arange(out_channels, device=place["device"]) if ordered else None)
 
     @classmethod
@@ -157,19 +161,23 @@ class CGhost(nn.Module):
         cls,
         conv: Conv,
         s: int = 2,
-        d: int = 3,
-        norm: Callable[[int], nn.Module] | None = None,
-        act: Callable[[], nn.Module] | None = None,
+        d: int = USUAL,
+        norm: Norm | None = None,
+        act: Act | None = None,
         pointwise: int = 0,
         order: Sequence[int] | None = None,
+        *,
+        cheap: Cheap | str | None = None,
+        m: int | None = None,
     ) -> CGhost:
         """The module that takes the place of ``conv``, on its device, in its dtype and mode, with its weights.
 
         The simplest honest rule of carrying weights: within each group the first filters become the primary ones as
-        they are; the filter of each ghost map is projected on its intrinsic map's, ``⟨w_j, w_i⟩ / ⟨w_i, w_i⟩``, and
-        that one number is the centre tap of its cheap kernel.  The pointwise convolution begins at zero.  Ghosts so
-        made are rough; fitting refines them.  ``order`` makes the module ordered so; "first" filters are then those of
-        the outputs whose maps stand first.
+        they are.  The filter of each ghost map is projected on its intrinsic map's, ``⟨w_j, w_i⟩ / ⟨w_i, w_i⟩``, and
+        that one number is the centre tap of its depthwise filter; a pointwise convolution beside it begins at zero.
+        One that is alone begins as the projection on all of them, ``P = W_g W_pᵀ (W_p W_pᵀ)⁻¹``.  Ghosts so made are
+        rough; fitting refines them.  ``order`` makes the module ordered so; "first" filters are then those of the
+        outputs whose maps stand first.
 
         A convolution with a forward of its own becomes a primary convolution of its own class, and filters are compared
         as it prepares them; raises ``PlanError`` where fewer filters would give other maps.  Parametrisations are
@@ -183,8 +191,9 @@ class CGhost(nn.Module):
         ghost = cls.__new__(cls)
         nn.Module.__init__(ghost)
         place = {"device": "meta", "dtype": conv.weight.dtype}
-        fields = (conv.out_channels, conv.groups, conv.bias is not None, s, d, norm, act, pointwise, order is not None)
-        ghost._assemble(partial(_primary, conv, order), *fields, place)
+        form = _Form(s, _one_of(cheap, d, pointwise), m, norm, act, order is not None)
+        fields = (conv.out_channels, conv.groups, conv.bias is not None)
+        ghost._assemble(partial(_primary, conv, order), *fields, form, place)
         weight, bias = prepared(conv) if has_own_forward(conv) else (conv.weight, conv.bias)
         ghost._take_over(conv, weight, bias, order)
         return ghost
@@ -195,7 +204,10 @@ class CGhost(nn.Module):
         return self._maps(x)
 
     def _maps(self, x: Tensor) -> Tensor:
-        y = self.primary(x)
+        return self._all_of(self.primary(x))
+
+    def _all_of(self, y: Tensor) -> Tensor:
+        """The n maps of the m intrinsic ones."""
         ghosts = [cheap(y) for cheap in self.cheap]
         if self.pointwise is not None:
             ghosts = self._added(ghosts, self.pointwise(y))
@@ -208,24 +220,51 @@ class CGhost(nn.Module):
     def renumber(self, out_channels: int) -> None:
         """Bring its numbers in line with parts that have been given fewer channels, and give so many together."""
         conv: Any = _conv_of(self.primary)
-        self._m, self.out_channels = conv.out_channels, out_channels
+        self.m, self.out_channels = conv.out_channels, out_channels
         self.in_channels, self.groups = conv.in_channels, conv.groups
         if isinstance(self.pointwise, nn.Sequential):
             self.rank = self.pointwise[0].out_channels  # type: ignore[assignment]
         else:
-            self.rank = min(self.rank, self._m, out_channels - self._m)
+            self.rank = min(self.rank, self.m, out_channels - self.m)
+
+    @property
+    def operation(self) -> Cheap:
+        """Its cheap operation; ``cheap`` are the depthwise convolutions of that, by the name their weights have."""
+        depthwise = self.d if len(self.cheap) else None
+        if self.pointwise is None:
+            return Cheap(depthwise)
+        return Cheap(depthwise, self.rank if isinstance(self.pointwise, nn.Sequential) else "full")
+
+    @torch.no_grad()
+    def linear_map(self, on_vectors: bool = False) -> tuple[Tensor, Tensor | None] | None:
+        """What follows the primary convolution as one 1x1 convolution, in the module's order of maps, in float64.
+
+        The weight (n, m), of which m rows are those of the identity, and the bias (n,), None where there is none.  None
+        of both where there is no such convolution: with depthwise filters larger than 1x1, unless what they read are
+        vectors (maps of 1x1), or with norms and activations.
+        """
+        if isinstance(self.primary, nn.Sequential) or not (self.d == 1 or on_vectors):
+            return None
+        rest = copy.deepcopy(self, {id(self.primary): nn.Identity()}).double()
+        # A linear operation on maps is known by what it makes of unit maps, and of none.
+        units = torch.eye(self.m, device=next(self.parameters()).device, dtype=torch.float64)
+        probes = torch.cat([units, units.new_zeros(1, self.m)])
+        made = rest._all_of(probes.reshape(*probes.shape, *[1] * self._dimensions)).flatten(1)
+        return (made[:-1] - made[-1]).T.contiguous(), made[-1] if _conv_of(self.primary).bias is not None else None
 
     def extra_repr(self) -> str:
-        extras = f", pointwise={self.rank}" if self.rank else ""
-        extras += "" if self.order is None else ", ordered"
-        return f"{self.in_channels}, {self.out_channels}, s={self.s}, d={self.d}{extras}"
+        ordered = "" if self.order is None else ", ordered"
+        return f"{self.in_channels}, {self.out_channels}, s={self.s}, cheap={self.operation}{ordered}"
 
     def _added(self, ghosts: list[Tensor], pointwise: Tensor) -> list[Tensor]:
         """s−1 tensors (N, m, H, W) and one (N, n−m, H, W) → their sums, n−m maps in pieces of m, the last one shorter.
 
-        Where m·(s−1) ≥ n, the last ghosts are all dropped, as the slice would drop them.
+        Where m·(s−1) ≥ n, the last ghosts are all dropped, as the slice would drop them.  Without depthwise ones the
+        pointwise convolution's are the ghosts.
         """
-        m, left = self._m, self.out_channels - self._m
+        if len(ghosts) == 0:
+            return [pointwise]
+        m, left = self.m, self.out_channels - self.m
         sums: list[Tensor] = []
         for index, ghost in enumerate(ghosts):
             start = index * m
@@ -238,7 +277,7 @@ class CGhost(nn.Module):
 
     def _merge(self, maps: list[Tensor]) -> Tensor:
         """s tensors (N, m, H, W) → (N, n, H, W): concatenated, group by group, and sliced where they are too many."""
-        exact = self.pointwise is not None or self.s * self._m == self.out_channels
+        exact = self.pointwise is not None or self.s * self.m == self.out_channels
         width, channels = self.out_channels // self.groups, self._channels
         if self.groups > 1:
             return interleaved(maps, self.groups, channels, None if exact else width)
@@ -284,6 +323,9 @@ class CGhost(nn.Module):
             primary.weight.copy_(banks[0])
             if biases is not None:
                 primary.bias.copy_(biases[0])  # type: ignore[union-attr]
+        if not cheap:
+            self._carry_mixture(banks, biases)
+            return
         for i, conv in enumerate(cheap, start=1):
             tap = _projection(banks[i], banks[0])
             conv.weight.zero_()
@@ -295,11 +337,24 @@ class CGhost(nn.Module):
         if self.pointwise is not None:
             nn.init.zeros_([*self.pointwise.parameters()][-1])
 
+    def _carry_mixture(self, banks: list[Tensor], biases: list[Tensor] | None) -> None:
+        """Fill a pointwise convolution that is alone: ghosts are the mixtures nearest to their filters."""
+        left = self.out_channels - self.m
+        ghosts = torch.cat(banks[1:])[:left]
+        mixture = _mixture(ghosts, banks[0])
+        convs = [part for part in self.pointwise.modules() if isinstance(part, Conv)]  # type: ignore[union-attr]
+        for conv, factor in zip(convs, _factors(mixture, self.rank if len(convs) > 1 else 0), strict=True):
+            conv.weight.copy_(factor.reshape(conv.weight.shape))
+        if biases is not None:
+            rest = torch.cat(biases[1:])[:left]
+            convs[-1].bias.copy_(rest - mixture.to(rest.dtype) @ biases[0])  # type: ignore[union-attr]
+
     def _by_part(self, values: Tensor) -> list[Tensor]:
         """(n, …) → s tensors (m, …): the outputs each part stands for; zeros where the slice drops them."""
         grouped = values.unflatten(0, (self.groups, -1))
-        per_part = self._m // self.groups
-        if missing := self.s * per_part - grouped.shape[1]:
+        per_part = self.m // self.groups
+        missing = self.s * per_part - grouped.shape[1]
+        if missing > 0:
             grouped = torch.cat([grouped, grouped.new_zeros(self.groups, missing, *grouped.shape[2:])], 1)
         return [part.flatten(0, 1) for part in grouped.split(per_part, 1)]
 
@@ -325,7 +380,16 @@ class CGhostLinear(CGhost):
     """
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, s: int = 2, d: int = 3, pointwise: int = 0) -> CGhostLinear:
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        s: int = 2,
+        d: int = USUAL,
+        pointwise: int = 0,
+        *,
+        cheap: Cheap | str | None = None,
+        m: int | None = None,
+    ) -> CGhostLinear:
         """The module that takes the place of ``linear``, with its weights, as ``from_conv`` carries them."""
         if parametrize.is_parametrized(linear):
             linear = folded(linear)
@@ -337,8 +401,8 @@ class CGhostLinear(CGhost):
             device="meta",
             dtype=linear.weight.dtype,
             s=s,
-            d=d,
-            pointwise=pointwise,
+            cheap=_one_of(cheap, d, pointwise),
+            m=m,
         )
         ghost._take_over(linear, linear.weight[:, :, None, None], linear.bias)
         return ghost
@@ -360,36 +424,45 @@ def _of_linear(maps: Tensor, x: Tensor) -> Tensor:
     return maps.flatten(1) if x.dim() == 2 else maps.permute(0, 2, 3, 1).contiguous()
 
 
-def check(n: int, s: int, d: int, groups: int = 1, pointwise: int = 0, linear: bool = True) -> None:
-    """Raise ``PlanError`` unless n outputs in ``groups`` groups can be made with ratio ``s`` and cheap kernel ``d``.
+def check(n: int, s: int, cheap: Cheap, groups: int = 1, linear: bool = True, m: int | None = None) -> None:
+    """Raise ``PlanError`` unless n outputs in ``groups`` groups can be made with ratio ``s`` and a cheap operation.
 
-    A pointwise convolution (a rank above 0) takes one group, and parts without norm and activation (``linear``).
+    A pointwise convolution takes one group, and parts without norm and activation (``linear``).  ``m``: the number of
+    intrinsic maps, where it is set.
     """
     if s < 2:
         raise PlanError(f"ratio s = {s}: a ghost module needs s of 2 or more.")
-    if d < 1 or d % 2 == 0:
-        raise PlanError(f"cheap kernel d = {d}: it must be odd, so that it keeps the map's size; try {d + 1}.")
     if s > n // groups:
         raise PlanError(f"ratio s = {s} is larger than the {n // groups} output maps{' of a group' * (groups > 1)}.")
-    if pointwise < 0:
-        raise PlanError(f"pointwise = {pointwise}: the rank must be 0 (no pointwise convolution) or more.")
-    if pointwise and groups > 1:
-        raise PlanError(f"pointwise = {pointwise}: a 1x1 convolution over all maps would join its {groups} groups.")
-    if pointwise and not linear:
+    cheap.require(groups, linear)
+    if m is not None:
+        _check_intrinsic(m, n, s, cheap, groups)
+
+
+def _check_intrinsic(m: int, n: int, s: int, cheap: Cheap, groups: int) -> None:
+    """Depthwise filters make s−1 ghosts of each intrinsic map, so these must be ⌈n/s⌉ or more; a mixture any number."""
+    least = groups if cheap.depthwise is None else intrinsic_maps(n, s, groups)
+    if not least <= m < n or m % groups:
         raise PlanError(
-            f"pointwise = {pointwise}: a pointwise convolution is added to linear parts only, and these have a "
-            "normalisation or an activation of their own."
+            f"m = {m} intrinsic maps: of {n} outputs{f' in {groups} groups' if groups > 1 else ''} they must be "
+            f"{least} to {n - groups}{f', a multiple of {groups}' if groups > 1 else ''}."
         )
 
 
-def _pointwise(plain: Any, n: int, m: int, rank: int, place: dict[str, Any]) -> nn.Module | None:
-    """P, (N, m, H, W) → (N, n−m, H, W): none for rank 0, two convolutions where that costs less than one."""
-    if rank == 0:
-        return None
-    if not low_rank(n, m, rank):
-        made: nn.Module = plain(m, n - m, 1, bias=False, **place)
-        return made
-    return nn.Sequential(plain(m, rank, 1, bias=False, **place), plain(rank, n - m, 1, bias=False, **place))
+def _one_of(cheap: Cheap | str | None, d: int, rank: int) -> Cheap:
+    """The cheap operation, told by a value or by the two numbers of filters and a pointwise convolution."""
+    if cheap is None:
+        return Cheap.of_numbers(d, rank)
+    if (d, rank) != (USUAL, 0):
+        raise PlanError(f"cheap = {cheap} and d = {d}, pointwise = {rank} both tell the cheap operation; give cheap.")
+    return Cheap.of(cheap)
+
+
+def _one_module(convs: list[nn.Module]) -> nn.Module | None:
+    """Convolutions one after the other as a module; None for none."""
+    if len(convs) > 1:
+        return nn.Sequential(*convs)
+    return convs[0] if convs else None
 
 
 def _primary(conv: Conv, order: Sequence[int] | None, m: int) -> Conv:
@@ -429,3 +502,23 @@ def _projection(filters: Tensor, onto: Tensor) -> Tensor:
     w, v = filters.flatten(1).to(wide), onto.flatten(1).to(wide)
     norm = torch.einsum("mi,mi->m", v, v)
     return torch.where(norm > 0, torch.einsum("mi,mi->m", w, v) / norm.clamp_min(1e-30), 1.0).to(filters.dtype)
+
+
+def _mixture(filters: Tensor, of: Tensor) -> Tensor:
+    """The P nearest to filters ≈ P · of: (g, …), (m, …) → (g, m), in float64.
+
+    A small ridge keeps it finite where filters are alike, or zero, or as many as their unknowns.
+    """
+    w, v = filters.double().flatten(1), of.double().flatten(1)
+    gram = v @ v.T
+    ridge = gram.diagonal().mean().clamp_min(1e-30) * 1e-4
+    eye = torch.eye(len(v), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + ridge * eye, v @ w.T).T
+
+
+def _factors(p: Tensor, rank: int) -> list[Tensor]:
+    """[P], or for a rank above 0 the factors [B, A] of the A·B of that rank nearest to P."""
+    if rank == 0:
+        return [p]
+    left, values, right = torch.linalg.svd(p, full_matrices=False)
+    return [right[:rank], left[:, :rank] * values[:rank]]

@@ -27,7 +27,7 @@ from ghostify.ghosts.selecting import selected
 fx.wrap("selected")
 
 Entry = Literal["slice", "projection"]
-Cheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
+StageCheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
 CheapInput = Literal["slice", "full"]
 Channels = int | Tensor | Sequence[int]
 """The first so many channels (which are sliced), or the indices of some (which are selected)."""
@@ -65,7 +65,7 @@ class GGhostStage(nn.Module):
         kept_out: Channels | None = None,
         thin_widths: Sequence[int] | None = None,
         entry: Entry = "slice",
-        cheap: Cheap = "1x1",
+        cheap: StageCheap = "1x1",
         cheap_input: CheapInput = "slice",
         mix: Literal[0, 1, 2] = 1,
         mix_y1: bool = True,
@@ -193,7 +193,7 @@ def _inverse(order: list[int]) -> list[int]:
 
 
 def _check_options(entry: str, cheap: str, cheap_input: str, mix: int) -> None:
-    known = {"entry": (entry, Entry), "cheap": (cheap, Cheap), "cheap_input": (cheap_input, CheapInput)}
+    known = {"entry": (entry, Entry), "cheap": (cheap, StageCheap), "cheap_input": (cheap_input, CheapInput)}
     for name, (value, options) in known.items():
         names = get_args(options)
         if value not in names:
@@ -216,7 +216,9 @@ def _thin_widths(widths: Sequence[int] | None, blocks: int, last: int) -> list[i
     return list(widths)
 
 
-def _cheap(kind: Cheap, channels: int, ghosts: int, cheap_input: CheapInput, place: dict[str, Any]) -> nn.Module | None:
+def _cheap(
+    kind: StageCheap, channels: int, ghosts: int, cheap_input: CheapInput, place: dict[str, Any]
+) -> nn.Module | None:
     """C of Eq. 9.  (N, channels, H, W) → (N, ghosts, H, W)"""
     if kind == "none":
         return None

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ghostify.ghosts import CGhost
@@ -51,55 +50,18 @@ def merged(ghost: CGhost, on_vectors: bool = False) -> nn.Module | None:
     somebody watches it by hooks, and where plain layers would cost more than ``MOST_MACS``.  ``on_vectors`` says that
     it reads vectors, (N, c), of which a kernel of any size sees one place.
     """
-    if not _is_mixture(ghost, on_vectors):
+    mixing = ghost.linear_map(on_vectors) if ghost.groups == 1 and not has_hooks(ghost) else None
+    if mixing is None:
         return None
     primary = ghost.primary
     assert isinstance(primary, Conv)
-    matrix, bias = _mixing(ghost)
+    matrix, bias = mixing
     n, m = matrix.shape
     filter_size = primary.weight[0].numel()
     as_one, as_two, as_ghost = filter_size * n, filter_size * m + m * n, _macs(ghost)
     if as_one <= as_two and not has_own_forward(primary):
         return _one_layer(ghost, primary, matrix, bias) if as_one <= MOST_MACS * as_ghost else None
     return _two_layers(ghost, primary, matrix, bias) if as_two <= MOST_MACS * as_ghost else None
-
-
-def _is_mixture(ghost: CGhost, on_vectors: bool) -> bool:
-    """Whether every output is a sum of intrinsic maps, place by place."""
-    parts = (ghost.primary, *ghost.cheap)
-    plain = ghost.groups == 1 and all(isinstance(part, Conv) for part in parts)
-    return plain and (ghost.d == 1 or on_vectors) and not has_hooks(ghost)
-
-
-def _mixing(ghost: CGhost) -> tuple[Tensor, Tensor | None]:
-    """M, (n, m), and b, (n,), with their rows in the order of the outputs, in float64."""
-    cheap: list[Any] = list(ghost.cheap)
-    taps = [_centre(conv) for conv in cheap]
-    m, n = len(taps[0]), ghost.out_channels
-    # Where s·m exceeds n, the ghost drops the last maps; so do these slices.
-    matrix = torch.cat([torch.ones_like(taps[0]).diag(), *map(torch.diag, taps)])[:n]
-    bias = None
-    if cheap[0].bias is not None:
-        biases = [conv.bias.detach().double() for conv in cheap]
-        bias = torch.cat([torch.zeros_like(biases[0]), *biases])[:n]
-    if ghost.pointwise is not None:
-        matrix[m:] += _product(ghost.pointwise)
-    if ghost.order is not None:
-        matrix = matrix[ghost.order]
-        bias = None if bias is None else bias[ghost.order]
-    return matrix, bias
-
-
-def _centre(conv: Any) -> Tensor:
-    """The centre tap of each depthwise filter: (m, 1, d, …) → (m,)"""
-    taps: Tensor = conv.weight.detach().double().flatten(1)
-    return taps[:, taps.shape[1] // 2]
-
-
-def _product(pointwise: nn.Module) -> Tensor:
-    """P, (n − m, m), of one convolution or of two, A and then B."""
-    matrices = [parameter.detach().double().flatten(1) for parameter in pointwise.parameters()]
-    return matrices[0] if len(matrices) == 1 else matrices[1] @ matrices[0]
 
 
 def _macs(ghost: CGhost) -> int:

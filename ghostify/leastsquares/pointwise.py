@@ -75,16 +75,18 @@ class Blocks:
 class Both:
     """Depthwise filters ``taps`` (n−m, d²) and pointwise ``factors`` ([P], or [B, A] of P = A·B) at one ridge strength.
 
-    ``weights`` (n−m,) say how much each ghost's error counts; ``rank`` is that of P, 0 for a full one.
+    ``weights`` (n−m,) say how much each ghost's error counts; ``rank`` is that of P, 0 for a full one.  Without
+    ``filters``, of one tap then, that tap is zero: P makes the ghosts alone.
     """
 
-    def __init__(self, blocks: Blocks, strength: float, weights: Tensor, rank: int) -> None:
+    def __init__(self, blocks: Blocks, strength: float, weights: Tensor, rank: int, filters: bool = True) -> None:
         self.weights, self.strength = weights, strength
         self.taps, p = _at_once(blocks, strength)
         self.factors = [p]
         if rank:
             self.factors = _cut(blocks.s, p, weights, rank)
             p = self.factors[1] @ self.factors[0]
+        if rank and filters:
             left = blocks.c_own - torch.einsum("gam,gm->ga", blocks.x[blocks.map], p)
             self.taps = torch.linalg.solve(loaded(blocks.r, strength)[blocks.map], left)
         self.pointwise = p

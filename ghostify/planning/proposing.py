@@ -100,7 +100,8 @@ def _require_reached(scan: Scan, settings: GhostSettings, proposals: _Proposals)
 
 
 def _require_one_reached(scan: Scan, pattern: str, name: str, own: SiteSettings, proposals: _Proposals) -> None:
-    methods = {value for need in needs(GhostSettings, name) if need.setting == "method" for value in need.values}
+    wanted = needs(GhostSettings, name, getattr(own, name))
+    methods = {value for need in wanted if need.setting == "method" for value in need.values}
     takers = [rule for rule in RULES if rule.name in methods]
     concerned = [
         entry for rule in takers for entry in proposals.get(rule.name, ()) if rule.is_meant(scan, entry.target, pattern)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ghostify.arguments import as_path, takes
 from ghostify.errors import PlanError
 from ghostify.planning.proposing import proposing
-from ghostify.planning.result import FORMAT, Plan
+from ghostify.planning.result import FORMAT, READ, Plan
 from ghostify.recipe import GhostSettings, read_yaml, validated
 from ghostify.rules import Needs, rule_of
 from ghostify.rules.base import unfittable
@@ -23,9 +23,9 @@ def read_plan(path: str | Path) -> Plan:
     """The plan in a YAML or JSON file.  Raises ``PlanError`` with the key at fault."""
     where = f"Plan {str(path)!r}"
     read = validated(Plan, read_yaml(path, PlanError, "Plan"), where, PlanError)
-    if read.format != FORMAT:
-        raise PlanError(f"{where} has format {read.format}; this version reads format {FORMAT}.")
-    return read
+    if read.format not in READ:
+        raise PlanError(f"{where} has format {read.format}; this version reads formats {READ[0]} to {FORMAT}.")
+    return read.model_copy(update={"format": FORMAT})
 
 
 def needs_of(wanted: GhostSettings | Plan) -> Needs:

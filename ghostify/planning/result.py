@@ -17,11 +17,13 @@ from ghostify.rules.base import UNFIT
 from ghostify.scanning import Scan
 from ghostify.tables import Table, quantity, ratio
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, FORMAT)
+"""Format 1 told the cheap operation of a C-Ghost swap by two numbers, d and pointwise (``rules/base.py``)."""
 _HEADER = """\
 # A ghostify plan: what becomes a ghost module and what is left alone, and why.  Edit it and feed it back with
 # `ghostify compress MODEL --plan FILE`.  Of a swap, everything but before and after is yours; those are worked out
-# anew.  To ghost a skipped layer, write it under swaps (target, geometry, s, d); to keep a layer, delete its swap.
+# anew.  To ghost a skipped layer, write it under swaps (target, geometry, s, cheap); to keep a layer, delete its swap.
 # To name a stage by hand, list its blocks, the first first, in a swap of rule g-ghost.
 """
 OUTSIDE = "is kept: G-Ghost stages replace what follows the first block of a stage (method both takes it)"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.arguments import instance, or_none, takes
+from ghostify.cheap import Cheap
 from ghostify.costs import Cost
 from ghostify.errors import DataError, GhostifyError
 from ghostify.fit_result import Fit
@@ -111,7 +112,7 @@ class Report(BaseModel):
             [
                 layer.target,
                 layer.geometry,
-                layer.form or f"s={layer.s} d={layer.d}",
+                layer.form or f"s={layer.s} {Cheap.read(layer.cheap).short}",
                 quantity(layer.after.params),
                 ratio(layer.before.params, layer.after.params),
                 quantity(layer.after.macs),

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ghostify.cheap import by_one_word
 from ghostify.costs import Cost
-from ghostify.ghosts import intrinsic_maps, low_rank
-from ghostify.recipe import Cheap, CheapInput, Entry, GhostRatio, Keep, Kernel, Parts, Ratio, Rounding, Stream
+from ghostify.recipe import (
+    CheapInput,
+    CheapOperation,
+    Entry,
+    GhostRatio,
+    Keep,
+    Parts,
+    Ratio,
+    Rounding,
+    StageCheap,
+    Stream,
+)
 from ghostify.scanning import Scan, Site
 
 UNFIT = "cannot be fitted"
@@ -54,34 +64,31 @@ class CGhostSwap(Swap):
 
     rule: Literal["c-ghost"] = "c-ghost"
     s: Ratio
-    d: Kernel
+    m: Annotated[int | None, Field(ge=1)] = None
+    """The number of intrinsic maps where it is not ⌈n/s⌉."""
+    cheap: CheapOperation
     parts: Parts = "linear"
-    pointwise: Annotated[int, Field(ge=0)] = 0
-    """Rank of the pointwise convolution; 0 for none, ``min(m, n − m)`` or more for a full one."""
     ordered: bool = False
     """Whether the module puts its maps into an order of their own, by a selection of channels at run time."""
 
     @property
     def settings(self) -> str:
         """As a table shows them."""
+        width = "" if self.m is None else f" m={self.m}"
         extras = " norm-act" * (self.parts == "norm-act") + " ordered" * self.ordered
-        return f"s={self.s} d={self.d}{self._pointwise}{extras}"
+        return f"s={self.s}{width} {self.cheap.short}{extras}"
 
-    @property
-    def _pointwise(self) -> str:
-        """`` pw`` for a full one and `` pw4`` for rank 4; which it is depends on the n outputs the geometry names."""
-        named = re.match(r"\d+→(\d+) ", self.geometry)
-        if not self.pointwise or not named:
-            return f" pw{self.pointwise}" if self.pointwise else ""
-        n = int(named[1])
-        return f" pw{low_rank(n, intrinsic_maps(n, self.s), self.pointwise) or ''}"
-
-    @field_validator("d")
+    @model_validator(mode="before")
     @classmethod
-    def _odd(cls, d: int) -> int:
-        if d % 2 == 0:
-            raise ValueError(f"the cheap kernel d must be odd so that it keeps the map's size; try {d - 1} or {d + 1}")
-        return d
+    def _of_format_1(cls, values: Any) -> Any:
+        """Plans of format 1 tell the cheap operation by two numbers."""
+        return by_one_word(values)
+
+    @model_serializer(mode="wrap")
+    def _without_usual_m(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plan tells m where it is set, so that whoever changes s need not change it."""
+        values: dict[str, Any] = written(self)
+        return {key: value for key, value in values.items() if key != "m" or value is not None}
 
 
 class GGhostSwap(Swap):
@@ -93,7 +100,7 @@ class GGhostSwap(Swap):
     blocks: Annotated[tuple[str, ...], Field(min_length=3)]
     """The modules of the stage, the first block first; write your own to name a stage by hand, which needs no more."""
     ratio: GhostRatio = 0.5
-    cheap: Cheap = "1x1"
+    cheap: StageCheap = "1x1"
     cheap_input: CheapInput = "slice"
     entry: Entry = "slice"
     mix: Literal[0, 1, 2] = 1
@@ -169,6 +176,8 @@ class Split(NamedTuple):
     d: int
     mixed: bool
     """Whether a full pointwise convolution gives each ghost all intrinsic maps."""
+    m: int | None = None
+    """The number of intrinsic maps where it is set."""
 
 
 def unfittable(scan: Scan, exclude: Sequence[str]) -> list[Site]:

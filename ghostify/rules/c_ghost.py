@@ -1,8 +1,9 @@
 """The C-Ghost rule: one convolution becomes one C-Ghost module (IJCV paper, Eq. 1-5).
 
     nn.Conv2d(c, n, k)  (N, c, H, W) → (N, n, H', W')      n·c·k² MACs per output position
-        ⇒ CGhost(c, n, k, s=s, d=d)                        m·c·k² + m·(s−1)·d²,   m = ⌈n/s⌉   (c per group)
-        ⇒ CGhost(c, n, k, s=s, d=d, pointwise=r)           as much and m·(n−m) or, where that is less, r·n
+        ⇒ CGhost(c, n, k, s=s, cheap="depthwise d")        m·c·k² + m·(s−1)·d²,   m = ⌈n/s⌉   (c per group)
+        ⇒ CGhost(c, n, k, s=s, cheap="pointwise r")        m·c·k² + m·(n−m) or, where that is less, m·c·k² + r·n
+        ⇒ CGhost(…, cheap="depthwise d + pointwise r")     the sum of both cheap operations
 
 It applies to convolutions of one, two and three dimensions (k² and d² stand for two), of a class of its own too where
 its forward only prepares its weight or its input, and on request to linear layers, on vectors and on maps whose
@@ -15,16 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ghostify.cheap import USUAL, Cheap, Work
 from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio
 from ghostify.errors import PlanError
-from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps, low_rank, pointwise_size
+from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
 from ghostify.ghosts.narrowing import Conv, dimensions
 from ghostify.patterns import spelled_out
-from ghostify.recipe import GhostSettings, Parts, Pointwise
+from ghostify.recipe import GhostSettings, Parts, Pointwise, of_convolutions
 from ghostify.rules.base import CGhostSwap, Skip, Split, Swap, cannot_be_fitted
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Original, Rule, require_geometry, require_possible, unknown
@@ -94,8 +97,8 @@ class CGhostRule(Rule[CGhostSwap]):
             return None
         layer: Any = traced.part(swap.target)
         n = len(layer.weight)
-        mixed = swap.pointwise > 0 and not low_rank(n, intrinsic_maps(n, swap.s), swap.pointwise)
-        return Split(swap.target, swap.s, swap.d, mixed)
+        mixed = swap.cheap.mixes_freely(n, swap.m or intrinsic_maps(n, swap.s))
+        return Split(swap.target, swap.s, swap.cheap.d, mixed, swap.m)
 
     def report(self, rows: Rows, swap: CGhostSwap, before: Scan, after: Scan) -> None:
         site = before.site(swap.target)
@@ -104,8 +107,7 @@ class CGhostRule(Rule[CGhostSwap]):
             target=swap.target,
             geometry=swap.geometry,
             s=swap.s,
-            d=swap.d,
-            pointwise=swap.pointwise,
+            cheap=str(swap.cheap),
             form=swap.settings,
             before=swap.before,
             after=after.within(swap.target),
@@ -119,9 +121,12 @@ class _Wanted(NamedTuple):
     """The settings of one site."""
 
     s: int
-    d: int
     parts: Parts
-    pointwise: Pointwise
+    cheap: Cheap | None
+    """None where the rule is to choose."""
+    d: int | None
+    pointwise: Pointwise | None
+    """These two as older recipes tell them; None where they do not."""
     named: frozenset[str]
     """Those that were set by name rather than for all."""
 
@@ -132,81 +137,85 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
     Raises ``PlanError`` for what was set by name and cannot be: an s above the width, or a pointwise convolution.
     """
     wanted = _wanted(site, settings)
-    s, d, parts = wanted.s, wanted.d, wanted.parts
+    s, parts = wanted.s, wanted.parts
     reason = site.obstacle or _left_alone(site, settings)
     if reason is None and s > site.out_channels // site.groups:
         if "s" in wanted.named:
-            _require_buildable(site, s, d)
+            _require_buildable(site, s, Cheap(USUAL))
         reason = f"has {site.out_channels // site.groups} output maps per group, fewer than s = {s}"
     if reason is None and parts == "norm-act" and site.kind == "linear":
         reason = "is a linear layer, whose outputs take no normalisation"
     if reason is not None:
         return Skip(target=site.name, reason=reason)
-    plain = CGhostSwap(target=site.name, geometry=site.geometry, s=s, d=d, parts=parts, before=site.cost)
-    rank = _rank(site, wanted)
-    if rank:
-        proposed = _priced(site, plain.model_copy(update={"pointwise": rank}), settings)
-        if isinstance(proposed, CGhostSwap) or wanted.pointwise != "auto":
-            return proposed
-    return _priced(site, plain, settings)
+    m = intrinsic_maps(site.out_channels, s, site.groups)
+    for cheap in _forms(site, wanted):
+        swap = CGhostSwap(
+            target=site.name,
+            geometry=site.geometry,
+            s=s,
+            cheap=cheap.for_width(site.out_channels, m),
+            parts=parts,
+            before=site.cost,
+        )
+        proposed = _priced(site, swap, settings)
+        if isinstance(proposed, CGhostSwap):
+            break
+    return proposed
 
 
 def predict(site: Site, swap: CGhostSwap) -> Cost:
     """The exact cost of the module ``build`` would put at ``site``.  Raises ``PlanError`` when it cannot be built."""
-    _require_buildable(site, swap.s, swap.d, swap.pointwise, swap.parts)
+    _require_buildable(site, swap.s, swap.cheap, swap.parts, swap.m)
     if swap.ordered and (site.kind == "linear" or site.groups > 1 or swap.parts != "linear"):
         raise PlanError(f"{site.name} cannot be ordered: only a convolution without groups and of linear parts can.")
-    n, m = site.out_channels, intrinsic_maps(site.out_channels, swap.s, site.groups)
-    weights = _plain_size(site, swap.s, swap.d, m) + pointwise_size(n, m, swap.pointwise)
-    extras = m * swap.s * ((1 if site.bias else 0) + (2 if swap.parts == "norm-act" else 0))
-    extras += m * site.extras + site.shared
-    pointwise_maps = low_rank(n, m, swap.pointwise) + n - m if swap.pointwise else 0
+    m, work = intrinsic(site, swap), _work(site, swap)
+    weights = m * site.fan_in + work.weights
+    norms = 2 * (m + work.biases) if swap.parts == "norm-act" else 0
+    biases = m + work.biases if site.bias else 0
     return Cost(
-        params=weights + extras,
+        params=weights + norms + biases + m * site.extras + site.shared,
         macs=site.positions * weights,
-        acts=site.positions * (m * swap.s + pointwise_maps),
+        acts=site.positions * (m + work.outputs),
     )
 
 
 def build(module: nn.Module, swap: CGhostSwap, order: Sequence[int] | None = None) -> nn.Module:
     """The module that takes the place of ``module``, with its weights carried over; ``order`` if it is ordered."""
     if isinstance(module, nn.Linear):
-        return CGhostLinear.from_linear(module, swap.s, swap.d, swap.pointwise)
+        return CGhostLinear.from_linear(module, swap.s, cheap=swap.cheap, m=swap.m)
     assert isinstance(module, Conv)
+    norm, act = None, None
     if swap.parts == "norm-act":
-        return CGhost.from_conv(
-            module, swap.s, swap.d, norm=_NORMS[dimensions(module)], act=lambda: nn.ReLU(inplace=True)
-        )
+        norm, act = _NORMS[dimensions(module)], partial(nn.ReLU, inplace=True)
     if swap.ordered and order is None:
         order = range(module.out_channels)
-    return CGhost.from_conv(module, swap.s, swap.d, pointwise=swap.pointwise, order=order if swap.ordered else None)
+    given = order if swap.ordered else None
+    return CGhost.from_conv(module, swap.s, norm=norm, act=act, order=given, cheap=swap.cheap, m=swap.m)
+
+
+def intrinsic(site: Site, swap: CGhostSwap) -> int:
+    """m, the number of intrinsic maps a swap leaves a site."""
+    return intrinsic_maps(site.out_channels, swap.s, site.groups) if swap.m is None else swap.m
 
 
 def saving_per_element(site: Site, swap: CGhostSwap) -> float:
-    """MACs saved per element moved more, both per output position: what decides whether a clock would notice.
-
-    The cheap operations read and write m·(s−1) maps, and the concatenation reads m·s and writes n.  A pointwise
-    convolution reads m and writes n−m (of low rank, it writes and reads r between), and its addition reads 2·(n−m) and
-    writes n−m.
-    """
-    n, m = site.out_channels, intrinsic_maps(site.out_channels, swap.s, site.groups)
-    moved = 2 * m * (swap.s - 1) + m * swap.s + n
-    if swap.pointwise:
-        moved += m + 2 * low_rank(n, m, swap.pointwise) + 4 * (n - m)
-    return (swap.before.macs - swap.after.macs) / site.positions / moved
+    """MACs saved per element moved more, both per output position: what decides whether a clock would notice."""
+    return (swap.before.macs - swap.after.macs) / site.positions / _work(site, swap).moved
 
 
 def theory(site: Site, swap: CGhostSwap) -> Ratios:
     """What Eq. 4 and 5 promise for one layer (c is the input channels one filter reads).
 
-    The first forms are told of a pointwise convolution, the approximations know of none.
+    The first forms are told of a pointwise convolution, the approximations know of none.  Where m is set, s is n/m.
     """
     c, k, n = site.in_channels // site.groups, math.sqrt(math.prod(site.kernel)), site.out_channels
-    d = swap.d ** (len(site.kernel) / 2)  # the side of a square as large as the cheap kernel of so many dimensions
-    pointwise = pointwise_size(n, intrinsic_maps(n, swap.s, site.groups), swap.pointwise) / n
+    # the side of a square as large as the cheap kernel of so many dimensions
+    d = (swap.cheap.depthwise or 0) ** (len(site.kernel) / 2)
+    s = swap.s if swap.m is None else n / swap.m
+    mixing = _work(site, swap).mixing / n
     return Ratios(
-        r_s=speedup_ratio(c, k, swap.s, d, pointwise),
-        r_c=compression_ratio(c, k, swap.s, d, pointwise),
+        r_s=speedup_ratio(c, k, s, d, mixing),
+        r_c=compression_ratio(c, k, s, d, mixing),
         approx_r_s=approximate_ratio(c, swap.s),
         approx_r_c=approximate_ratio(c, swap.s),
     )
@@ -232,17 +241,18 @@ def _checked(entry: Swap | Skip | None, site: Site, scan: Scan) -> CGhostSwap | 
         raise PlanError(
             f"{entry.target} is a linear layer, whose outputs take no normalisation; set its parts to linear."
         )
-    return entry.model_copy(update={"before": site.cost, "after": predict(site, entry)})
+    after = predict(site, entry)
+    cheap = entry.cheap.for_width(site.out_channels, intrinsic(site, entry))
+    return entry.model_copy(update={"cheap": cheap, "before": site.cost, "after": after})
 
 
-def _plain_size(site: Site, s: int, d: int, m: int) -> int:
-    """Weights of the primary convolution and the cheap ones."""
-    return m * site.fan_in + m * (s - 1) * d ** len(site.kernel)
+def _work(site: Site, swap: CGhostSwap) -> Work:
+    return swap.cheap.work(site.out_channels, intrinsic(site, swap), swap.s, len(site.kernel))
 
 
-def _require_buildable(site: Site, s: int, d: int, pointwise: int = 0, parts: Parts = "linear") -> None:
+def _require_buildable(site: Site, s: int, cheap: Cheap, parts: Parts = "linear", m: int | None = None) -> None:
     try:
-        check(site.out_channels, s, d, site.groups, pointwise, linear=parts == "linear")
+        check(site.out_channels, s, cheap, site.groups, linear=parts == "linear", m=m)
     except PlanError as problem:
         raise PlanError(f"{site.name}: {problem}") from None
 
@@ -256,8 +266,7 @@ def _priced(site: Site, swap: CGhostSwap, settings: GhostSettings) -> CGhostSwap
     if saving >= settings.min_saving:
         return swap
     if saving <= 0:
-        pointwise = f", pointwise = {swap.pointwise}" if swap.pointwise else ""
-        reason = f"would cost more as a ghost (s = {swap.s}, d = {swap.d}{pointwise}) than it does now"
+        reason = f"would cost more as a ghost (s = {swap.s}, cheap = {swap.cheap}) than it does now"
     else:
         reason = (
             f"would save {saving:.1f} multiply-adds (MACs) for each number more that a ghost reads or writes, too few "
@@ -277,24 +286,37 @@ def _left_alone(site: Site, settings: GhostSettings) -> str | None:
 
 
 def _wanted(site: Site, settings: GhostSettings) -> _Wanted:
-    """What is set for all, and over it what is set by name."""
-    values: dict[str, Any] = {key: getattr(settings, key) for key in ("s", "d", "parts", "pointwise")}
+    """What is set for all, and over it what is set by name; a later word on the cheap operation is the only one."""
+    values: dict[str, Any] = {key: getattr(settings, key) for key in ("s", "parts", "d", "pointwise")}
+    values["cheap"] = of_convolutions(settings.cheap)
     named: set[str] = set()
     for glob, own in settings.set.items():
-        if site.matches(glob):
-            given = {key: value for key in values if (value := getattr(own, key)) is not None}
-            values |= given
-            named |= given.keys()
+        if not site.matches(glob):
+            continue
+        given = {key: value for key in ("s", "parts", "d", "pointwise") if (value := getattr(own, key)) is not None}
+        if (cheap := of_convolutions(own.cheap)) is not None:
+            values |= {"d": None, "pointwise": None}
+            given["cheap"] = cheap
+        elif "d" in given or "pointwise" in given:
+            values["cheap"] = None
+        values |= given
+        named |= given.keys()
+    if values["cheap"] == "auto":
+        values["cheap"] = None
     return _Wanted(**values, named=frozenset(named))
 
 
-def _rank(site: Site, wanted: _Wanted) -> int:
-    """The rank of the pointwise convolution; 0 for none, also where a site cannot have what was set for all."""
-    possible = site.groups == 1 and wanted.parts == "linear"
-    n, m = site.out_channels, intrinsic_maps(site.out_channels, wanted.s, site.groups)
-    if wanted.pointwise == "auto":
-        possible = possible and math.prod(site.kernel) > 1
-    if wanted.pointwise == "none" or not (possible or ("pointwise" in wanted.named and wanted.pointwise != "auto")):
-        return 0
-    full = min(m, n - m)
-    return min(wanted.pointwise, full) if isinstance(wanted.pointwise, int) else full
+def _forms(site: Site, wanted: _Wanted) -> list[Cheap]:
+    """The cheap operations to try for a site, the best one first."""
+    by_name = {"cheap", "pointwise"} & wanted.named
+    mixable = site.groups == 1 and wanted.parts == "linear"
+    if wanted.cheap is not None:
+        plain = Cheap(wanted.cheap.depthwise or USUAL)
+        return [wanted.cheap if mixable or by_name else plain]
+    filters = Cheap(wanted.d or USUAL)
+    both = Cheap(filters.depthwise, "full")
+    if wanted.pointwise in (None, "auto"):
+        return [both, filters] if mixable and math.prod(site.kernel) > 1 else [filters]
+    if wanted.pointwise == "none" or not (mixable or by_name):
+        return [filters]
+    return [Cheap(filters.depthwise, wanted.pointwise) if isinstance(wanted.pointwise, int) else both]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from ghostify.cheap import by_one_word
 from ghostify.costs import Cost
 from ghostify.recipe import Stream
 
@@ -33,14 +34,18 @@ class LayerReport(BaseModel):
     target: str
     geometry: str
     s: int
-    d: int
-    pointwise: int = 0
-    """Rank of the pointwise convolution; 0 for none."""
+    cheap: str
+    """Its cheap operation, as a plan tells it."""
     form: str = ""
-    """Ratio, cheap kernel, pointwise convolution and parts, as a table shows them."""
+    """Ratio, cheap operation and parts, as a table shows them."""
     before: Cost
     after: Cost
     theory: Ratios
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_reports(cls, values: Any) -> Any:
+        return by_one_word(values)
 
 
 class StageRatios(BaseModel):

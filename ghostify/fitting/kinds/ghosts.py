@@ -18,6 +18,7 @@ means, where an intercept has a place to go to, and the cheap operations are fit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,21 +40,23 @@ _PER_UNKNOWN = 32
 """Positions that cheap operations are fitted to: so many, and so many for each unknown."""
 
 
-def layout(n: int, s: int, groups: int = 1) -> Tensor:
+def layout(n: int, s: int, groups: int = 1, m: int | None = None) -> Tensor:
     """(s, m): the output that map i of part t of a C-Ghost module becomes, -1 where it is sliced away.
 
-    Part 0 is the primary convolution's.  Outputs lie group by group, in each group part by part.
+    Part 0 is the primary convolution's.  Outputs lie group by group, in each group part by part.  Where ``m`` is set
+    there are as many parts as n outputs need, s at least.
     """
-    each, width = intrinsic_maps(n, s, groups) // groups, n // groups
-    t, g, i = torch.meshgrid(*(torch.arange(size) for size in (s, groups, each)), indexing="ij")
+    each, width = (intrinsic_maps(n, s, groups) if m is None else m) // groups, n // groups
+    parts = max(s, math.ceil(width / each))
+    t, g, i = torch.meshgrid(*(torch.arange(size) for size in (parts, groups, each)), indexing="ij")
     place = t * each + i
     return torch.where(place < width, g * width + place, -1).flatten(1)
 
 
 def cheap_unknowns(ghost: CGhost) -> int:
     """What is unknown of the cheap operations that make one ghost map."""
-    mixed = 0 if ghost.pointwise is None else intrinsic_maps(ghost.out_channels, ghost.s)
-    return int(ghost.d ** dimensions(ghost.primary)) + mixed
+    filters = int(ghost.d ** dimensions(ghost.primary)) if len(ghost.cheap) else 0
+    return filters + (0 if ghost.pointwise is None else ghost.m)
 
 
 def solved_for(layer: nn.Module) -> bool:
@@ -68,7 +71,7 @@ class GhostFit:
         """``start``: the original's filters (n, …); ``joint``: whether intrinsic maps serve all outputs."""
         self.ghost, self.targets = ghost, targets
         self.inputs: Input = (lambda b: linear_maps(inputs(b))) if isinstance(ghost, CGhostLinear) else inputs
-        self.parts = layout(ghost.out_channels, ghost.s, ghost.groups).to(start.device)
+        self.parts = layout(ghost.out_channels, ghost.s, ghost.groups, ghost.m).to(start.device)
         if ghost.order is not None:
             self.parts = torch.where(self.parts >= 0, ghost.order.argsort()[self.parts.clamp_min(0)], -1)
         self.primary, *self.cheap = (part for part in (ghost.primary, *ghost.cheap) if isinstance(part, Conv))
@@ -77,8 +80,8 @@ class GhostFit:
         self.places, self.constant = self.intercepts.of, self.intercepts.there
         self.ghosts = self.parts[1:].flatten()[self.parts[1:].flatten() >= 0]
         """The outputs that are ghosts, part by part."""
-        full = ghost.groups == 1 and isinstance(ghost.pointwise, Conv)
-        self.joint = joint and full and self.solved
+        freely = ghost.operation.mixes_freely(ghost.out_channels, ghost.m)
+        self.joint = joint and freely and self.solved
         self.start = start.double().flatten(1)[None]
         if not self.joint:
             self.start = self.start[0, self.parts[0]].unflatten(0, (self.primary.groups, -1))
@@ -128,7 +131,7 @@ class GhostFit:
         maps = v[:, :, v.shape[2] // 2]
         y = v.new_zeros(len(v), self.ghost.out_channels)
         y[:, self.parts[0]] = maps
-        for part, conv in zip(self.parts[1:], self.cheap, strict=True):
+        for part, conv in zip(self.parts[1:], self.cheap, strict=False):  # a pointwise one alone has no filters
             made = torch.einsum("nma,ma->nm", v, conv.weight.flatten(1))
             made = made if conv.bias is None else made + conv.bias
             y[:, part[part >= 0]] = made[:, part >= 0]
@@ -240,9 +243,9 @@ class GhostFit:
         start = torch.stack([conv.weight.detach().double().flatten(1) for conv in self.cheap], 1)
         weights = self._spread(self.targets.weights[None])[0]
         found = solve(seen, held, torch.zeros_like(start), weights=weights, constant=self.constant)
-        self._put_cheap(found.weight, found.bias)
+        self._put_depthwise_weights(found.weight, found.bias)
 
-    def _put_cheap(self, weight: Tensor, bias: Tensor | None) -> None:
+    def _put_depthwise_weights(self, weight: Tensor, bias: Tensor | None) -> None:
         """Write depthwise filters (m, s−1, d·d) and intercepts (m, s−1)."""
         with torch.no_grad():
             for t, conv in enumerate(self.cheap):
@@ -259,7 +262,7 @@ class GhostFit:
 
         def solved(own: Moments, others: Moments, strength: float) -> Both:
             blocks = Blocks.of(own, others, area, self.constant)
-            return Both(blocks, strength, self.targets.weights[self.ghosts], self._rank)
+            return Both(blocks, strength, self.targets.weights[self.ghosts], self._rank, filters=bool(self.cheap))
 
         judge = Blocks.of(*((held, shared_held) if held.count else (seen, shared)), area, self.constant)
         tried = [solved(seen, shared, strength) for strength in MIXING]
@@ -267,7 +270,11 @@ class GhostFit:
         strength = min(sound, key=lambda one: one.error(judge)).strength
         both = solved(seen.plus(held), shared.plus(shared_held), strength)
         self._put_pointwise(both.factors)
-        self._put_cheap(self._by_map(both.taps), self._by_map(both.bias[:, None])[:, :, 0] if self.constant else None)
+        if self.cheap:
+            bias = self._by_map(both.bias[:, None])[:, :, 0] if self.constant else None
+            self._put_depthwise_weights(self._by_map(both.taps), bias)
+        elif self.constant:
+            self._put_bias_of_pointwise(both.bias)
 
     @property
     def _rank(self) -> int:
@@ -281,6 +288,14 @@ class GhostFit:
         with torch.no_grad():
             for conv, factor in zip(convs, factors, strict=True):
                 conv.weight.copy_(factor.reshape(conv.weight.shape))
+
+    def _put_bias_of_pointwise(self, bias: Tensor) -> None:
+        """Write the ghosts' intercepts (n−m,) where there are no filters to have them."""
+        *_, last = (part for part in self.ghost.pointwise.modules() if isinstance(part, Conv))  # type: ignore[union-attr]
+        if last.bias is not None:
+            with torch.no_grad():
+                last.bias.copy_(bias)
+        self.offset[:, self.ghosts] = bias
 
     def _spread(self, values: Tensor) -> Tensor:
         """Values by output, (N, n) → of the ghosts by intrinsic map, (N, m, s−1); zero where there is no output."""

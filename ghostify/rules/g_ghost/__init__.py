@@ -25,7 +25,7 @@ from ghostify.costs import Cost, stage_model, stage_ratio
 from ghostify.errors import PlanError
 from ghostify.names import within
 from ghostify.patterns import spelled_out
-from ghostify.recipe import GhostSettings, StageForm
+from ghostify.recipe import GhostSettings, StageForm, of_stages
 from ghostify.rules.base import GGhostSwap, Skip, Swap, cannot_be_fitted
 from ghostify.rules.g_ghost.form import Form
 from ghostify.rules.g_ghost.lineage import add_origins
@@ -278,6 +278,7 @@ def _form(stage: Stage, settings: GhostSettings, modules: Modules) -> dict[str, 
     named = [own for glob, own in settings.set.items() if stage.is_meant([glob], modules)]
     for own in (settings, *named):
         given = {key: getattr(own, key) for key in StageForm.model_fields}
+        given["cheap"] = own.cheap if of_stages(own.cheap) else None
         form |= {key: value for key, value in given.items() if value is not None}
     for own in named:
         ratio = own.ratio or ratio
