@@ -4,9 +4,9 @@
 
 D are the cheap operations of one tap (a number for each ghost map), P the pointwise convolution and b the biases of the
 cheap operations.  What stands before Y' is one matrix M, (n, m), a 1x1 convolution; an order of the outputs is an order
-of its rows.  So nothing is concatenated and nothing is selected, and a norm that follows folds into M.  Where the
-primary convolution is hardly larger than M (it is 1x1 itself), one convolution c → n of filters M · f' costs no more
-than the two, and takes their place.
+of its rows.  So nothing is concatenated and nothing is selected, and a norm that follows folds into M.  Where one
+convolution c → n of filters M · f' costs a runtime no more than the two (the primary one is 1x1 itself, or the channels
+are few), it takes their place.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from ghostify.ghosts.c_ghost import CGhostLinear
 from ghostify.ghosts.narrowing import PLAIN, Conv, dimensions, has_hooks, has_own_forward
 
 MOST_MACS = 1.25
-"""How many times the MACs of its ghost a merged module may have.
+"""How many times the MACs of its ghost plain layers may have.
 
-A pointwise convolution of low rank has fewer MACs than M; it pays to keep it only where it is much of the module, for
-it costs a concatenation and calls of its own (benchmarks/inference.py).
+A pointwise convolution of low rank has fewer than M, and the concatenation behind it costs time of its own
+(``docs/inference.md``).
 """
+LANES = 16
+"""Runtimes compute channels in vectors: eight filters of a convolution take as long as sixteen (AVX-512)."""
 
 
 class MergedGhost(nn.Sequential):
@@ -50,23 +52,34 @@ def merged(ghost: CGhost, on_vectors: bool = False) -> nn.Module | None:
     somebody watches it by hooks, and where plain layers would cost more than ``MOST_MACS``.  ``on_vectors`` says that
     it reads vectors, (N, c), of which a kernel of any size sees one place.
     """
-    mixing = ghost.linear_map(on_vectors) if ghost.groups == 1 and not has_hooks(ghost) else None
-    if mixing is None:
+    if ghost.groups > 1 or has_hooks(ghost):
         return None
+    mixing = ghost.linear_map(on_vectors)
     primary = ghost.primary
-    assert isinstance(primary, Conv)
+    if mixing is None or not isinstance(primary, Conv):
+        return None
     matrix, bias = mixing
-    n, m = matrix.shape
-    filter_size = primary.weight[0].numel()
-    as_one, as_two, as_ghost = filter_size * n, filter_size * m + m * n, _macs(ghost)
-    if as_one <= as_two and not has_own_forward(primary):
-        return _one_layer(ghost, primary, matrix, bias) if as_one <= MOST_MACS * as_ghost else None
-    return _two_layers(ghost, primary, matrix, bias) if as_two <= MOST_MACS * as_ghost else None
+    (n, m), filter_size = matrix.shape, primary.weight[0].numel()
+    one, two = _cost((filter_size, n)), _cost((filter_size, m), (m, n))
+    prepares = has_own_forward(primary)  # its weight is not what it convolves with
+    if min(two, two if prepares else one) > MOST_MACS * _cost_of(ghost):
+        return None
+    return (
+        _two_layers(ghost, primary, matrix, bias) if prepares or two < one else _one_layer(ghost, primary, matrix, bias)
+    )
 
 
-def _macs(ghost: CGhost) -> int:
-    """MACs of a ghost for one place of its maps: every weight of its convolutions is used once."""
-    return sum(conv.weight.numel() for conv in ghost.modules() if isinstance(conv, Conv))
+def _cost(*layers: tuple[int, int]) -> int:
+    """What layers of (filter size, filters) cost a runtime for one place of their maps: MACs in full vectors."""
+    return sum(size * -(-filters // LANES) * LANES for size, filters in layers)
+
+
+def _cost_of(ghost: CGhost) -> int:
+    """The same of a ghost; its depthwise filters are computed one by one."""
+    convs = [conv for conv in ghost.modules() if isinstance(conv, Conv)]
+    alone = [conv for conv in convs if conv.groups > 1]
+    dense = [(conv.weight[0].numel(), len(conv.weight)) for conv in convs if conv.groups == 1]
+    return _cost(*dense) + sum(conv.weight.numel() for conv in alone)
 
 
 # -- the layers ----------------------------------------------------------------------------------------------------
