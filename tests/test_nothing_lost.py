@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -194,38 +195,50 @@ def test_a_run_goes_on_where_its_code_and_images_are_found(
     assert contents(Path("../new/run")) == before
 
 
+@contextmanager
+def another_process(state: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """A copy of this process that has entered ``state``, and is killed in the end."""
+    there, here = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with state():
+            os.write(here, b"in")
+            time.sleep(600)
+    try:
+        assert os.read(there, 2) == b"in"
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(there)
+        os.close(here)
+
+
+forking = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+"""Told by newer Pythons; the copies wait for their end and do nothing else."""
+
+
+@forking
 @pytest.mark.parametrize("verb", ["compress", "finetune"])
 def test_two_processes_do_not_go_on_with_one_folder(cli: Cli, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process is in it; once that is dead, however it died, one can go on."""
     before = interrupted(cli, verb, monkeypatch)
-    script = (
-        "import time; from pathlib import Path; from ghostify.saving import locked\n"
-        "with locked(Path('new/run')): print('in', flush=True); time.sleep(600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout and holder.stdout.readline() == "in\n"
+    with another_process(lambda: locked(Path("new/run"))):
         problem = cli(verb, "--resume", "new/run").exception
         assert isinstance(problem, RunError) and "'new/run' is in use by another process" in str(problem)
         assert contents(Path("new/run")) == before
-        holder.kill()
     assert cli(verb, "--resume", "new/run").exit_code == 0
 
 
+@forking
 def test_processes_that_load_images_do_not_hold_the_lock(tmp_path: Path) -> None:
     """They may live on for a moment after the process that began them was killed."""
-    there, here = os.pipe()
-    with locked(tmp_path):
-        child = os.fork()
-        if child == 0:
-            os.write(here, b"in")
-            time.sleep(600)
-        assert os.read(there, 2) == b"in"
-    try:
-        with locked(tmp_path):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    with ExitStack() as began:
+        began.enter_context(locked(tmp_path))
+        with another_process(nullcontext):
+            began.close()
+            with locked(tmp_path):
+                pass
 
 
 def test_a_folder_with_a_foreign_file_of_a_runs_name_is_refused_before_the_work(
@@ -368,9 +381,8 @@ SIGNALS = [
 
 
 @pytest.mark.parametrize(("name", "at", "resume"), SIGNALS)
-def test_files_of_the_user_survive_every_signal(tmp_path: Path, name: str, at: str, resume: bool) -> None:
+def test_files_of_the_user_survive_every_signal(cli: Cli, tmp_path: Path, name: str, at: str, resume: bool) -> None:
     """And the run can be gone on with; where the process could still say something, it said how."""
-    (tmp_path / "tiny_net.py").write_text(TINY)
     theirs = users_folder(tmp_path / "exp", LONG)
     (tmp_path / "recipe.yaml").write_text(LONG)
     args = ("--resume", "exp") if resume else ("--recipe", "recipe.yaml", "-o", "new")
@@ -389,9 +401,7 @@ def test_files_of_the_user_survive_every_signal(tmp_path: Path, name: str, at: s
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130 and f"--resume {folder.name}" in said[-1]
-    with start("compress", "--resume", folder.name, folder=tmp_path) as again:
-        _, errors = again.communicate()
-    assert again.returncode == 0, errors
+    assert cli("compress", "--resume", folder.name).exit_code == 0
     after = contents(folder)
     wanted = theirs if resume else {"notes.txt": b"precious"}
     assert {key: after.get(key) for key in wanted} == wanted
