@@ -15,7 +15,7 @@ from test_zoo import evaluated, storages, visible
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
-from zoo import ZOO, Net, conv_bn, head
+from zoo import ZOO, Net, Residual, conv_bn, head
 
 import ghostify
 from ghostify import Ghosted, GhostSettings
@@ -183,6 +183,38 @@ def test_a_linear_ghost_on_vectors_becomes_linear_layers_whatever_its_kernel() -
     optimized = optimize(ghosted)
     assert [layer.weight.shape for layer in optimized.module[2]] == [(32, 512), (64, 32)]
     x = torch.randn(2, 3, 8, 8)
+    assert close(evaluated(ghosted.module, x), evaluated(optimized.module, x))
+
+
+def in_a_row() -> nn.Module:
+    """A ghost whose outputs go through a norm, a pooling and a depthwise convolution before others read them."""
+    depthwise = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU())
+    return nn.Sequential(conv_bn(3, 16), conv_bn(16, 32), nn.MaxPool2d(2), depthwise, conv_bn(32, 32), head(32))
+
+
+def ordered(model: nn.Module) -> Ghosted:
+    """All its 3x3 convolutions as depthwise ghosts that put their outputs in an order, each another."""
+    traced = ghostify.trace(model, torch.randn(2, 3, 8, 8))
+    plan = ghostify.plan(ghostify.scan(traced), min_saving=0, cheap="depthwise 3")
+    swaps = tuple(swap.model_copy(update={"ordered": True}) for swap in plan.swaps)
+    ghosted = ghostify.rewrite(traced, plan.model_copy(update={"swaps": swaps}))
+    unsettle(ghosted.module)
+    return ghosted
+
+
+def test_an_order_goes_into_the_layers_that_read_the_outputs() -> None:
+    ghosted, x = ordered(in_a_row()), torch.randn(2, 3, 8, 8)
+    optimized = optimize(ghosted)
+    assert [change.target for change in optimized.changes if change.what == "reordered"] == ["1.0", "4.0"]
+    assert all(part.order is None for part in optimized.module.modules() if isinstance(part, CGhost))
+    assert close(evaluated(ghosted.module, x), evaluated(optimized.module, x))
+
+
+def test_an_order_stays_where_the_outputs_are_added_to_others() -> None:
+    model = nn.Sequential(conv_bn(3, 16), Residual(conv_bn(16, 16), 16, 16, 1), head(16))
+    ghosted, x = ordered(model), torch.randn(2, 3, 8, 8)
+    optimized = optimize(ghosted)
+    assert not [change for change in optimized.changes if change.what == "reordered"]
     assert close(evaluated(ghosted.module, x), evaluated(optimized.module, x))
 
 

@@ -1,7 +1,8 @@
 """A network that trains → an equal one that runs fast.  The first is edited by nobody; the second is made from it.
 
 ``merging.py`` makes plain convolutions of C-Ghost modules, ``norms.py`` folds batch norms into the layers before them,
-``optimize.py`` does both on a copy and checks it; ``result.py`` is the value.
+``selections.py`` orders of outputs into the layers that read them; ``optimize.py`` does all of it on a copy and checks
+that; ``result.py`` is the value.
 """
 
 from ghostify.inference.optimize import in_inference_form, optimize

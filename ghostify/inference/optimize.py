@@ -21,6 +21,7 @@ from ghostify.ghosts.c_ghost import CGhostLinear
 from ghostify.inference.merging import merged
 from ghostify.inference.norms import folds, with_norm, without_norm
 from ghostify.inference.result import Change, Optimized
+from ghostify.inference.selections import without_orders
 from ghostify.module_calls import calls_of
 from ghostify.planning import Plan
 from ghostify.rewriting import Ghosted
@@ -76,7 +77,12 @@ def in_inference_form(traced: Traced) -> tuple[nn.Module, tuple[Change, ...]]:
     its source takes the weights of any other that was optimised.
     """
     made = _merged_ghosts(traced)
-    changes = [Change(target=name, what="merged") for name in made]
+    module, reordered = without_orders(traced, made)
+    if reordered:
+        traced = trace(module, traced.example, verify=False)
+        made = _merged_ghosts(traced)
+    changes = [Change(target=name, what="reordered") for name in reordered]
+    changes += [Change(target=name, what="merged") for name in made]
     memo: dict[int, Any] = {id(traced.part(name)): layers for name, layers in made.items()}
     for fold in folds(traced, made):
         layer, norm = traced.part(fold.layer), traced.part(fold.norm)

@@ -13,12 +13,14 @@ from ghostify.rewriting import Ghosted
 
 
 class Change(BaseModel):
-    """One thing that was done: a C-Ghost module ``merged`` into plain layers, a norm ``folded`` into a layer."""
+    """One thing that was done: a C-Ghost module ``merged`` into plain layers, or its order put into its readers
+    (``reordered``), a norm ``folded`` into a layer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str
-    what: Literal["merged", "folded"]
+    what: Literal["merged", "reordered", "folded"]
     into: str = ""
     """The layer that takes it in."""
 
