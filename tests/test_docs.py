@@ -59,6 +59,12 @@ def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
     assert [file for file in named if "NAME" not in file and not (ROOT / file).exists()] == []
 
 
+def test_every_benchmark_is_told_of() -> None:
+    page = text_of(Path("benchmarks/README.md"))
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"engines.py"}
+    assert sorted(name for name in scripts if f"`{name}`" not in page) == []
+
+
 def rooms() -> dict[str, str]:
     """What ``docs/architecture.md`` says of each room: {name as it stands there: its lines}."""
     listed = text_of(Path("docs/architecture.md")).split("\nghostify/\n")[1].split("\nrecipes/")[0]
