@@ -1,6 +1,6 @@
 """ghostify: rewrite any CNN with the GhostNets papers' modules, keeping its trained weights.
 
-The chapters, in order: ``trace``, ``scan``, ``plan``, ``rewrite``, ``compare``, ``finetune``, ``save``, ``load``; and
+The chapters, in order: ``record``, ``scan``, ``plan``, ``rewrite``, ``compare``, ``finetune``, ``save``, ``load``; and
 ``convert``, which is the first four in one call.
 """
 
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from ghostify.saving import save as save
     from ghostify.scanning import Scan as Scan
     from ghostify.scanning import scan as scan
+    from ghostify.tracing import Recording as Recording
     from ghostify.tracing import Traced as Traced
+    from ghostify.tracing import record as record
     from ghostify.tracing import trace as trace
 
 _HOME = {
@@ -54,6 +56,7 @@ _HOME = {
     "Optimized": "inference",
     "Plan": "planning",
     "Recipe": "recipe",
+    "Recording": "tracing",
     "Report": "reporting",
     "Scan": "scanning",
     "Traced": "tracing",
@@ -67,6 +70,7 @@ _HOME = {
     "optimize": "inference",
     "plan": "planning",
     "read_plan": "planning",
+    "record": "tracing",
     "rewrite": "rewriting",
     "rewrite_fitted": "fitting",
     "save": "saving",

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from ghostify import measuring
-from ghostify.errors import DataError, ModelError, RewriteError, RunError
+from ghostify.batches import Batch
+from ghostify.errors import DataError, ModelError, RunError
 from ghostify.finetuning import Progress, check_checkpoint, finetune, remove_checkpoint
 from ghostify.finetuning.losses import OwnLoss
-from ghostify.fitting import rewrite_fitted
-from ghostify.fitting.parts import rewrite_parts_fitted
+from ghostify.fitting import fitted
 from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
 from ghostify.measuring.accuracy import samples_in
@@ -25,11 +25,12 @@ from ghostify.measuring.borrowing import pick_device
 from ghostify.planning import Plan
 from ghostify.recipe import DataSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
-from ghostify.rewriting import Ghosted, TracedParts, agreed, agreed_in_parts, rewrite, rewrite_parts, survey
+from ghostify.rewriting import Ghosted, agreed, carried_out
 from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
+from ghostify.scanning import scan
 from ghostify.sources import Data
 from ghostify.subject import Subject, prepare
-from ghostify.tracing import Traced
+from ghostify.tracing import Recording
 
 _UNCOMPARED = "there is no --metric to compare epochs by"
 _FEW = 4
@@ -91,7 +92,7 @@ def metric_of(feeding: DataSettings | None) -> Metric | None:
     return Metric.named(feeding.metric) if feeding and feeding.metric else None
 
 
-def planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
+def planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Recording, Plan]:
     """The network recorded, whole or in parts, and the plan for it: ``given``, checked, or made by the recipe."""
     wanted, place = given or recipe.ghost, pick_device(recipe.device)
     return agreed(subject.model, subject.example, wanted, place, fitted=_fits(subject, recipe))
@@ -160,24 +161,22 @@ class Job:
             return plan
         return plan.model_copy(update={"swaps": (*earlier.plan.swaps, *plan.swaps)})
 
-    def planned(self, given: Plan | None) -> tuple[Traced | TracedParts, Plan]:
+    def planned(self, given: Plan | None) -> tuple[Recording, Plan]:
         return planned(self.subject, self.recipe, given)
 
-    def rewritten(self, recorded: Traced | TracedParts, plan: Plan, given: Plan | None) -> Ghosted:
+    def rewritten(self, recording: Recording, plan: Plan, given: Plan | None) -> Ghosted:
         """The network rewritten; in parts after all, if only its fitted weights show that it resists as a whole."""
-        try:
-            return self._fitted(recorded, plan, given)
-        except RewriteError:
-            if isinstance(recorded, TracedParts) or not recorded.doubts:
-                raise
-            reason = recorded.doubts[0].removesuffix(".")
-        wanted = given or self.recipe.ghost
-        subject, fitted = self.subject, _fits(self.subject, self.recipe)
-        parts, plan = agreed_in_parts(subject.model, subject.example, wanted, reason, self.place, fitted=fitted)
-        self.watcher.say(plan.partly)
-        return self._fitted(parts, plan, given)
+        return carried_out(
+            recording,
+            plan,
+            partial(self._fitted, proposed=given is None),
+            given or self.recipe.ghost,
+            self.place,
+            fitted=_fits(self.subject, self.recipe),
+            told=self.watcher.say,
+        )
 
-    def _fitted(self, recorded: Traced | TracedParts, plan: Plan, given: Plan | None) -> Ghosted:
+    def _fitted(self, recording: Recording, plan: Plan, proposed: bool) -> Ghosted:
         """The network rewritten, its weights fitted as the recipe asks: to training images, where there are any."""
         data, settings = self.subject.data, self.recipe.fit
         there = self.subject.has_training_images
@@ -187,21 +186,17 @@ class Job:
                 f"fit {how} needs training images, and there are none; give them, as in --data folder:PATH, or choose "
                 "fit weights."
             )
-        if how == "none":
-            return rewrite(recorded, plan) if isinstance(recorded, Traced) else rewrite_parts(recorded, plan).whole
-        images = data.calibration(settings.images) if data is not None and how != "weights" else None
-        what = "noise, because there are no images"
-        if data is not None and images is not None:
-            what = f"{samples_in(images, ())} {data.noun}, without labels"
-        self.watcher.say(f"Fitting the weights to {what}")
-        if isinstance(recorded, TracedParts):
-            watched = partial(counted, self.watcher)
-            own = given is None
-            return rewrite_parts_fitted(
-                recorded, plan, images, settings, device=self.place, watched=watched, proposed=own
-            ).whole
-        with counted(self.watcher) as told:
-            return rewrite_fitted(recorded, plan, images, settings, device=self.place, told=told)
+        images = data.calibration(settings.images) if data is not None and how in ("data", "polish") else None
+        if how != "none":
+            self.watcher.say(f"Fitting the weights to {self._told_of(images)}")
+        watched = partial(counted, self.watcher)
+        return fitted(recording, plan, images, settings, device=self.place, watched=watched, proposed=proposed)
+
+    def _told_of(self, images: Batch | None) -> str:
+        data = self.subject.data
+        if data is None or images is None:
+            return "noise, because there are no images"
+        return f"{samples_in(images, ())} {data.noun}, without labels"
 
     def agreement(self, module: nn.Module) -> float | None:
         """Share of test images that the network puts where the original does; None without images, or classes."""
@@ -225,7 +220,7 @@ class Job:
         """The subject with the swaps it came with and no others."""
         if self.subject.run:
             return self.subject.run
-        seen = survey(self.subject.model, self.subject.example)
+        seen = scan(self.subject.model, self.subject.example)
         unchanged = Plan(network=seen.network, inputs=seen.inputs, before=seen.cost, after=seen.cost)
         return Ghosted(self.subject.model, unchanged, seen, seen)
 

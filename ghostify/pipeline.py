@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ghostify.arguments import example_input, network, takes
 from ghostify.batches import Batch
-from ghostify.fitting import rewrite_fitted
-from ghostify.fitting.parts import rewrite_parts_fitted
+from ghostify.fitting import fitted
+from ghostify.planning import Plan
 from ghostify.recipe import FitSettings, GhostSettings, make_settings, require_images
-from ghostify.rewriting import Ghosted, Parts, rehearse, rewrite, trace_parts
+from ghostify.rewriting import Ghosted, agreed, agreed_in_parts, carried_out
 from ghostify.running import undisturbed
-from ghostify.tracing import trace
+from ghostify.tracing import Recording
 
 __all__ = ["Parts", "convert", "convert_parts"]
+
+Parts = Ghosted
+"""What ``convert_parts`` gave before networks in parts and whole ones came to be one thing."""
+_Agreed = Callable[..., tuple[Recording, Plan]]
 
 
 @takes(model=network, example=example_input)
@@ -26,7 +31,7 @@ def convert(
     example: Any,
     ghost: GhostSettings | Mapping[str, Any] | str | None = None,
     *,
-    images: Batch | None = None,
+    images: Batch | Iterable[Any] | None = None,
     fit: FitSettings | Mapping[str, Any] | str | None = None,
     **changes: Any,
 ) -> Ghosted:
@@ -41,37 +46,45 @@ def convert(
     images.  Where weights are fitted, layers to which none can be are left alone, and the plan says why.  The model
     itself is not touched.
 
+    A model that resists as a whole, such as a detector, which gives as many boxes as it finds, is rewritten part by
+    part: its backbone, say, is found, rewritten and put back.  Then ``print`` says why and which parts those are,
+    ``ghosted`` has each, and ``left`` tells what was left alone; the images may be a list of inputs of the whole.
+
     Raises ``TraceError`` when it cannot be recorded, ``PlanError`` when nothing would change, ``FitError`` when it
     cannot be fitted.
     """
-    settings = make_settings(GhostSettings, ghost, changes)
-    fitting = make_settings(FitSettings, fit, {})
-    require_images(fitting, images is not None, "images")
-    traced = trace(model, example)
-    how = fitting.resolved(images is not None)
-    plan = rehearse(traced, settings, fitted=how != "none")
-    return rewrite(traced, plan) if how == "none" else rewrite_fitted(traced, plan, images, fitting)
+    return _converted(agreed, model, example, ghost, images, fit, changes)
 
 
 @takes(model=network, example=example_input)
 @undisturbed()
 def convert_parts(
     model: nn.Module, example: Any, ghost: GhostSettings | Mapping[str, Any] | str | None = None, **changes: Any
-) -> Parts:
-    """A copy of ``model`` whose largest parts that can be recorded are rewritten one by one, as ``convert`` does.
+) -> Ghosted:
+    """``convert``, in parts also where the whole would do.  ``convert`` finds out by itself; prefer it.
 
-    It is for models that resist as a whole, such as detectors, which give as many boxes as they find: their backbones
-    are found, rewritten and put back; ``ghostify compress`` does so by itself.  ``example`` is one input of the whole
-    model, as in ``([image, image],)``.  ``changes`` are settings by name, whose patterns are of names in the whole, and
-    ``images`` and ``fit`` as in ``convert``; the images may be a list of inputs of the whole, too, and each part is
-    fitted to what it is given for them, or left alone where it cannot be.  The model itself is not touched.  Raises
-    ``TraceError`` when it does not run, ``PlanError`` when no part would change.
+    Raises ``TraceError`` when the model does not run, ``PlanError`` when no part would change.
     """
     images, fit = changes.pop("images", None), changes.pop("fit", None)
+    return _converted(partial(agreed_in_parts, reason=""), model, example, ghost, images, fit, changes)
+
+
+def _converted(
+    agree: _Agreed,
+    model: nn.Module,
+    example: Any,
+    ghost: GhostSettings | Mapping[str, Any] | str | None,
+    images: Batch | Iterable[Any] | None,
+    fit: FitSettings | Mapping[str, Any] | str | None,
+    changes: Mapping[str, Any],
+) -> Ghosted:
     settings = make_settings(GhostSettings, ghost, changes)
     fitting = make_settings(FitSettings, fit, {})
     require_images(fitting, images is not None, "images")
-    recorded = trace_parts(model, example)
-    fitted = fitting.resolved(images is not None) != "none"
-    plan = recorded.plan(settings, fitted=fitted)
-    return rewrite_parts_fitted(recorded, plan, images, fitting, proposed=True)
+    is_fitted = fitting.resolved(images is not None) != "none"
+    recording, plan = agree(model, example, settings, fitted=is_fitted)
+
+    def made(recording: Recording, plan: Plan) -> Ghosted:
+        return fitted(recording, plan, images, fitting, proposed=True)
+
+    return carried_out(recording, plan, made, settings, fitted=is_fitted)

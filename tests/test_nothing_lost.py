@@ -282,7 +282,7 @@ CHAPTERS: dict[str, tuple[Any, str]] = {
     "prepare": (job, "prepare"),
     "plan": (job, "agreed"),
     "rehearse": (job, "rehearse"),
-    "fit": (job, "rewrite_fitted"),
+    "fit": (job, "fitted"),
     "test": (job, "evaluate"),
     "report": (job, "compare"),
     "train": (job, "finetune"),

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import pytest
 import torch
@@ -17,25 +18,28 @@ import ghostify
 from ghostify import (
     CGhost,
     GGhostStage,
+    Ghosted,
     Plan,
     compare,
     convert_parts,
     experiment,
+    fitting,
     job,
     load,
     plan,
     read_plan,
+    rewrite_fitted,
     save,
     scan,
     trace,
 )
 from ghostify.errors import ModelError, PlanError, RewriteError, RunError, TraceError
-from ghostify.fitting.parts import given_to, rewrite_parts_fitted
+from ghostify.fitting.parts import given_to
 from ghostify.recipe import GhostSettings, ModelSettings, Recipe, make_recipe
-from ghostify.rewriting import TracedParts, agreed, agreed_in_parts, counted
+from ghostify.rewriting import agreed, agreed_in_parts, counted
 from ghostify.saving import read_report
 from ghostify.sources import build_model
-from ghostify.tracing import Traced
+from ghostify.tracing import Recording, Traced
 
 X = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 ANY = {"min_saving": 0, "pointwise": "none"}
@@ -114,9 +118,9 @@ def recipe(name: str, **settings: object) -> Recipe:
     return make_recipe({"model": {"source": f"test_parts:{name}", "input": [3, 16, 16]}, **settings})
 
 
-def in_parts(model: nn.Module, **settings: object) -> tuple[TracedParts, Plan]:
+def in_parts(model: nn.Module, **settings: object) -> tuple[Recording, Plan]:
     recorded, wanted = agreed(model, X, GhostSettings.model_validate({**ANY, **settings}))
-    assert isinstance(recorded, TracedParts)
+    assert recorded.whole is None
     return recorded, wanted
 
 
@@ -167,20 +171,20 @@ def test_patterns_are_of_names_in_the_whole() -> None:
 def test_only_what_is_first_or_last_in_the_whole_is_a_stem_or_a_classifier() -> None:
     """The heads' first layer reads no image, and the backbone's last gives no output."""
     recorded, _ = in_parts(Detector())
-    roles = {site.name: site.role for site in recorded.scan(GhostSettings()).sites}
+    roles = {site.name: site.role for site in scan(recorded).sites}
     assert {name for name, role in roles.items() if role == "stem"} == {"backbone.0.0"}
     assert {name for name, role in roles.items() if role == "classifier"} == {"heads.score"}
 
 
 def test_a_network_that_can_be_recorded_has_no_parts() -> None:
     recorded, wanted = agreed(nn.Sequential(conv(3, 32), Block(32)), X, GhostSettings(min_saving=0))
-    assert isinstance(recorded, Traced) and wanted.parts is None and not wanted.partly
+    assert recorded.whole and wanted.parts is None and not wanted.partly
     assert "\nparts:" not in wanted.to_yaml()
 
 
 def test_the_scan_of_parts_counts_them_and_the_parameters_of_the_whole(model: nn.Module) -> None:
     recorded, _ = in_parts(model)
-    found = recorded.scan(GhostSettings())
+    found = scan(recorded)
     alone = [scan(model.get_submodule(name), (*traced.args,)) for name, traced in recorded.parts.items()]
     assert found.cost.macs == sum(one.cost.macs for one in alone) == sum(site.cost.macs for site in found.sites)
     assert found.cost.params == sum(parameter.numel() for parameter in model.parameters())
@@ -351,7 +355,7 @@ def test_a_plan_by_hand_of_parts_keeps_its_swaps_and_the_notes_say_they_are_unfi
     torch.manual_seed(0)
     model = Detector().eval()
     recorded, wanted = in_parts(model)
-    fitted = rewrite_parts_fitted(recorded, wanted, SIZES).whole
+    fitted = rewrite_fitted(recorded, wanted, SIZES)
     assert fitted.plan.swaps == wanted.swaps
     assert any("Weights of backbone carried over unfitted" in note for note in compare(fitted).notes)
 
@@ -406,11 +410,15 @@ def test_a_network_that_resists_only_once_it_is_fitted_is_rewritten_in_parts_aft
 ) -> None:
     """A trial may find as many boxes by chance."""
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise RewriteError("The rewritten Detector gives outputs of other shapes.")
+    fit_run = fitting.parts.fit_run
+
+    def refuse_whole(run: Traced, *others: Any, **settings: Any) -> Ghosted:
+        if isinstance(run.module, Detector):
+            raise RewriteError("The rewritten Detector gives outputs of other shapes.")
+        return fit_run(run, *others, **settings)
 
     monkeypatch.setattr(job, "agreed", _as_a_whole)
-    monkeypatch.setattr(job, "rewrite_fitted", refuse)
+    monkeypatch.setattr(fitting.parts, "fit_run", refuse_whole)
     settings = recipe("detector", data={"source": "fake", "limit": 24}, fit={"images": 16}, ghost=ANY)
     listener = Listener()
     outcome = experiment.compress(settings, tmp_path / "run", listener)
@@ -418,9 +426,9 @@ def test_a_network_that_resists_only_once_it_is_fitted_is_rewritten_in_parts_aft
     assert any("Rewritten: backbone, heads; left: loose" in line for line in listener.said)
 
 
-def _as_a_whole(model: nn.Module, example: Tensor, *others: object, fitted: bool) -> tuple[Traced, Plan]:
-    traced = trace(model, example)
-    return traced, plan(scan(traced), GhostSettings.model_validate(ANY))
+def _as_a_whole(model: nn.Module, example: Tensor, *others: object, fitted: bool) -> tuple[Recording, Plan]:
+    recording = Recording(model, example, {"": trace(model, example)})
+    return recording, plan(scan(recording), GhostSettings.model_validate(ANY))
 
 
 def test_a_run_without_a_source_needs_the_module(tmp_path: Path) -> None:

@@ -56,13 +56,13 @@ def scan(
     ghostify scan torchvision:resnet50
     """
     settings = options.recipe_of("scan", recipe, set, **options.given(locals()))
-    from ghostify.rewriting import survey
+    from ghostify.scanning import scan as scan_network
     from ghostify.subject import prepare
 
     subject = prepare(settings.model, settings.data, settings.seed)
     for note in subject.notes:
         show.say(note)
-    found = survey(subject.model, subject.example)
+    found = scan_network(subject.model, subject.example)
     if as_json:
         show.json(found.model_dump(mode="json"))
     else:

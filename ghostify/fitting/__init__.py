@@ -5,6 +5,6 @@ intrinsic), rewrites, and gives every ghost, thinned layer and layer after one t
 original.
 """
 
-from ghostify.fitting.transfer import rewrite_fitted
+from ghostify.fitting.parts import fitted, rewrite_fitted
 
-__all__ = ["rewrite_fitted"]
+__all__ = ["fitted", "rewrite_fitted"]

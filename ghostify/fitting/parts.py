@@ -1,4 +1,4 @@
-"""Parts of a network + images of the whole → the network, each part fitted to what it is given.
+"""Plan + images → Ghosted, fitted: a network as a whole, or part by part where it was recorded so.
 
 A part is fitted by itself: the original runs on every image, and what it gives the part there are the part's images.
 """
@@ -15,80 +15,107 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
+from ghostify.arguments import takes
 from ghostify.batches import Batch, call, count, join, move, per_sample, split, take
 from ghostify.errors import FitError, PlanError
 from ghostify.fit_result import Fit
 from ghostify.fitting.fit import Progress
-from ghostify.fitting.transfer import rewrite_fitted
+from ghostify.fitting.transfer import fit_run
 from ghostify.measuring.borrowing import on_device
 from ghostify.names import within
 from ghostify.planning import Plan
-from ghostify.recipe import FitSettings
-from ghostify.rewriting import Ghosted, Parts, TracedParts, rewrite, rewrite_parts
-from ghostify.rewriting.naming import entering
-from ghostify.running import evaluating, undisturbed
-from ghostify.tracing import Traced, cloned, one_example
+from ghostify.recipe import FitSettings, make_settings
+from ghostify.rewriting import Ghosted, a_plan, a_recording, rewrite, rewrite_each, rewrite_run
+from ghostify.running import evaluating, in_single_precision, undisturbed
+from ghostify.scanning.naming import entering
+from ghostify.tracing import WHOLE, Recording, Traced, cloned, one_example
 
 Watched = Callable[[str], AbstractContextManager[Progress | None]]
-"""By the name of a part, who is told how much of it is fitted."""
+"""By the name of a part (of a whole, ""), who is told how much of it is fitted."""
+
+
+@takes(recorded=a_recording, plan=a_plan)
+def rewrite_fitted(
+    recorded: Recording | Traced,
+    plan: Plan,
+    images: Batch | Iterable[Any] | None,
+    settings: FitSettings | Mapping[str, Any] | str | None = None,
+    *,
+    device: torch.device | None = None,
+    told: Progress | None = None,
+) -> Ghosted:
+    """``rewrite``, and the weights fitted to what the original gives for ``images``, without labels.
+
+    Images are what the network takes: (N, C, H, W), (N, C, T, H, W) of videos, (N, C, L) of signals, whole numbers
+    (N, L) of tokens; of a network with several inputs a tuple of such tensors, or a dict of them by keyword, as the
+    example was.  With ``how`` "weights" none are looked at: noise stands for them.  ``device`` is where the work is
+    done (None: where the model is); ``told`` is called with the parts fitted and to be fitted.  Where ``settings`` give
+    a number of images, so many of them are looked at, evenly spread over all.
+
+    Of a network recorded in parts, each part is fitted to what the original gives it for ``images``, of which it is
+    given one after the other; they may be a list of inputs of the whole, too.  A part that cannot be fitted keeps the
+    weights that are carried over, and the notes say so.
+
+    Raises what ``rewrite`` raises, and ``FitError`` when the images are not what the network was recorded on, when it
+    gives values that are not finite (the layer is named), or there are no images.
+    """
+    own = make_settings(FitSettings, settings, {})
+    return fitted(Recording.of(recorded), plan, images, own, device=device, watched=lambda name: nullcontext(told))
 
 
 @undisturbed()
-def rewrite_parts_fitted(
-    recorded: TracedParts,
+@in_single_precision()
+def fitted(
+    recording: Recording,
     plan: Plan,
     images: Batch | Iterable[Any] | None,
-    settings: FitSettings | None = None,
+    settings: FitSettings,
     *,
     device: torch.device | None = None,
     watched: Watched = lambda name: nullcontext(),
     proposed: bool = False,
-) -> Parts:
-    """``rewrite_parts``, and the weights of each part fitted to what the original gives it for ``images``.
-
-    ``images`` are a tensor (N, C, H, W), or a tuple or dict of tensors where the model takes several, of which it is
-    given one after the other; or a list of inputs of the whole, as ``trace`` takes them.  A part that cannot be fitted,
-    as it is given inputs of several sizes, is left alone where the plan was ``proposed`` by settings; a plan by hand is
-    carried out, and the notes say that its weights are carried over unfitted.  Raises what ``rewrite_parts`` raises.
-    """
-    settings = settings or FitSettings()
+) -> Ghosted:
+    """``rewrite_fitted``; where the plan was ``proposed`` by settings, a part that cannot be fitted is left alone."""
     how = settings.resolved(images is not None)
     if how == "none":
-        return rewrite_parts(recorded, plan)
+        return rewrite(recording, plan)
+    if recording.whole:
+        with watched(WHOLE) as told:
+            return fit_run(recording.whole, plan, images, settings, device=device, told=told)
     if how != "weights" and images is None:
         raise FitError("There are no calibration images: a tensor (N, C, H, W) is needed, or fit none.")
     given: Mapping[str, Batch] = {}
     if how != "weights" and images is not None:
-        given = given_to(recorded, plan, images, settings.images, device)
+        given = given_to(recording, plan, images, settings.images, device)
     unfitted: dict[str, str] = {}
 
-    def fitted(name: str, traced: Traced, own: Plan) -> Ghosted:
+    def one(name: str, run: Traced, own: Plan) -> Ghosted:
         try:
             if how != "weights" and name not in given:
                 raise FitError("it is given other inputs than tensors, or tensors of several sizes; use fit none.")
             with watched(name) as told:
-                return rewrite_fitted(traced, own, given.get(name), settings, device=device, told=told)
+                return fit_run(run, own, given.get(name), settings, device=device, told=told)
         except FitError as problem:
             if proposed:
                 raise PlanError(f"{name} cannot be fitted: {problem}") from None
             unfitted[name] = str(problem)
-            return rewrite(traced, own)
+            return rewrite_run(run, own)
 
-    parts = rewrite_parts(recorded, plan, fitted)
-    fits = {name: ghosted.fit for name, ghosted in parts.ghosted.items() if ghosted.fit}
+    whole = rewrite_each(recording, plan, one)
+    fits = {name: part.fit for name, part in whole.parts.items() if part.fit}
     notes = tuple(f"Weights of {name} carried over unfitted: {reason}" for name, reason in unfitted.items())
-    return replace(parts, whole=replace(parts.whole, fit=_together(fits), notes=notes))
+    return replace(whole, fit=_together(fits), notes=notes)
 
 
 def given_to(
-    recorded: TracedParts, plan: Plan, images: Batch | Iterable[Any], most: int, device: torch.device | None = None
+    recording: Recording, plan: Plan, images: Batch | Iterable[Any], most: int, device: torch.device | None = None
 ) -> dict[str, Batch]:
     """What each part that a plan changes is given for images, ``most`` samples of it: a tensor, or a tuple or dict of
     several; nothing for one that takes other inputs than tensors, or is given tensors of several sizes.
     """
-    model = recorded.model if device is None else on_device(recorded.model, device)
-    changed = [name for name in recorded.parts if any(within(swap.target, name) for swap in plan.swaps)]
-    seen: dict[str, list[Batch]] = {name: [] for name in changed if _takes_tensors(recorded.parts[name])}
+    model = recording.model if device is None else on_device(recording.model, device)
+    changed = [name for name in recording.parts if any(within(swap.target, name) for swap in plan.swaps)]
+    seen: dict[str, list[Batch]] = {name: [] for name in changed if _takes_tensors(recording.parts[name])}
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(_noting(kept), with_kwargs=True)
         for name, kept in seen.items()

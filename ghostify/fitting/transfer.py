@@ -1,4 +1,4 @@
-"""Plan + images → Ghosted, fitted.
+"""Plan + images → Ghosted, fitted, of a network recorded in one run.
 
     arrange the original's channels → rewrite → fit → put the weights where they belong
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ghostify.arguments import given as described
-from ghostify.arguments import takes
 from ghostify.batches import Batch, count, describe, move, per_sample, take
 from ghostify.errors import FitError
 from ghostify.fit_result import Fit
@@ -32,42 +31,29 @@ from ghostify.fitting.noise import looks, noise
 from ghostify.fitting.norms import renew_all
 from ghostify.fitting.polish import polish
 from ghostify.planning import Plan, check, scan_for
-from ghostify.recipe import FitSettings, make_settings
-from ghostify.rewriting import Choices, Ghosted, a_plan, a_recording, rewrite
+from ghostify.recipe import FitSettings
+from ghostify.rewriting import Choices, Ghosted, rewrite_run
 from ghostify.rules import rule_of
 from ghostify.rules.base import Split
 from ghostify.rules.origins import Origins
-from ghostify.running import evaluating, in_single_precision, undisturbed
+from ghostify.running import evaluating
 from ghostify.scanning import forms
 from ghostify.tracing import Traced, call_arguments, trace
 
 
-@takes(traced=a_recording, plan=a_plan)
-@undisturbed()
-@in_single_precision()
-def rewrite_fitted(
+def fit_run(
     traced: Traced,
     plan: Plan,
     images: Batch | None,
-    settings: FitSettings | Mapping[str, Any] | str | None = None,
+    settings: FitSettings,
     *,
     device: torch.device | None = None,
     told: Progress | None = None,
 ) -> Ghosted:
-    """``rewrite``, and the weights fitted to what the original gives for ``images``, without labels.
-
-    Images are what the network takes: (N, C, H, W), (N, C, T, H, W) of videos, (N, C, L) of signals, whole numbers
-    (N, L) of tokens; of a network with several inputs a tuple of such tensors, or a dict of them by keyword, as the
-    example was.  With ``how`` "weights" none are looked at: noise stands for them.  ``device`` is where the work is
-    done (None: where the model is); ``told`` is called with the parts fitted and to be fitted.  Raises what ``rewrite``
-    raises, and ``FitError`` when the images are not what the network was recorded on, when it gives values that are not
-    finite (the layer is named), or there are no images.  Where ``settings`` give a number of images, so many
-    of them are looked at, evenly spread over all.
+    """A network recorded in one run, rewritten, and its weights fitted as ``rewrite_fitted`` tells; ``told`` is called
+    with the parts fitted and to be fitted.
     """
-    settings = make_settings(FitSettings, settings, {})
     how = settings.resolved(images is not None)
-    if how == "none":
-        return rewrite(traced, plan)
     place = device or _place(traced.module)
     _require_fittable(traced)
     if how != "weights":
@@ -82,7 +68,7 @@ def rewrite_fitted(
     arrangement = _arranged(work, plan, calibration, settings)
     work, plan = arrangement.traced, _ordered(plan, arrangement)
     choices = Choices(orders=arrangement.orders)
-    ghosted = rewrite(work, plan, choices)
+    ghosted = rewrite_run(work, plan, choices)
     came_from = origins(work, plan.swaps, ghosted.module, ghosted.before)
     came_from.excluded = plan.excludes
     found = fit(work.module, ghosted.module, calibration, settings, came_from, told or _silent)

@@ -3,13 +3,10 @@
 from ghostify.planning.checking import check
 from ghostify.planning.proposing import plan, resolved
 from ghostify.planning.reading import needs_of, read_plan, scan_for
-from ghostify.planning.result import FORMAT, InParts, Plan
-from ghostify.rules.c_ghost import GIVEN_NOTHING
+from ghostify.planning.result import FORMAT, Plan
 
 __all__ = [
     "FORMAT",
-    "GIVEN_NOTHING",
-    "InParts",
     "Plan",
     "check",
     "needs_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ghostify.errors import PlanError
+from ghostify.errors import PlanError, did_you_mean
 from ghostify.names import overlap
 from ghostify.patterns import meant, require_matches
 from ghostify.planning.result import Plan, assembled
@@ -22,6 +22,7 @@ def check(plan: Plan, scan: Scan) -> Plan:
     Raises ``PlanError`` when it names a layer that is not there, was made for another network, asks for what cannot
     be built, or says two things of one layer.
     """
+    _require_parts(plan, scan)
     _require_alone(plan.swaps)
     own = [pattern for swap in plan.swaps for pattern in swap.kept]
     require_matches(scan, "The plan's exclude", (*plan.exclude, *own))
@@ -35,6 +36,15 @@ def check(plan: Plan, scan: Scan) -> Plan:
     _require_same_network(plan, scan, unnamed=sum(site.name not in said for site in left.sites))
     others = [Skip(target=name, reason=reason) for name, reason in left.others.items()]
     return assembled(scan, [*entries, *others], meant(scan, [*plan.exclude, *own]))
+
+
+def _require_parts(plan: Plan, scan: Scan) -> None:
+    """Refuse a plan of parts that a network which resists as a whole does not have."""
+    known = scan.parts.inputs if scan.parts else {}
+    for name in plan.parts.inputs if plan.parts else ():
+        if known and name not in known:
+            hint = did_you_mean(name, known)
+            raise PlanError(f"The plan has a part {name!r}, which {scan.network} does not have.{hint}")
 
 
 def _said(plan: Plan, scan: Scan) -> dict[str, Swap | Skip]:

@@ -16,14 +16,14 @@ from ghostify.planning.result import OUTSIDE, Plan, assembled
 from ghostify.recipe import GhostSettings, Method, SiteSettings, make_settings
 from ghostify.rules import RULES, Rule, Skip, Swap
 from ghostify.scanning import Scan, scan
-from ghostify.tracing import Traced
+from ghostify.tracing import Recording, Traced
 
 _Proposals = dict[str, Sequence[Swap | Skip]]
 """What each rule proposes, by its name."""
 
 
 def _scanned(value: Any) -> Any:
-    return scan(value) if isinstance(value, Traced) else _a_scan(value)
+    return scan(value) if isinstance(value, Traced | Recording) else _a_scan(value)
 
 
 _a_scan = instance(Scan, maker="ghostify.scan(model, example)", error=PlanError)

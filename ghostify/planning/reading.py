@@ -15,7 +15,7 @@ from ghostify.recipe import GhostSettings, read_yaml, validated
 from ghostify.rules import Needs, rule_of
 from ghostify.rules.base import unfittable
 from ghostify.scanning import Scan, scan
-from ghostify.tracing import Traced
+from ghostify.tracing import Recording, Traced
 
 
 @takes(path=as_path("plan.yaml", PlanError))
@@ -37,13 +37,13 @@ def needs_of(wanted: GhostSettings | Plan) -> Needs:
     return reduce(or_, needs, Needs())
 
 
-def scan_for(traced: Traced, wanted: GhostSettings | Plan, fitted: bool = False) -> Scan:
+def scan_for(recorded: Traced | Recording, wanted: GhostSettings | Plan, fitted: bool = False) -> Scan:
     """The scan that settings need, or a plan with stages named by hand.  Raises ``PlanError`` for no such stage.
 
     With ``fitted``, layers that cannot be fitted are to be kept, too, where a network becomes narrower.
     """
     needs = needs_of(wanted)
     if fitted and needs.whole and isinstance(wanted, GhostSettings):
-        unfit = tuple(site.name for site in unfittable(scan(traced), wanted.exclude))
+        unfit = tuple(site.name for site in unfittable(scan(recorded), wanted.exclude))
         needs = replace(needs, steady=(*needs.steady, *unfit))
-    return scan(traced, **vars(needs))
+    return scan(recorded, **vars(needs))

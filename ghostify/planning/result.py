@@ -14,7 +14,7 @@ from ghostify.errors import PlanError
 from ghostify.names import matches, within
 from ghostify.rules import AnySwap, Skip, Swap
 from ghostify.rules.base import UNFIT
-from ghostify.scanning import Scan
+from ghostify.scanning import InParts, Scan
 from ghostify.tables import Table, quantity, ratio
 
 FORMAT = 2
@@ -30,17 +30,6 @@ OUTSIDE = "is kept: G-Ghost stages replace what follows the first block of a sta
 """Why convolutions are left alone where only stages are replaced."""
 _NAMED = 6
 """Modules that are named in a sentence; the others are counted."""
-
-
-class InParts(BaseModel):
-    """That a network is rewritten part by part, for it resists as a whole."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reason: str
-    """Why it resists, as a sentence without its end."""
-    inputs: dict[str, tuple[tuple[int, ...], ...]]
-    """By qualified name of each part, the shapes it is given."""
 
 
 class Plan(BaseModel):
@@ -159,4 +148,5 @@ def assembled(scan: Scan, entries: Sequence[Swap | Skip], exclude: Sequence[str]
         before=scan.cost,
         after=after,
         exclude=tuple(exclude),
+        parts=scan.parts,
     )

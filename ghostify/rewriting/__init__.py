@@ -1,41 +1,30 @@
 """Plan → Ghosted.  The only place that edits a model, and it edits a copy.
 
-``rewrite`` takes a network recorded as a whole; ``rewrite_parts`` one of which only parts can be recorded, and
-``agreed`` says which of the two a network is.
+``agreed`` says whether a network can be rewritten as a whole, and gives the plan for that or for its parts; ``rewrite``
+takes either.
 """
 
-from ghostify.rewriting.parts import Parts, agreed, agreed_in_parts, rebuilt, rewrite_parts
-from ghostify.rewriting.recorded import TracedParts, survey, trace_parts
-from ghostify.rewriting.rewrite import (
-    Ghosted,
-    a_plan,
-    a_recording,
-    counted,
-    in_place,
-    rehearse,
-    replaced,
-    rewrite,
-    rewritten,
-)
+from ghostify.rewriting.agreed import agreed, agreed_in_parts, carried_out, rehearse
+from ghostify.rewriting.parts import rebuilt, rewrite, rewrite_each
+from ghostify.rewriting.result import Ghosted, a_plan, a_recording, rewritten
+from ghostify.rewriting.rewrite import counted, in_place, replaced, rewrite_run
 from ghostify.rules import Choices
 
 __all__ = [
     "Choices",
     "Ghosted",
-    "Parts",
-    "TracedParts",
     "a_plan",
     "a_recording",
     "agreed",
     "agreed_in_parts",
+    "carried_out",
     "counted",
     "in_place",
-    "rehearse",
     "rebuilt",
+    "rehearse",
     "replaced",
     "rewrite",
-    "rewrite_parts",
+    "rewrite_each",
+    "rewrite_run",
     "rewritten",
-    "survey",
-    "trace_parts",
 ]

@@ -1,6 +1,6 @@
-"""A network that resists as a whole, rewritten part by part, and put together again.
+"""What was recorded, rewritten: as a whole, or part by part and put together again.
 
-    model + example → its largest parts that can be recorded → one scan, one plan → each part rewritten → all put back
+    recorded parts → one scan, one plan → each part rewritten → all put back
 
 Only a part's own ``Ghosted`` speaks in its own names; everything else in those of the whole.
 """
@@ -9,117 +9,66 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ghostify.errors import PlanError, RewriteError, TraceError
+from ghostify.arguments import takes
+from ghostify.errors import PlanError, RewriteError
 from ghostify.names import within
 from ghostify.planning import Plan, check, scan_for
-from ghostify.recipe import GhostSettings
 from ghostify.rewriting.naming import entered_by, of_part
-from ghostify.rewriting.recorded import NoParts, TracedParts, reason_of, run_told, trace_parts
-from ghostify.rewriting.rewrite import Ghosted, in_place, rehearse, replaced, rewrite, verify
-from ghostify.rules import Skip
+from ghostify.rewriting.result import Ghosted, a_plan, a_recording
+from ghostify.rewriting.rewrite import in_place, replaced, rewrite_run, verify
+from ghostify.rules import Choices, Skip
 from ghostify.rules.protocol import submodule
 from ghostify.running import undisturbed
-from ghostify.tracing import Traced, recordable, trace
+from ghostify.scanning.parts import merged
+from ghostify.tracing import WHOLE, Recording, Traced, recordable, run_watched
 
 
-@dataclass
-class Parts:
-    """A model of which some parts were rewritten: the whole, each part's outcome, and those left as they are."""
-
-    whole: Ghosted
-    """All of it, in the names of the whole: what ``compare`` and ``save`` take."""
-    ghosted: dict[str, Ghosted]
-    """By qualified name, each in its own names."""
-    left: dict[str, str]
-    """By qualified name, why."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The whole."""
-        return self.whole.module
-
-    def __str__(self) -> str:
-        lines = [f"{name or 'the whole'}: {ghosted}" for name, ghosted in self.ghosted.items()]
-        return "\n".join(
-            [*lines, *(f"{name or 'the whole'}: left alone: {reason}" for name, reason in self.left.items())]
-        )
-
-
+@takes(recorded=a_recording, plan=a_plan)
 @undisturbed()
-def agreed(
-    model: nn.Module,
-    example: Any,
-    wanted: GhostSettings | Plan,
-    device: torch.device | None = None,
-    *,
-    fitted: bool = False,
-) -> tuple[Traced | TracedParts, Plan]:
-    """A network recorded as a whole, or in parts where it resists, and the plan wanted for that.
+def rewrite(recorded: Recording | Traced, plan: Plan, choices: Choices | None = None) -> Ghosted:
+    """A copy of the recorded model with the plan's swaps made, checked against what the plan promised.
 
-    Where a fit is to follow (``fitted``), settings leave alone what cannot be fitted; a plan says what it swaps.  A
-    network resists where it cannot be recorded, or where its recording cannot vouch for another input and a trial shows
-    that it cannot be rewritten.  Raises ``TraceError`` when it does not run, and for lack of parts what the whole
-    raises; ``PlanError`` when the plan does not fit or changes nothing.
+    A model that was recorded in parts is rewritten part by part, and a part that cannot be is left alone.  The copy
+    shares no memory with the original and is in its train/eval mode.  What a plan leaves open, ``choices`` may decide.
+    Raises ``PlanError`` when the plan does not fit or changes nothing, ``RewriteError`` when the result is not what was
+    planned.
     """
-    if isinstance(wanted, Plan) and wanted.parts:
-        return agreed_in_parts(model, example, wanted, wanted.parts.reason, device, fitted=fitted)
-    try:
-        return _agreed_as_a_whole(model, example, wanted, device, fitted)
-    except (_Doubtful, TraceError) as problem:
-        try:
-            return agreed_in_parts(model, example, wanted, reason_of(problem), device, fitted=fitted)
-        except (NoParts, TraceError):
-            raise problem.__cause__ if isinstance(problem, _Doubtful) and problem.__cause__ else problem from None
+    return rewrite_each(Recording.of(recorded), plan, lambda name, run, own: rewrite_run(run, own, choices))
 
 
-def agreed_in_parts(
-    model: nn.Module,
-    example: Any,
-    wanted: GhostSettings | Plan,
-    reason: str,
-    device: torch.device | None = None,
-    *,
-    fitted: bool = False,
-) -> tuple[TracedParts, Plan]:
-    """The parts of a network that resists for a ``reason``, and the plan wanted for them.  Raises as ``agreed``."""
-    recorded = trace_parts(model, example, reason).require_parts()
-    plan = recorded.check(wanted) if isinstance(wanted, Plan) else recorded.plan(wanted, device, fitted=fitted)
-    return recorded, plan.require_changes()
+def rewrite_each(recording: Recording, plan: Plan, how: Callable[[str, Traced, Plan], Ghosted]) -> Ghosted:
+    """``rewrite``, with ``how`` to rewrite one part by its own plan: by its name (a whole's is ""), its run, its plan.
 
-
-@undisturbed()
-def rewrite_parts(
-    recorded: TracedParts, plan: Plan, how: Callable[[str, Traced, Plan], Ghosted] | None = None
-) -> Parts:
-    """A copy of the model with the plan's swaps made part by part, checked as ``rewrite`` checks each.
-
-    ``how`` rewrites one part by its own plan (None: ``rewrite``); a part that cannot be rewritten is left alone.
     Raises ``PlanError`` when no part would change, ``RewriteError`` when the result does not run.
     """
-    plan = recorded.check(plan)
+    if recording.whole:
+        return how(WHOLE, recording.whole, plan)
+    plan = check(plan, scan_for(recording, plan))
     ghosted: dict[str, Ghosted] = {}
-    left = dict(recorded.left)
-    for name, traced in recorded.parts.items():
+    left = dict(recording.left)
+    for name, run in recording.parts.items():
         try:
-            own = of_part(plan, name).require_changes()
-            ghosted[name] = how(name, traced, own) if how else rewrite(traced, own)
+            ghosted[name] = how(name, run, of_part(plan, name).require_changes())
         except (PlanError, RewriteError) as problem:
             left[name] = str(problem)
     if not ghosted:
         raise PlanError(f"No part of {plan.network} would change: {next(iter(left.values()))}")
-    module = _put_back(recorded.model, {name: part.module for name, part in ghosted.items()})
-    _require_runs_alone(module, recorded)
-    before = recorded.scanned_with(recorded.model, {name: part.before for name, part in ghosted.items()})
-    after = recorded.scanned_with(module, {name: part.after for name, part in ghosted.items()})
+    return _whole_of(recording, plan, ghosted, left)
+
+
+def _whole_of(recording: Recording, plan: Plan, ghosted: dict[str, Ghosted], left: dict[str, str]) -> Ghosted:
+    """The model put together of its parts, those that were rewritten and the others, and checked as one."""
+    module = _put_back(recording.model, {name: part.module for name, part in ghosted.items()})
+    _require_runs_alone(module, recording)
+    before = merged(recording, recording.model, {name: part.before for name, part in ghosted.items()})
+    after = merged(recording, module, {name: part.after for name, part in ghosted.items()})
     done = _as_done(plan, ghosted, left)
     verify(done, before, after)
-    return Parts(Ghosted(module, done, before, after), ghosted, left)
+    return Ghosted(module, done, before, after, parts=ghosted, left=left)
 
 
 def rebuilt(module: nn.Module, plan: Plan, example: Any = None) -> nn.Module:
@@ -140,28 +89,6 @@ def rebuilt(module: nn.Module, plan: Plan, example: Any = None) -> nn.Module:
             raise RewriteError(f"{name!r} of {type(module).__name__} cannot be recorded, so its stages are not made.")
         made[name] = replaced(part, swaps, given.get(name))
     return _put_back(module, made)
-
-
-def _agreed_as_a_whole(
-    model: nn.Module, example: Any, wanted: GhostSettings | Plan, device: torch.device | None, fitted: bool
-) -> tuple[Traced, Plan]:
-    traced = trace(model, example)
-    plan = (
-        rehearse(traced, wanted, device, fitted=fitted)
-        if isinstance(wanted, GhostSettings)
-        else check(wanted, scan_for(traced, wanted))
-    )
-    plan.require_changes()
-    if traced.doubts:
-        try:
-            rewrite(traced, plan)
-        except RewriteError as problem:
-            raise _Doubtful(traced.doubts[0]) from problem
-    return traced, plan
-
-
-class _Doubtful(Exception):
-    """A recording cannot vouch for other inputs, and its rewrite fails for that."""
 
 
 # -- the whole -------------------------------------------------------------------------------------------------
@@ -188,9 +115,9 @@ def _put_back(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _require_runs_alone(module: nn.Module, recorded: TracedParts) -> None:
+def _require_runs_alone(module: nn.Module, recording: Recording) -> None:
     """Refuse a result that does not run, or runs a module of the original (a forward may hold on to one)."""
-    own = {part: name for name, part in recorded.model.named_modules()}
+    own = {part: name for name, part in recording.model.named_modules()}
 
     def refuse(part: nn.Module) -> None:
         if part in own:
@@ -200,7 +127,7 @@ def _require_runs_alone(module: nn.Module, recorded: TracedParts) -> None:
             )
 
     try:
-        run_told(copy.deepcopy(module), recorded.example, refuse)
+        run_watched(copy.deepcopy(module), recording.example, refuse)
     except RewriteError:
         raise
     except Exception as problem:

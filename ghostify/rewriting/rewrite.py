@@ -1,4 +1,4 @@
-"""A network recorded as a whole, rewritten by a plan.
+"""A network recorded in one run, rewritten by a plan.
 
 A rewrite is a deep copy in which some modules are remembered as their replacements: ``copy.deepcopy``'s own memo then
 puts the new module wherever the old one was referred to, under every parent that shares it, and leaves every other
@@ -8,58 +8,23 @@ name, weight, hook and mode as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ghostify.arguments import instance, takes
 from ghostify.costs import Cost
-from ghostify.errors import PlanError, RewriteError, TraceError
-from ghostify.fit_result import Fit
+from ghostify.errors import RewriteError, TraceError
 from ghostify.names import overlap, within
-from ghostify.planning import Plan, check, plan, scan_for
-from ghostify.recipe import GhostSettings
+from ghostify.planning import Plan, check, scan_for
+from ghostify.rewriting.result import Ghosted
 from ghostify.rules import Choices, Original, Swap, in_order, rule_of
-from ghostify.running import undisturbed
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, private_copy, recorded_shapes, trace
 
 
-@dataclass
-class Ghosted:
-    """A rewritten module, the plan that made it, the scans of the network before and after, and what was fitted."""
-
-    module: nn.Module
-    plan: Plan
-    before: Scan
-    after: Scan
-    fit: Fit | None = None
-    notes: tuple[str, ...] = ()
-    """What a reader of its report must know."""
-
-    def __str__(self) -> str:
-        return self.plan.table().title
-
-
-def rewritten(value: Any) -> Ghosted:
-    """A rewritten network, or the whole of one rewritten part by part.  Raises ``RewriteError``."""
-    value = getattr(value, "whole", value)
-    return instance(Ghosted, maker="ghostify.convert(model, example)", error=RewriteError)(value)
-
-
-a_recording = instance(Traced, maker="ghostify.trace(model, example)", error=TraceError)
-a_plan = instance(
-    Plan, maker="ghostify.plan(ghostify.scan(model, example)) or ghostify.read_plan(path)", error=PlanError
-)
-
-
-@takes(traced=a_recording, plan=a_plan)
-@undisturbed()
-def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghosted:
+def rewrite_run(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghosted:
     """A copy of the traced module with the plan's swaps made, checked against what the plan promised.
 
     The copy shares no memory with the original and is in its train/eval mode.  Raises ``PlanError`` when the plan does
@@ -71,40 +36,6 @@ def rewrite(traced: Traced, plan: Plan, choices: Choices | None = None) -> Ghost
     # deepcopy looks into its memo before it copies: what is found there is put in place under every name
     module = copy.deepcopy(traced.module, _replacements(original, plan.swaps))
     return Ghosted(module, plan, before, _checked(module, traced, plan, before))
-
-
-@undisturbed()
-def rehearse(
-    traced: Traced, settings: GhostSettings, device: torch.device | None = None, *, fitted: bool = False
-) -> Plan:
-    """The plan that settings propose for a network, after its stages were built once.
-
-    Some code shows only when it runs that it cannot work with fewer channels; such stages are left alone with the
-    reason, and so is, where the network is to be ``fitted``, what cannot be.  Raises ``PlanError``.
-    """
-    seen = scan_for(traced, settings, fitted)
-    original = Original(traced.module, traced, seen)
-    return rehearsed(seen, settings, lambda swap: build(original, swap), device, fitted=fitted)
-
-
-def rehearsed(
-    seen: Scan,
-    settings: GhostSettings,
-    build: Callable[[Swap], Any],
-    device: torch.device | None = None,
-    *,
-    fitted: bool = False,
-) -> Plan:
-    """The plan for a scan, after each swap of a rule that asks for it was built once."""
-    proposed = plan(seen, settings, device=device, fitted=fitted)
-    obstacles: dict[str, str] = {}
-    for swap in proposed.swaps:
-        if rule_of(swap).rehearsed:
-            try:
-                build(swap)  # only to see whether it can be built; the rewrite builds it again
-            except RewriteError as problem:
-                obstacles[swap.target] = str(problem).removeprefix(f"{swap.target} ").removesuffix(".")
-    return plan(seen.hindered(obstacles), settings, device=device, fitted=fitted) if obstacles else proposed
 
 
 def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> nn.Module:

@@ -33,7 +33,7 @@ from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Original, Rule, require_geometry, require_possible, unknown
 from ghostify.rules.rows import LayerReport, Promise, Ratios, Rows
 from ghostify.scanning import Scan, Site
-from ghostify.tracing import Traced
+from ghostify.tracing import GIVEN_NOTHING, Traced
 
 _KEPT = {
     "stem": "reads the network's input, and the stem is kept by default (also: [stem] takes it)",
@@ -43,9 +43,7 @@ _KEPT = {
     "pooled": "works on a pooled 1x1 map (a gate or a head), where there is nothing to save (also: [pooled] takes it)",
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
-GIVEN_NOTHING = "was given nothing in the run on the example (no box was found, say), so what it costs is unknown"
 _UNSAID = "is not named in the plan"
-
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 

@@ -1,6 +1,7 @@
-"""Traced → Scan: the sites where a network could be rewritten, and what everything costs.  Names and numbers only."""
+"""Recording → Scan: where a network could be rewritten, and what all of it costs.  Names and numbers only."""
 
-from ghostify.scanning.result import Scan, Site
-from ghostify.scanning.whole import forms, network_nodes, scan
+from ghostify.scanning.result import InParts, Scan, Site
+from ghostify.scanning.scan import scan
+from ghostify.scanning.whole import forms, network_nodes
 
-__all__ = ["Scan", "Site", "forms", "network_nodes", "scan"]
+__all__ = ["InParts", "Scan", "Site", "forms", "network_nodes", "scan"]

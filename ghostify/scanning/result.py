@@ -19,6 +19,17 @@ from ghostify.tables import Table, quantity
 Kind = Literal["conv", "conv1d", "conv3d", "transposed", "linear", "functional"]
 
 
+class InParts(BaseModel):
+    """That a network is taken part by part, because it resists as a whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+    """Why it resists, as a sentence without its end."""
+    inputs: dict[str, tuple[tuple[int, ...], ...]]
+    """By qualified name of each part, the shapes it is given."""
+
+
 class Site(BaseModel):
     """A convolution (or a linear layer on vectors or on maps): where it is, its geometry, its cost, what stands in the
     way.
@@ -108,6 +119,8 @@ class Scan(BaseModel):
     modules: tuple[tuple[str, ...], ...] = ()
     """The names of every module, the root's first; more than one where a module is shared."""
     doubts: tuple[str, ...] = ()
+    parts: InParts | None = None
+    """Where the network was recorded in parts, which."""
     coupling: Coupling | None = None
     """The channels of the whole network, where the scan was asked for them."""
     uncoupled: str = ""

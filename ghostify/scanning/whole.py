@@ -1,4 +1,4 @@
-"""Traced → Scan: the sites where a network could be rewritten, its stages, and what everything costs."""
+"""Traced → Scan, of one recorded run: where it could be rewritten, its stages, and what everything costs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
-from ghostify.arguments import network, takes
 from ghostify.batches import inputs_in
 from ghostify.channels import Channels, Unreadable, follow
 from ghostify.costs import Cost, count, own_params
 from ghostify.names import matches
 from ghostify.recipe import Stream
-from ghostify.running import undisturbed
 from ghostify.scanning.others import others_in
 from ghostify.scanning.result import Scan
 from ghostify.scanning.sites import sites_in
 from ghostify.stages import find_stages, name_stage
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced
 
 _scans: WeakKeyDictionary[Traced, Scan] = WeakKeyDictionary()
 """By recorded run, its scan."""
@@ -34,28 +32,15 @@ def forms(example: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(spec.dtype for spec in specs), tuple(spec.name for spec in specs if spec.name)
 
 
-def _recorded_or_network(value: Any) -> Any:
-    return value if isinstance(value, Traced) else network(value)
-
-
-@takes(model=_recorded_or_network)
-@undisturbed()
-def scan(
-    model: Traced | nn.Module,
-    example: Any = None,
+def scan_run(
+    traced: Traced,
     *,
     stages: Sequence[Sequence[str]] = (),
     whole: bool = False,
     steady: Sequence[str] = (),
     stream: Stream = "scaled",
 ) -> Scan:
-    """Scan a recorded run, or a module on an example (then recorded first).
-
-    ``stages`` names stages by hand, each by the modules of its blocks; ``whole`` asks for the channels of the whole
-    network (for rule width), of which what modules meant by ``steady`` read and give stays, and with a kept ``stream``
-    what is added to each other.  Raises ``TraceError``, and ``PlanError`` for a named stage that is none.
-    """
-    traced = model if isinstance(model, Traced) else trace(model, example)
+    """The scan of one recorded run; what can be asked for is as in ``scan``."""
     plain = _plain(traced)
     known = {tuple(block.name for block in stage.blocks) for stage in plain.stages}
     named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]

@@ -1,4 +1,7 @@
-"""module + example → Traced: one recorded run as a ``torch.fx`` graph, verified by replay.
+"""model + example → Recording: recorded runs as ``torch.fx`` graphs, each verified by replay.
+
+``record`` records a model as a whole or, where it resists, in its largest parts; ``trace`` records one run (a
+``Traced``).
 
 The graph is *recorded*, not symbolically traced: a copy of the module runs once on the example, every call of a
 ``torch`` function and of a ``torch.nn`` leaf module becomes a node with its concrete shapes and the module it ran in,
@@ -14,12 +17,18 @@ from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import is_leaf, qualified_names
 from ghostify.tracing.others import other_runs
 from ghostify.tracing.parts import one_example, recordable
+from ghostify.tracing.record import reason_of, record, record_parts, run_watched
+from ghostify.tracing.recording import WHOLE, NoParts, Recording
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
 from ghostify.tracing.values import call_arguments, cloned, tensors_in, tensors_of_call
-from ghostify.tracing.wording import cannot_run
+from ghostify.tracing.wording import GIVEN_NOTHING, cannot_run
 
 __all__ = [
+    "GIVEN_NOTHING",
+    "NoParts",
+    "Recording",
+    "WHOLE",
     "Traced",
     "call_arguments",
     "cannot_run",
@@ -29,11 +38,15 @@ __all__ = [
     "other_runs",
     "private_copy",
     "qualified_names",
+    "reason_of",
+    "record",
+    "record_parts",
     "recordable",
     "recorded_again",
     "recorded_shapes",
     "tensors_in",
     "tensors_of_call",
+    "run_watched",
     "trace",
     "without_numbers",
 ]

@@ -11,6 +11,9 @@ from ghostify.errors import TraceError
 from ghostify.running import function_name, one_line
 from ghostify.tracing.values import tensors_in
 
+GIVEN_NOTHING = "was given nothing in the run on the example (no box was found, say), so what it costs is unknown"
+"""Why what a detector did not come to is left alone, as the end of a sentence that begins with its name."""
+
 
 def cannot_run(model: nn.Module, where: str, example: Any, problem: Exception) -> TraceError:
     """The error for a model that fails on an example by itself; ``where`` names a module of it, or is empty."""
