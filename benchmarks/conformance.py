@@ -54,7 +54,7 @@ GHOSTS: dict[Method, str] = {"c-ghost": "C-Ghost modules", "g-ghost": "G-Ghost s
 
 OUT_OF_SCOPE = {
     models.detection: "their outputs are lists of boxes whose number depends on the pixels, so no one shape is kept; "
-    "`ghostify.convert_parts` rewrites what can be recorded of them, and `tests/test_detection.py` tries it",
+    "`ghostify.convert` rewrites what can be recorded of them, and `tests/test_detection.py` tries it",
     models.optical_flow: "they read pairs of frames and refine one flow in a loop, with its own input protocol; "
     "`tests/test_detection.py` tries one",
 }

@@ -246,7 +246,7 @@ def test_a_folder_with_a_foreign_file_of_a_runs_name_is_refused_before_the_work(
 ) -> None:
     before = users_folder(Path("exp"), RECIPE)
     Path("exp/plan.yaml").write_text("my own plan")
-    monkeypatch.setattr(job, "rewrite_fitted", failing(AssertionError("too late")))
+    monkeypatch.setattr(job, "fitted", failing(AssertionError("too late")))
     problem = cli("compress", "--resume", "exp").exception
     assert isinstance(problem, RunError) and "exp/plan.yaml" in str(problem)
     assert contents(Path("exp")) == {**before, "plan.yaml": b"my own plan"}
@@ -256,7 +256,7 @@ def test_a_network_that_would_not_come_back_is_refused_before_the_work(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("luck_net.py").write_text(LUCK)
-    monkeypatch.setattr(job, "rewrite_fitted", failing(AssertionError("too late")))
+    monkeypatch.setattr(job, "fitted", failing(AssertionError("too late")))
     args = ("--input", "3,8,8", "--data", "fake", "--method", "width", "--width", "0.5", "-o", "new/run")
     problem = cli("compress", "luck_net:build", *args).exception
     assert isinstance(problem, RunError) and "The run would not come back" in str(problem)

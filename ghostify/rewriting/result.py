@@ -47,11 +47,9 @@ class Ghosted:
         return self
 
     def __str__(self) -> str:
-        if not self.parts:
-            return self.plan.table().title
-        lines = [f"{name}: {part}" for name, part in self.parts.items()]
+        lines = [f"{name}: {part}" for name, part in self.parts.items()] or [self.plan.table().title]
         lines += [f"{name or 'the whole'}: left alone: {reason}" for name, reason in self.left.items()]
-        return "\n".join([*lines, self.plan.partly])
+        return "\n".join(filter(None, (*lines, self.plan.partly)))
 
 
 rewritten = instance(Ghosted, maker="ghostify.convert(model, example)", error=RewriteError)

@@ -116,7 +116,7 @@ def _require_same_shapes(again: Traced, original: Traced) -> None:
     if original.doubts:
         raise RewriteError(
             f"The rewritten {name} gives outputs of other shapes, because they depend on values "
-            f"({original.doubts[0]}); rewrite the parts that do not: ghostify.convert_parts."
+            f"({original.doubts[0]}); rewrite the parts that do not: ghostify.convert(model, example)."
         )
     raise RewriteError(
         f"The rewritten {name} gives outputs of {again.output_shapes}, "

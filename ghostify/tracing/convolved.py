@@ -48,14 +48,15 @@ class Convolved:
         """Keep what a layer read and gave, if it is a convolution that no hook can make give something else."""
         size = given.nbytes + result.nbytes
         hooked = layer._forward_hooks or layer._forward_pre_hooks
-        if type(layer) in _CONVOLUTIONS and not hooked and not given.is_meta and size <= self._room:
+        plain = type(layer) in _CONVOLUTIONS and not hooked and not given.is_meta
+        if plain and size <= self._room and not torch.is_grad_enabled():  # gradients find no way back through it
             self._room -= size
             self._kept[node] = _Kept(given, version_of(given)), _Kept(result, version_of(result))
 
     def again(self, node: fx.Node, given: Tensor) -> Tensor | None:
         """What a convolution gave, where it reads now what it read then."""
         read, gave = self._kept.pop(node, (None, None))
-        if read is None or gave is None or not (read.as_it_was and gave.as_it_was):
+        if read is None or gave is None or not (read.as_it_was and gave.as_it_was) or torch.is_grad_enabled():
             return None
         alike = given is read.tensor or (form_of(given) == form_of(read.tensor) and torch.equal(given, read.tensor))
         return gave.tensor if alike else None
