@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ SECOND = {name: FIRST[name] for name in ("plain", "pointwise", "g-ghost", "thin"
 CGHOSTS = ("plain", "pointwise", "low rank", "parts of their own")
 
 
+@cache
 def once(name: str) -> Ghosted:
     """Converted in some blocks, if layer by layer, so that there is something left before and behind."""
-    return convert(network(), X[:1], FIRST[name] | ({"include": ("2.*", "3.*")} if name in CGHOSTS else {}), images=X)
+    return convert(network(), X[:1], FIRST[name] | ({"include": ("2.*",)} if name in CGHOSTS else {}), images=X)
 
 
 @pytest.mark.parametrize("second", SECOND)
@@ -50,7 +53,6 @@ def test_a_converted_network_is_converted_again(first: str, second: str) -> None
     names = [layer.target for layer in again.fit.layers]
     old = {name for name, part in before.module.named_modules() if isinstance(part, CGhost)}
     assert old.isdisjoint(names) and len(names) == len(set(names))
-    assert convert(before.module, X[:1], SECOND[second]).fit is None
 
 
 def convolutions() -> nn.Module:
@@ -84,11 +86,16 @@ def parts_within(module: nn.Module, name: str) -> dict[str, torch.Tensor]:
 FITS: list[dict[str, Any]] = [{}, {"kept": False}, {"arrange": "reorder"}, {"how": "polish", "seconds": 0.2}]
 
 
-@pytest.mark.parametrize("fit", FITS, ids=str)
-@pytest.mark.parametrize("excluded", ["3", "3.body.0", "5"])
-@pytest.mark.parametrize("method", ["plain", "pointwise", "thin"])
+@pytest.mark.parametrize(
+    ("method", "excluded", "fit"),
+    [
+        *product(("pointwise",), ("2", "2.body.0", "4"), FITS),
+        *product(("plain", "thin"), ("2.body.0",), FITS),
+    ],
+    ids=str,
+)
 def test_what_is_excluded_keeps_every_number(method: str, excluded: str, fit: dict[str, Any]) -> None:
-    """Weights, norms and their statistics, though what it reads has changed."""
+    """Weights, norms and their statistics, though what it reads has changed: of a block, a layer, the head."""
     model = network()
     ghosted = convert(model, X[:1], FIRST[method] | {"exclude": (excluded,)}, images=X, fit=fit)
     assert ghosted.fit is not None and ghosted.fit.layers
@@ -103,6 +110,6 @@ def test_norms_of_kept_layers_stay_where_those_are_not_fitted(method: str) -> No
     model = network()
     fit = {"kept": False, "arrange": "none"}
     ghosted = convert(model, X[:1], FIRST[method] | {"include": ("1.*",)}, images=X, fit=fit)
-    for name in ("0", "2", "3", "4", "5"):
+    for name in ("0", "2", "3", "4"):
         found, wanted = parts_within(ghosted.module, name), parts_within(model, name)
         assert all(torch.equal(found[key], value) for key, value in wanted.items())
