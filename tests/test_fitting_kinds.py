@@ -18,7 +18,7 @@ from zoo import CoveringConv, StandardConv
 from ghostify import Ghosted, convert, rewrite
 from ghostify.errors import FitError
 from ghostify.fitting import rewrite_fitted
-from ghostify.fitting.kinds.layers import times, weight_of
+from ghostify.fitting.kinds.least_squares import times, weight_of
 from ghostify.ghosts.narrowing import PLAIN
 from ghostify.leastsquares.own_forwards import call_of, settable
 from ghostify.leastsquares.sampling import Positions, padded

@@ -21,7 +21,7 @@ from ghostify.fitting.agenda.correspondence import Matching
 from ghostify.fitting.agenda.epilogue import bare, epilogue, is_norm, line, without_addition
 from ghostify.fitting.interpreter import Interpreter, batched
 from ghostify.fitting.kinds.intercepts import Intercepts
-from ghostify.fitting.kinds.layers import put, times, weight_of
+from ghostify.fitting.kinds.least_squares import put, times, weight_of
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.fitting.norms import Statistics, renew
 from ghostify.leastsquares.moments import Moments

@@ -135,7 +135,6 @@ class _Job:
         self.notes += [
             *notes.on_starved(self.starved),
             *notes.on_filters(self.parts),
-            *notes.on_wide(self.agenda.wide),
             *notes.on_unfitted(self.agenda.matching.skipped),
         ]
         return [found[part] for part in sorted(found)]

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence, Sized
 
 from ghostify.fitting.agenda.correspondence import Part
 from ghostify.fitting.kinds.choice import keeps_filters
-from ghostify.leastsquares.sampling import MOST, too_wide
 
 WORSE = "The fit made the outputs worse on images that it had not seen, so the weights stay as carried over."
-_MANY = f"each filter has more than the {MOST:,} unknowns that are solved for"
 
 
 def on_starved(starved: Sequence[str]) -> list[str]:
@@ -28,17 +26,11 @@ def on_filters(parts: Sequence[Part]) -> list[str]:
     kept = [part for part in parts if keeps_filters(part)]
     if not kept:
         return []
-    primary = kept[0].module.primary
-    why = _MANY if too_wide(primary) else f"a {type(primary).__name__} changes them before it convolves"
+    primary = type(kept[0].module.primary).__name__
     return [
-        f"{kept[0].name}{_others(kept)} keeps its primary filters, because {why}; "
-        "its cheap operations are fitted to what those give."
+        f"{kept[0].name}{_others(kept)} keeps its primary filters, because a {primary} changes them before it "
+        "convolves; its cheap operations are fitted to what those give."
     ]
-
-
-def on_wide(wide: Sequence[str]) -> list[str]:
-    """One sentence on the layers that are too wide to be fitted anew, by name."""
-    return [f"{wide[0]}{_others(wide)} keeps its weights, because {_MANY}."] if wide else []
 
 
 def on_unfitted(skipped: Mapping[str, str]) -> list[str]:

@@ -34,15 +34,6 @@ _SPARSE = 3
 _VALUES = 2**24
 """Target values kept at a time."""
 
-MOST = 2**13
-"""Unknowns of one filter that are solved for: the covariances of D of them take 8·D² bytes, several times over."""
-
-
-def too_wide(layer: nn.Module) -> bool:
-    """Whether the filters of a convolution or linear layer have more unknowns than are solved for."""
-    assert isinstance(layer, Conv | nn.Linear)
-    return layer.weight[0].numel() > MOST
-
 
 def positions_wanted(features: int, targets: int) -> int:
     """How many positions are worth having for so many features and targets of one system."""
@@ -198,6 +189,18 @@ def padded(x: Tensor, conv: Conv) -> Tensor:
     sides = list(conv._reversed_padding_repeated_twice)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return F.pad(x, sides, mode=mode) if any(sides) else x
+
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolved(x: Tensor, layer: nn.Module, filters: Tensor) -> Tensor:
+    """What ``layer`` would give for x with other ``filters`` (of one shape with its own, be they more) and no bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, filters)
+    assert isinstance(layer, Conv)
+    convolve = _CONVOLVE[len(layer.kernel_size)]
+    return convolve(padded(x, layer), filters, None, layer.stride, 0, layer.dilation, layer.groups)
 
 
 def window(x: Tensor, corners: Sequence[Tensor], kernel: Sequence[int], dilation: Sequence[int]) -> Tensor:

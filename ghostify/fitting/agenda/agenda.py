@@ -10,7 +10,6 @@ from ghostify.fitting.agenda.aims import Aim
 from ghostify.fitting.agenda.correspondence import Call, Matching, Part, changed
 from ghostify.fitting.agenda.epilogue import Epilogue, is_norm, rectifier_after
 from ghostify.fitting.agenda.schedule import Needs, Order, Schedule, schedule
-from ghostify.leastsquares.sampling import too_wide
 from ghostify.recipe import FitSettings
 from ghostify.rules.origins import Origins
 from ghostify.running import frozen_parts
@@ -28,10 +27,7 @@ class Agenda:
         self.same, self.dirty = changed(original, converted, origins.touch)
         self.frozen = {inner for part in frozen_parts(module) for inner in part.modules()}
         """What the user froze: as it is, unless the plan replaced it."""
-        wanted = [part for part in self.matching.parts() if self._wants(part)]
-        self.wide = [part.name for part in wanted if part.kind == "layer" and too_wide(part.module)]
-        """Layers with too many unknowns to be solved for."""
-        self.parts = [part for part in wanted if part.name not in self.wide]
+        self.parts = [part for part in self.matching.parts() if self._wants(part)]
         self.aims = [tuple(self._aim(part, call) for call in part.calls) for part in self.parts]
         """By part and call."""
         self.norms = self._norms()

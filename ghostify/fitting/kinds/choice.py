@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ghostify.fitting.agenda.correspondence import Part
 from ghostify.fitting.interpreter import Interpreter
+from ghostify.fitting.kinds.features import unknowns
 from ghostify.fitting.kinds.ghosts import GhostFit, cheap_unknowns, solved_for
 from ghostify.fitting.kinds.layers import LayerFit
 from ghostify.fitting.kinds.stages import StageFit
@@ -60,8 +61,10 @@ def size_of(part: Part) -> tuple[int, int]:
         return _size_of_stage(part)
     if keeps_filters(part):
         return cheap_unknowns(part.module), part.module.out_channels
-    weight = (part.module.primary if part.kind == "ghost" else part.module).weight
-    return weight[0].numel(), len(weight)
+    layer = part.module.primary if part.kind == "ghost" else part.module
+    trained = part.module.out_channels if part.kind == "ghost" else len(layer.weight)
+    groups = getattr(layer, "groups", 1)
+    return unknowns(layer.weight[0].numel(), trained // groups), len(layer.weight)
 
 
 def _size_of_stage(part: Part) -> tuple[int, int]:

@@ -12,8 +12,8 @@ Where another norm follows every call, each takes intercepts of its own (``inter
 the means of each place then, and the ghosts' means are set once their filters are.
 
 Behind a rectifier, targets are renewed and all of it is done again, some times.  A primary convolution that prepares
-its filters in a forward of its own (``calls``), or has too many unknowns, keeps them: its maps are given the right
-means, where an intercept has a place to go to, and the cheap operations are fitted to what it gives.
+its filters in a forward of its own (``own_forwards``) keeps them: its maps are given the right means, where an
+intercept has a place to go to, and the cheap operations are fitted to what it gives.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ghostify.fitting.kinds.features import Features, Input
 from ghostify.fitting.kinds.intercepts import Intercepts
-from ghostify.fitting.kinds.layers import ROUNDS, Input, Kept, put
+from ghostify.fitting.kinds.least_squares import ROUNDS, FiltersFit, Kept, put
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
 from ghostify.ghosts.c_ghost import linear_maps
@@ -33,7 +34,7 @@ from ghostify.ghosts.narrowing import Conv, dimensions
 from ghostify.leastsquares.moments import MIXING, RIDGES, Moments, Normal, serving, solve, within
 from ghostify.leastsquares.own_forwards import settable
 from ghostify.leastsquares.pointwise import Blocks, Both
-from ghostify.leastsquares.sampling import Block, too_wide
+from ghostify.leastsquares.sampling import Block
 
 _FEW = 16384
 _PER_UNKNOWN = 32
@@ -61,40 +62,44 @@ def cheap_unknowns(ghost: CGhost) -> int:
 
 def solved_for(layer: nn.Module) -> bool:
     """Whether the filters of a primary convolution (of a layer that is to become one) are solved for, or stay."""
-    return not too_wide(layer) and (isinstance(layer, nn.Linear) or settable(layer).filters)
+    return isinstance(layer, nn.Linear) or settable(layer).filters
 
 
-class GhostFit:
+class GhostFit(FiltersFit):
     """One C-Ghost module of linear parts, its inputs and its targets, over all its calls."""
 
     def __init__(self, ghost: CGhost, inputs: Input, targets: Targets, start: Tensor, joint: bool) -> None:
         """``start``: the original's filters (n, …); ``joint``: whether intrinsic maps serve all outputs."""
-        self.ghost, self.targets = ghost, targets
+        self.ghost = ghost
         self.inputs: Input = (lambda b: linear_maps(inputs(b))) if isinstance(ghost, CGhostLinear) else inputs
         self.parts = layout(ghost.out_channels, ghost.s, ghost.groups, ghost.m).to(start.device)
         if ghost.order is not None:
             self.parts = torch.where(self.parts >= 0, ghost.order.argsort()[self.parts.clamp_min(0)], -1)
         self.primary, *self.cheap = (part for part in (ghost.primary, *ghost.cheap) if isinstance(part, Conv))
-        self.dimensions, self.solved = dimensions(self.primary), solved_for(self.primary)
+        self.dimensions, self.settable = dimensions(self.primary), solved_for(self.primary)
         self.intercepts = Intercepts([self.primary] * len(targets.takers), targets.takers)
-        self.places, self.constant = self.intercepts.of, self.intercepts.there
+        super().__init__(targets, self.intercepts.of)
+        self.constant = self.intercepts.there
         self.ghosts = self.parts[1:].flatten()[self.parts[1:].flatten() >= 0]
         """The outputs that are ghosts, part by part."""
         freely = ghost.operation.mixes_freely(ghost.out_channels, ghost.m)
-        self.joint = joint and freely and self.solved
-        self.start = start.double().flatten(1)[None]
+        self.joint = joint and freely and self.settable
+        trained = start.double().flatten(1).unflatten(0, (self.primary.groups, -1))
+        layers = [self.primary] * len(targets.takers)
+        self.basis = Features.of_layers(layers, self.inputs, targets.samples, trained)
+        self.start = self.basis.start
         if not self.joint:
-            self.start = self.start[0, self.parts[0]].unflatten(0, (self.primary.groups, -1))
+            self.start = self.start.flatten(0, 1)[self.parts[0]].unflatten(0, (self.primary.groups, -1))
         shape = self.intercepts.count, ghost.out_channels
         self.offset = torch.zeros(shape, dtype=torch.float64, device=start.device)
         """What is added to each output, by place: by the norm, or already in the biases."""
         self.few = max(_FEW, _PER_UNKNOWN * cheap_unknowns(ghost))
-        self._read, self._given = Kept(), Kept()
+        self._maps = Kept()
 
     def fit(self) -> float:
         """Fit the module in place; the strength of the ridge on its primary filters, infinite where they stay."""
         rounds = ROUNDS if self.targets.rectified else 0
-        ridge = self._fit_all(rounds) if self.solved else self._fit_rest(rounds)
+        ridge = self._fit_all(rounds) if self.settable else self._fit_rest(rounds)
         if self.primary.bias is None and self.constant:
             self.intercepts.put(list(self.offset))
             self.offset.zero_()
@@ -102,16 +107,15 @@ class GhostFit:
         return ridge
 
     def _fit_all(self, rounds: int) -> float:
-        moments = self._moments()
-        seen, held = (within(side) for side in moments)
-        found = solve(seen, held, self.start, weights=self._grouped(self.targets.weights), constant=self.constant)
-        s, alone = found.normal.s, self.intercepts.count == 1
-        everything = [found.moments] if alone else [one.plus(other) for one, other in zip(*moments, strict=True)]
+        found, everything = self.solved()
+        s = found.normal.s
         self._put_primary(s, found.weight, everything)
         self._fit_cheap()
         normal = found.normal if found.ridge < float("inf") else Normal(s, self.start, RIDGES[-1])
         for _ in range(rounds):
-            crossed = self._renewed()
+            for block in self.targets.samples.blocks:
+                self.targets.bend(block, self.outputs(block))
+            crossed = self.crossed()
             self._put_primary(s, normal.solve(within(crossed).crossed(self.constant)), crossed)
             self._fit_cheap()
         return found.ridge
@@ -127,7 +131,7 @@ class GhostFit:
 
     def outputs(self, block: Block) -> Tensor:
         """What the module as it is gives at the positions, the offset included: (N, n)."""
-        v = self._given.of(block, self._shifts)
+        v = self._maps.of(block, self._shifts)
         maps = v[:, :, v.shape[2] // 2]
         y = v.new_zeros(len(v), self.ghost.out_channels)
         y[:, self.parts[0]] = maps
@@ -142,50 +146,27 @@ class GhostFit:
 
     # -- primary -----------------------------------------------------------------------------------------------
 
-    def _moments(self) -> tuple[list[Moments], list[Moments]]:
-        """By place, of what the fit is made of and of what is held out."""
-        seen, held = ([Moments() for _ in range(self.intercepts.count)] for _ in range(2))
-        for block in self.targets.samples.blocks:
-            side = held if self.targets.is_held(block) else seen
-            side[self.places[block.call]].add(self._read.of(block, self._patches), self._wanted(block))
-        return [one.reduced() for one in seen], [one.reduced() for one in held]
-
-    def _renewed(self) -> list[Moments]:
-        crossed = [Moments(squares=False) for _ in range(self.intercepts.count)]
-        for block in self.targets.samples.blocks:
-            self.targets.bend(block, self.outputs(block))
-            crossed[self.places[block.call]].add(self._read.of(block, self._patches), self._wanted(block))
-        return [one.reduced() for one in crossed]
-
-    def _patches(self, block: Block) -> Tensor:
-        return self.targets.samples.patches(self.inputs(block), self.primary, block)
-
     def _shifts(self, block: Block) -> Tensor:
         return self.targets.samples.shifts(self.primary(self.inputs(block)), self.ghost.d, block)
 
-    def _wanted(self, block: Block) -> Tensor:
-        """(N, g, n/g) of all outputs, or of the intrinsic ones alone."""
-        y = self.targets.outputs(block)
-        return y[:, None] if self.joint else y[:, self.parts[0]].unflatten(1, self.start.shape[:2])
-
-    def _grouped(self, values: Tensor) -> Tensor:
-        """Values by output, (n,), as (g, n/g) of those that are ``_wanted``."""
-        return values[None] if self.joint else values[self.parts[0]].unflatten(0, self.start.shape[:2])
+    def grouped(self, values: Tensor) -> Tensor:
+        """Values by output, (…, n), as those of the outputs that are solved for: all, or the intrinsic ones alone."""
+        return values[..., None, :] if self.joint else values[..., self.parts[0]].unflatten(-1, self.start.shape[:2])
 
     def _put_primary(self, s: Tensor, weight: Tensor, moments: Sequence[Moments]) -> None:
-        """Write the primary filters, given the solution for what ``_wanted`` is, and its moments by place."""
+        """Write the primary filters, given the solution for what is ``wanted``, and its moments by place."""
         if self.joint:
             weight = serving(s[0], weight[0], self.targets.weights, self.parts[0])[None]
-        weight = torch.where(self._grouped(self.targets.alive)[:, :, None], weight, self.start)  # or it stays dead
-        biases = [one.intercept(weight) for one in moments] if self.constant else []
+        weight = self._alive(weight)
+        biases = self.intercepts_of(moments, weight) or []
         if self.joint:
             weight, biases = weight[:, self.parts[0]], [bias[:, self.parts[0]] for bias in biases]
-        put(self.primary, weight)
+        put(self.primary, self.basis.filters(weight))
         for place, bias in enumerate(biases):
             self.offset[place, self.parts[0]] = bias.flatten()
         if self.primary.bias is not None and biases:
             self.intercepts.put([biases[0].flatten()])
-        self._given.forget()
+        self._maps.forget()
 
     def _put_means(self) -> None:
         """Write the intercepts with which filters that stay give the intrinsic maps their means."""
@@ -193,7 +174,7 @@ class GhostFit:
             return
         every = [Moments(squares=False) for _ in range(self.intercepts.count)]
         for block in self.targets.samples.blocks:
-            maps = self._given.of(block, self._shifts)
+            maps = self._maps.of(block, self._shifts)
             wanted = self.targets.outputs(block)[:, self.parts[0]]
             every[self.places[block.call]].add(maps[:, :, maps.shape[2] // 2, None], wanted[:, :, None])
         moments = [one.reduced() for one in every]
@@ -204,7 +185,7 @@ class GhostFit:
             return
         with torch.no_grad():
             self.primary.bias.add_(shifts[0].to(self.primary.bias.dtype))
-        self._given.forget()
+        self._maps.forget()
 
     # -- cheap operations --------------------------------------------------------------------------------------
 
@@ -214,7 +195,7 @@ class GhostFit:
         for block in self.targets.samples.blocks:
             side, place = int(self.targets.is_held(block)), self.places[block.call]
             few = self.targets.samples.rows(self.few, block)
-            v = self._given.of(block, self._shifts)[few].double()
+            v = self._maps.of(block, self._shifts)[few].double()
             t = self.targets.outputs(block)[few]
             own[side][place].add(v, self._spread(t))
             if self.ghost.pointwise is not None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ghostify.fitting.agenda.epilogue import line
+from ghostify.fitting.kinds.features import Input
 from ghostify.fitting.kinds.intercepts import shift_mean
-from ghostify.fitting.kinds.layers import Input, LeastSquares, times
+from ghostify.fitting.kinds.least_squares import LeastSquares, times
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts import GGhostStage
 from ghostify.leastsquares.sampling import Block

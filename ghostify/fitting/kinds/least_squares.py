@@ -1,0 +1,193 @@
+"""A linear map from features of what a layer reads to its targets, by least squares, whatever it is made of.
+
+    W = argmin Σ ‖t − W u − b‖² + ρ s̄ ‖W − W₀‖²      u: features of what the converted network gives there
+                                                     t: ``targets``;  W₀: the weights it begins with
+
+Where features are the responses of known filters (``features``), more of these are taken as long as errors held out
+fall by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostify.fitting.kinds.features import Features
+from ghostify.fitting.kinds.targets import Targets
+from ghostify.ghosts.narrowing import Conv
+from ghostify.leastsquares.moments import Moments, Solution, precision, solve, within
+from ghostify.leastsquares.sampling import Block
+
+ROUNDS = 3
+"""How often targets behind a rectifier are renewed."""
+_KEPT = 2**26
+"""Numbers that are kept of one function of batches."""
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a convolution or linear layer as (g, n/g, D), in float64."""
+    assert isinstance(layer, Conv | nn.Linear)
+    groups = layer.groups if isinstance(layer, Conv) else 1
+    return layer.weight.detach().double().flatten(1).unflatten(0, (groups, -1))
+
+
+def put(layer: nn.Module, weight: Tensor) -> None:
+    """Write a weight (g, n/g, D) into a layer."""
+    assert isinstance(layer, Conv | nn.Linear)
+    with torch.no_grad():
+        layer.weight.copy_(weight.flatten(0, 1).reshape(layer.weight.shape))
+
+
+class Kept:
+    """Values by block that are kept, unless all of them together would take too much memory.
+
+    It does not hold on to what makes them, which holds on to it: memory in such a circle is given back late.
+    """
+
+    def __init__(self) -> None:
+        self._values, self._size = dict[Block, Tensor](), 0
+
+    def of(self, block: Block, made: Callable[[Block], Tensor]) -> Tensor:
+        """The value of a block, ``made`` now if it is not kept."""
+        if block in self._values:
+            return self._values[block]
+        value = made(block)
+        if self._size + value.numel() <= _KEPT:
+            self._values[block] = value
+            self._size += value.numel()
+        return value
+
+    def forget(self) -> None:
+        """Let go of the values, for the function is another now."""
+        self._values.clear()
+        self._size = 0
+
+
+class LeastSquares:
+    """A linear map from rows of features to targets, whatever it is made of."""
+
+    start: Tensor
+    """The weights it begins with, (g, n/g, D)."""
+    constant: bool
+
+    def __init__(self, targets: Targets, places: Sequence[int]) -> None:
+        """``places``: by call, which of the intercepts is its own."""
+        self.targets, self.places = targets, places
+        self._read = Kept()
+
+    def features(self, block: Block) -> Tensor:
+        """What the map reads at the positions: (N, g, D)."""
+        raise NotImplementedError
+
+    def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
+        """Put weights (g, n/g, D) and intercepts (g, n/g) by place where they belong."""
+        raise NotImplementedError
+
+    def fit(self) -> float:
+        """Fit the map in place; the strength of the ridge."""
+        found, moments = self.solved()
+        weight, biases = self._alive(found.weight), self.intercepts_of(moments, found.weight)
+        if found.ridge < float("inf") and self.targets.rectified:
+            for _ in range(ROUNDS):
+                for block in self.targets.samples.blocks:
+                    self.targets.bend(block, self.given(block, weight, biases).flatten(1))
+                crossed = self.crossed()
+                weight = self._alive(found.normal.solve(within(crossed).crossed(self.constant)))
+                biases = self.intercepts_of(crossed, weight)
+        self.write(weight, biases)
+        return found.ridge
+
+    def grouped(self, values: Tensor) -> Tensor:
+        """Values by output (…, n) as those of the targets, by group: (…, g, n/g)."""
+        return values.unflatten(-1, self.start.shape[:2])
+
+    def wanted(self, block: Block) -> Tensor:
+        """The targets of a block, (N, g, n/g)."""
+        return self.grouped(self.targets.outputs(block))
+
+    def read(self, block: Block) -> Tensor:
+        """The features of a block, computed once where there is room to keep them."""
+        return self._read.of(block, self.features)
+
+    def solved(self) -> tuple[Solution, list[Moments]]:
+        """The least squares of the targets as they are, and the moments of everything by place."""
+        seen, held = self._moments()
+        weights = self.grouped(self.targets.weights)
+        found = solve(within(seen), within(held), self.start, weights=weights, constant=self.constant)
+        if len(seen) == 1:
+            return found, [found.moments]
+        return found, [one.plus(other) for one, other in zip(seen, held, strict=True)]
+
+    def crossed(self) -> list[Moments]:
+        """The moments of renewed targets with the same features, by place."""
+        found = self._by_place(squares=False)
+        for block in self.targets.samples.blocks:
+            found[self.places[block.call]].add(self.read(block), self.wanted(block))
+        return [one.reduced() for one in found]
+
+    def intercepts_of(self, moments: Sequence[Moments], weight: Tensor) -> list[Tensor] | None:
+        """The intercept (g, n/g) of each place, from the moments there."""
+        return [one.intercept(weight) for one in moments] if self.constant else None
+
+    def given(self, block: Block, weight: Tensor, biases: Sequence[Tensor] | None) -> Tensor:
+        """What weights and intercepts give for a block, (N, g, n/g)."""
+        y = times(weight, self.read(block))
+        return y if biases is None else y + biases[self.places[block.call]]
+
+    def _alive(self, weight: Tensor) -> Tensor:
+        """With the weights it began with where a norm silences the output, so that training may wake it up."""
+        return torch.where(self.grouped(self.targets.alive)[:, :, None], weight, self.start)
+
+    def _moments(self) -> tuple[list[Moments], list[Moments]]:
+        """By place, of what the fit is made of and of what is held out."""
+        seen, held = self._by_place(), self._by_place()
+        for block in self.targets.samples.blocks:
+            side = held if self.targets.is_held(block) else seen
+            side[self.places[block.call]].add(self.read(block), self.wanted(block))
+        return [one.reduced() for one in seen], [one.reduced() for one in held]
+
+    def _by_place(self, squares: bool = True) -> list[Moments]:
+        return [Moments(squares) for _ in range(max(self.places) + 1)]
+
+
+class FiltersFit(LeastSquares):
+    """Filters of a layer: any, or combinations of known ones, of which there are more where that does better."""
+
+    basis: Features
+
+    def features(self, block: Block) -> Tensor:
+        return self.basis.of(block)
+
+    def solved(self) -> tuple[Solution, list[Moments]]:
+        few, moments = super().solved()
+        if not self.basis.spanned:
+            return few, moments
+        before = self.basis, self.start
+        self._grow(few, moments)
+        more, all_moments = super().solved()
+        if more.error < few.error:
+            return more, all_moments
+        self.basis, self.start = before
+        self._read.forget()
+        return few, moments
+
+    def _grow(self, found: Solution, moments: Sequence[Moments]) -> None:
+        """Let known filters be more, by what a solution misses."""
+        biases = self.intercepts_of(moments, found.weight)
+
+        def missed(block: Block) -> Tensor:
+            return self.wanted(block) - self.given(block, found.weight, biases)
+
+        known = self.basis.known.shape[1]
+        self.basis = self.basis.grown(missed, self.targets.samples.blocks, targets=self.start.shape[1])
+        self.start = F.pad(self.start, (0, self.basis.known.shape[1] - known))
+        self._read.forget()
+
+
+def times(weight: Tensor, u: Tensor) -> Tensor:
+    """(g, n, D) and (N, g, D) → (N, g, n), as precise as moments of so many features are."""
+    kind = precision(u.shape[2])
+    return (u.transpose(0, 1).to(kind) @ weight.mT.to(kind)).transpose(0, 1).double()
