@@ -14,7 +14,9 @@ is read, as a block Krylov method's basis does:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,69 +28,117 @@ Input = Callable[[Block], Tensor]
 """What a layer reads of each block."""
 Missed = Callable[[Block], Tensor]
 """What is missed of each block's targets: (N, g, n)."""
-FULL = 2**10
-"""The most numbers that a filter reads of which all are unknowns, where known filters are fewer."""
-GROWN = 2
-"""By how much the known filters grow where errors fall by it: to so many times the trained ones."""
+FULL = 1536
+"""The most numbers that a filter reads of which all are unknowns, whatever filters are known."""
+_FEW = 8
+"""Filters are known ones' combinations where they read so many times as many numbers as there are of these."""
+_GROWTHS, _SHARE = 3, 5
+"""How often the known filters grow at most, which is not beyond about one for so many numbers read."""
+_KEPT = 2**26
+"""Numbers that are kept of one function of blocks."""
 _NOTHING = 1e-30
 """A norm to stand for zero, by which one can still divide."""
 
 
 def unknowns(read: int, filters: int) -> int:
     """Unknowns of one filter that reads so many numbers, where there are so many trained filters in its group."""
-    return filters * GROWN if read > FULL and 2 * filters * GROWN <= read else read
+    growths = growths_of(read, filters)
+    return filters * (1 + growths) if growths else read
+
+
+def growths_of(read: int, filters: int) -> int:
+    """How often known filters may grow, each time by as many; never where a filter is no combination of any."""
+    return min(_GROWTHS, read // (_SHARE * filters)) if read > FULL and read >= _FEW * filters else 0
+
+
+class Kept:
+    """Values by block that are kept, unless all of them together would take too much memory.
+
+    It does not hold on to what makes them, which holds on to it: memory in such a circle is given back late.
+    """
+
+    def __init__(self) -> None:
+        self._values, self._size = dict[Block, Tensor](), 0
+
+    def of(self, block: Block, made: Callable[[Block], Tensor]) -> Tensor:
+        """The value of a block, ``made`` now if it is not kept."""
+        if block in self._values:
+            return self._values[block]
+        value = made(block)
+        if self._size + value.numel() <= _KEPT:
+            self._values[block] = value
+            self._size += value.numel()
+        return value
+
+    def forget(self) -> None:
+        """Let go of the values, for the function is another now."""
+        self._values.clear()
+        self._size = 0
 
 
 class Features:
     """Features of a layer's inputs, by block."""
 
-    def __init__(self, layers: Sequence[Any], inputs: Input, samples: Samples, known: Tensor, spanned: bool) -> None:
-        """``layers``: what each call calls, with one weight; ``known`` (g, r, D): filters of which combinations are looked for, if
-        ``spanned``."""
-        self.layers, self.inputs, self.samples, self.known, self.spanned = layers, inputs, samples, known, spanned
-
-    @staticmethod
-    def of_layers(layers: Sequence[Any], inputs: Input, samples: Samples, trained: Tensor) -> Features:
-        """Those of layers with trained filters (g, r, D), by how many numbers these read."""
-        _, filters, read = trained.shape
-        return Features(layers, inputs, samples, trained, unknowns(read, filters) < read)
+    def __init__(self, layers: Sequence[Any], inputs: Input, samples: Samples, trained: Tensor) -> None:
+        """``layers``: what each call calls, with one weight; ``trained`` (g, r, D): the filters it begins with."""
+        self.layers, self.inputs, self.samples = layers, inputs, samples
+        self.growths = growths_of(trained.shape[2], trained.shape[1])
+        """How often known filters may grow; where never, all that a filter reads is a feature."""
+        self.known = trained
+        self._kept = [(trained, Kept())]
+        """The known filters as they came, and what each of them gives."""
 
     def of(self, block: Block) -> Tensor:
         """(N, g, D) or (N, g, r)."""
-        if not self.spanned:
-            return self.samples.patches(self.inputs(block), self.layers[block.call], block)
-        return self._responses(block, self._shaped(self.known))
+        if not self.growths:
+            return self._kept[0][1].of(block, self._patches)
+        given = [kept.of(block, partial(self._responses, filters=filters)) for filters, kept in self._kept]
+        return given[0] if len(given) == 1 else torch.cat(given, 2)
 
     @property
     def start(self) -> Tensor:
-        """The known filters as maps of the features: (g, r, D) or (g, r, r)."""
-        if not self.spanned:
+        """The trained filters as maps of the features: (g, r, D) or (g, r, r)."""
+        if not self.growths:
             return self.known
         groups, filters, _ = self.known.shape
         return torch.eye(filters, dtype=self.known.dtype, device=self.known.device).repeat(groups, 1, 1)
 
     def filters(self, weight: Tensor) -> Tensor:
         """Filters (g, n, D) that do with a layer's inputs what ``weight`` (g, n, features) does with the features."""
-        return weight @ self.known if self.spanned else weight
+        return weight @ self.known if self.growths else weight
 
-    def grown(self, missed: Missed, blocks: Iterable[Block], targets: int) -> Features:
-        """The same with another known filter for each of so many ``targets`` a group, given what is ``missed`` of them.
-
-        The covariance of what is missed with what is read is the gradient of the filters, which a convolution's
-        backward pass gives without a patch being cut out.
-        """
-        with torch.enable_grad():
-            filters = self._shaped(torch.zeros_like(self.known[:, :1]).repeat(1, targets, 1)).requires_grad_()
-            for block in blocks:
-                self._responses(block, filters).backward(missed(block).to(filters.dtype))
-        assert filters.grad is not None
-        found = filters.grad.double().flatten(1).unflatten(0, (len(self.known), -1))
+    def grown(self, missed: Missed, blocks: Iterable[Block], each: int) -> Features:
+        """The same with another known filter for ``each`` of a group's targets, given what is ``missed`` of them."""
+        found = self._gradient(missed, blocks, each)
         # One ridge serves all features, so the new ones are to be about as large as the others.
         size = self.known.norm(dim=2).mean(1)[:, None, None] / found.norm(dim=2, keepdim=True).clamp_min(_NOTHING)
-        return Features(self.layers, self.inputs, self.samples, torch.cat([self.known, size * found], 1), spanned=True)
+        more = copy.copy(self)
+        more.known = torch.cat([self.known, size * found], 1)
+        more._kept = [*self._kept, (size * found, Kept())]
+        return more
+
+    def _gradient(self, missed: Missed, blocks: Iterable[Block], each: int) -> Tensor:
+        """The covariance of what is missed with what is read, (g, n, D).
+
+        It is the gradient of the filters, so a convolution's backward pass gives it and no patch need be cut out.
+        """
+        groups, _, read = self.known.shape
+        filters = self._shaped(self.known.new_zeros(groups, each, read)).requires_grad_()
+        with torch.enable_grad():
+            for block in blocks:
+                self._convolved(block, filters).backward(missed(block).to(filters.dtype))
+        assert filters.grad is not None
+        return filters.grad.double().flatten(1).unflatten(0, (groups, each))
+
+    def _patches(self, block: Block) -> Tensor:
+        return self.samples.patches(self.inputs(block), self.layers[block.call], block)
 
     def _responses(self, block: Block, filters: Tensor) -> Tensor:
-        """What filters as a layer has them give at a block's positions: (N, g, r)."""
+        """What filters (g, r, D) give at a block's positions, (N, g, r)."""
+        return self._convolved(block, self._shaped(filters))
+
+    def _convolved(self, block: Block, filters: Tensor) -> Tensor:
+        """The same of filters as a layer has them."""
         given = convolved(self.inputs(block), self.layers[block.call], filters)
         return self.samples.values(given, block).unflatten(1, (len(self.known), -1))
 

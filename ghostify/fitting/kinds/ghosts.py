@@ -24,9 +24,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ghostify.fitting.kinds.features import Features, Input
+from ghostify.fitting.kinds.features import Features, Input, Kept
 from ghostify.fitting.kinds.intercepts import Intercepts
-from ghostify.fitting.kinds.least_squares import ROUNDS, FiltersFit, Kept, put
+from ghostify.fitting.kinds.least_squares import ROUNDS, FiltersFit, put
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts import CGhost, CGhostLinear, intrinsic_maps
 from ghostify.ghosts.c_ghost import linear_maps
@@ -86,7 +86,7 @@ class GhostFit(FiltersFit):
         self.joint = joint and freely and self.settable
         trained = start.double().flatten(1).unflatten(0, (self.primary.groups, -1))
         layers = [self.primary] * len(targets.takers)
-        self.basis = Features.of_layers(layers, self.inputs, targets.samples, trained)
+        self.basis = Features(layers, self.inputs, targets.samples, trained)
         self.start = self.basis.start
         if not self.joint:
             self.start = self.start.flatten(0, 1)[self.parts[0]].unflatten(0, (self.primary.groups, -1))

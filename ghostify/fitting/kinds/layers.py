@@ -27,7 +27,7 @@ class LayerFit(FiltersFit):
         self.intercepts = Intercepts(layers, targets.takers)
         super().__init__(targets, self.intercepts.of)
         self.layers = layers
-        self.basis = Features.of_layers(layers, inputs, targets.samples, weight_of(layers[0]))
+        self.basis = Features(layers, inputs, targets.samples, weight_of(layers[0]))
         self.start = self.weight = self.basis.start
         self.constant = self.intercepts.there
 

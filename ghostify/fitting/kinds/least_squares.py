@@ -9,7 +9,7 @@ fall by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,8 @@ from ghostify.leastsquares.sampling import Block
 
 ROUNDS = 3
 """How often targets behind a rectifier are renewed."""
-_KEPT = 2**26
-"""Numbers that are kept of one function of batches."""
+_WORTH = 0.95
+"""Known filters stay more where the error held out fell to this share of what it was."""
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -41,31 +41,6 @@ def put(layer: nn.Module, weight: Tensor) -> None:
         layer.weight.copy_(weight.flatten(0, 1).reshape(layer.weight.shape))
 
 
-class Kept:
-    """Values by block that are kept, unless all of them together would take too much memory.
-
-    It does not hold on to what makes them, which holds on to it: memory in such a circle is given back late.
-    """
-
-    def __init__(self) -> None:
-        self._values, self._size = dict[Block, Tensor](), 0
-
-    def of(self, block: Block, made: Callable[[Block], Tensor]) -> Tensor:
-        """The value of a block, ``made`` now if it is not kept."""
-        if block in self._values:
-            return self._values[block]
-        value = made(block)
-        if self._size + value.numel() <= _KEPT:
-            self._values[block] = value
-            self._size += value.numel()
-        return value
-
-    def forget(self) -> None:
-        """Let go of the values, for the function is another now."""
-        self._values.clear()
-        self._size = 0
-
-
 class LeastSquares:
     """A linear map from rows of features to targets, whatever it is made of."""
 
@@ -76,10 +51,9 @@ class LeastSquares:
     def __init__(self, targets: Targets, places: Sequence[int]) -> None:
         """``places``: by call, which of the intercepts is its own."""
         self.targets, self.places = targets, places
-        self._read = Kept()
 
-    def features(self, block: Block) -> Tensor:
-        """What the map reads at the positions: (N, g, D)."""
+    def read(self, block: Block) -> Tensor:
+        """The features at a block's positions, (N, g, D)."""
         raise NotImplementedError
 
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
@@ -107,10 +81,6 @@ class LeastSquares:
     def wanted(self, block: Block) -> Tensor:
         """The targets of a block, (N, g, n/g)."""
         return self.grouped(self.targets.outputs(block))
-
-    def read(self, block: Block) -> Tensor:
-        """The features of a block, computed once where there is room to keep them."""
-        return self._read.of(block, self.features)
 
     def solved(self) -> tuple[Solution, list[Moments]]:
         """The least squares of the targets as they are, and the moments of everything by place."""
@@ -158,21 +128,20 @@ class FiltersFit(LeastSquares):
 
     basis: Features
 
-    def features(self, block: Block) -> Tensor:
+    def read(self, block: Block) -> Tensor:
         return self.basis.of(block)
 
     def solved(self) -> tuple[Solution, list[Moments]]:
-        few, moments = super().solved()
-        if not self.basis.spanned:
-            return few, moments
-        before = self.basis, self.start
-        self._grow(few, moments)
-        more, all_moments = super().solved()
-        if more.error < few.error:
-            return more, all_moments
-        self.basis, self.start = before
-        self._read.forget()
-        return few, moments
+        best, moments = super().solved()
+        for _ in range(self.basis.growths):
+            before = self.basis, self.start
+            self._grow(best, moments)
+            grown, those = super().solved()
+            if not grown.error < _WORTH * best.error:
+                self.basis, self.start = before
+                break
+            best, moments = grown, those
+        return best, moments
 
     def _grow(self, found: Solution, moments: Sequence[Moments]) -> None:
         """Let known filters be more, by what a solution misses."""
@@ -181,10 +150,9 @@ class FiltersFit(LeastSquares):
         def missed(block: Block) -> Tensor:
             return self.wanted(block) - self.given(block, found.weight, biases)
 
-        known = self.basis.known.shape[1]
-        self.basis = self.basis.grown(missed, self.targets.samples.blocks, targets=self.start.shape[1])
-        self.start = F.pad(self.start, (0, self.basis.known.shape[1] - known))
-        self._read.forget()
+        each = self.start.shape[1]
+        self.basis = self.basis.grown(missed, self.targets.samples.blocks, each)
+        self.start = F.pad(self.start, (0, each))
 
 
 def times(weight: Tensor, u: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostify.fitting.agenda.epilogue import line
-from ghostify.fitting.kinds.features import Input
+from ghostify.fitting.kinds.features import Input, Kept
 from ghostify.fitting.kinds.intercepts import shift_mean
 from ghostify.fitting.kinds.least_squares import LeastSquares, times
 from ghostify.fitting.kinds.targets import Targets
@@ -31,7 +31,7 @@ class StageFit(LeastSquares):
     ) -> None:
         """``base``: what the cheap operation reads; ``pooled``: the maps that the mix operation pools."""
         super().__init__(targets, [0] * len(targets.aims))
-        self.base, self.pooled = base, pooled
+        self.base, self.pooled, self._kept = base, pooled, Kept()
         self.conv: Any = stage.cheap[0] if isinstance(stage.cheap, nn.Sequential) else None
         self.norm: Any = stage.cheap[1] if isinstance(stage.cheap, nn.Sequential) else None
         self.fc: Any = stage.mix.fc if stage.mix is not None and stage.mix.layers == 1 else None
@@ -41,8 +41,8 @@ class StageFit(LeastSquares):
         self.scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
         self.start = (self._now() * self.scale)[None]
 
-    def features(self, block: Block) -> Tensor:
-        return (self._raw(block) / self.scale.float())[:, None]
+    def read(self, block: Block) -> Tensor:
+        return self._kept.of(block, lambda block: (self._raw(block) / self.scale.float())[:, None])
 
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
         weight = weight[0] / self.scale
