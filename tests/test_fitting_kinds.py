@@ -451,13 +451,14 @@ def of_wide_filters() -> nn.Module:
 def test_filters_of_any_width_are_fitted(monkeypatch: pytest.MonkeyPatch, pointwise: Any) -> None:
     """Where there are too many unknowns, filters and rows of linear layers are combinations of known ones."""
     monkeypatch.setattr("ghostify.fitting.kinds.features.FULL", 20)
-    model, x = of_wide_filters(), torch.randn(256, 3, 8, 8)
+    model, x = of_wide_filters(), torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = x + x.roll(1, 2) + x.roll(1, 3)
     settings = {"also": ["stem"], "min_saving": 0, "pointwise": pointwise}
     carried, found = (convert(model, x[:1], settings, images=images) for images in (None, x))
     made, kept = (dict(ghosted.module.named_modules()) for ghosted in (found, carried))
     for name in ("2.primary", "6"):
         assert not torch.equal(made[name].weight, kept[name].weight), name
-    assert found.fit is not None and found.fit.error < 0.9 * found.fit.unfitted
+    assert found.fit is not None and found.fit.error < 0.8 * found.fit.unfitted
     assert {layer.target for layer in found.fit.layers} == {"0", "2", "6"}
 
 
