@@ -1,12 +1,12 @@
 """How much of what the MACs promise does the inference form give, and how much the form that trains?
 
-    python benchmarks/inference.py [--networks resnet18,...] [--engines eager,onnxruntime,openvino] [--rounds 30]
+    python benchmarks/inference.py [--networks 'resnet18;...'] [--engines eager,onnxruntime,openvino] [--rounds 30]
 
 Every k x k convolution of a network (random weights, batch 1, the stem aside) becomes a pointwise ghost with s = 2 and
 with s = 4.  The original, the ghosts as they train and their inference form take turns in one process on one thread;
 times are the process's own, so that neighbours on the machine count little.  What is printed is the median of the
-ratios within each turn, and in brackets its share of the ratio of MACs.  The original with its norms folded runs along,
-because in eager PyTorch that alone is a gain, which no ghost has earned.
+ratios within each turn, and in brackets its share of the ratio of MACs.  The inference form of the original (norms
+folded, weights laid out anew) runs along, because in eager PyTorch that alone is a gain, which no ghost has earned.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ghostify.networks import resnet20, resnet56
 NETWORKS = {
     "resnet18": (lambda: models.resnet18(weights=None), 224, 1),
     "vgg16_bn": (lambda: models.vgg16_bn(weights=None), 224, 1),
+    "vgg16_bn, linear layers too": (lambda: models.vgg16_bn(weights=None), 224, 1),
     "cifar-resnet20": (resnet20, 32, 1),
     "cifar-resnet56": (resnet56, 32, 1),
     "cifar-resnet56 x16": (resnet56, 32, 16),
@@ -47,21 +48,25 @@ class Form:
     macs: int
 
 
-def forms(network: nn.Module, example: Tensor) -> Iterator[Form]:
-    """The original first, then with its norms folded, then ghosts in both forms."""
+def forms(network: nn.Module, example: Tensor, linear: bool = False) -> Iterator[Form]:
+    """The original first, then its inference form, then ghosts in both forms; ``linear`` takes linear layers, too."""
     plain = optimize(network, example)
     yield Form("original", network, plain.before.cost.macs)
-    yield Form("original, norms folded", plain.module, plain.inference.macs)
+    yield Form("original, its inference form", plain.module, plain.inference.macs)
     for s in (2, 4):
-        kernels = [name for name, conv in network.named_modules() if isinstance(conv, nn.Conv2d) and _is_wide(conv, s)]
-        ghosted = convert(network, example, s=s, cheap="pointwise", min_saving=0, include=kernels)
+        chosen = [name for name, layer in network.named_modules() if _is_chosen(layer, s, linear)]
+        also = ["classifier"] if linear else []
+        ghosted = convert(network, example, s=s, cheap="pointwise", min_saving=0, include=chosen, also=also)
         yield Form(f"s = {s}, as it trains", ghosted.module.eval(), ghosted.after.cost.macs)
         optimized = optimize(ghosted)
         yield Form(f"s = {s}, inference form", optimized.module, optimized.inference.macs)
 
 
-def _is_wide(conv: nn.Conv2d, s: int) -> bool:
-    return conv.kernel_size[0] > 1 and conv.in_channels > 3 and conv.out_channels // s >= 4
+def _is_chosen(layer: nn.Module, s: int, linear: bool) -> bool:
+    """A k x k convolution that is no stem, or a linear layer that does not name the classes."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.kernel_size[0] > 1 and layer.in_channels > 3 and layer.out_channels // s >= 4
+    return linear and isinstance(layer, nn.Linear) and layer.out_features > 1000
 
 
 def take_turns(runs: Mapping[str, nn.Module], example: Tensor, rounds: int) -> dict[str, list[float]]:
@@ -81,7 +86,7 @@ def rows(name: str, engines: list[str], rounds: int) -> Iterator[str]:
     build, size, batch = NETWORKS[name]
     torch.manual_seed(0)
     example = torch.randn(batch, 3, size, size)
-    made = list(forms(build().eval(), example))
+    made = list(forms(build().eval(), example, linear="linear" in name))
     cells: dict[str, list[str]] = {form.name: [] for form in made}
     for engine in engines:
         runs = {form.name: runnable(copy.deepcopy(form.module), example, engine) for form in made}
@@ -98,7 +103,7 @@ def rows(name: str, engines: list[str], rounds: int) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="of " + ", ".join(NETWORKS))
+    parser.add_argument("--networks", default=";".join(NETWORKS), help="with semicolons, of " + "; ".join(NETWORKS))
     parser.add_argument("--engines", default=",".join(ENGINES), help="of " + ", ".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
@@ -106,7 +111,7 @@ def main() -> int:
     engines = options.engines.split(",")
     print(f"| network | form | MACs fewer | {' | '.join(engines)} |")
     print(f"|---|---|--:|{'--:|' * len(engines)}")
-    for name in options.networks.split(","):
+    for name in options.networks.split(";"):
         for row in rows(name, engines, options.rounds):
             print(row, flush=True)
     return 0

@@ -324,6 +324,24 @@ def test_the_network_that_trains_is_never_changed() -> None:
     assert not storages(ghosted.module) & storages(optimized.module)
 
 
+def test_weights_lie_with_their_channels_last_unless_code_views_a_map_otherwise() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = conv_bn(3, 8), nn.Linear(8 * 64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            return self.last(y.view(len(y), -1))
+
+    x = torch.randn(2, 3, 8, 8)
+    plain, viewing = optimize(small(cheap="pointwise")).module, optimize(Viewing(), x).module
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in plain.parameters() if w.dim() == 4)
+    assert plain[0](x).is_contiguous(memory_format=torch.channels_last)
+    assert viewing.body[0].weight.is_contiguous()
+    assert viewing(x).shape == (2, 4)
+
+
 def test_the_inference_form_can_be_exported_and_optimised_again() -> None:
     optimized, x = optimize(small(cheap="pointwise")), torch.randn(1, 3, 8, 8)
     program = torch.export.export(optimized.module, (x,)).module()
@@ -399,6 +417,8 @@ def test_the_inference_form_comes_back_bit_by_bit(settings: dict[str, Any], tmp_
     loaded = ghostify.load(tmp_path / "run")
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded.module(x), optimized.module(x))
+    strides = [[parameter.stride() for parameter in one.module.parameters()] for one in (loaded, optimized)]
+    assert strides[0] == strides[1]
     assert isinstance(loaded, Optimized)
     assert (loaded.changes, loaded.inference, loaded.plan) == (optimized.changes, optimized.inference, optimized.plan)
     assert read_run(tmp_path / "run").form == "inference"

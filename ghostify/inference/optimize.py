@@ -28,7 +28,7 @@ from ghostify.rewriting import Ghosted
 from ghostify.running import REORDERED, agree, coarsest, quiet, random_states_kept, seed, undisturbed
 from ghostify.scanning import scan
 from ghostify.scanning.form import Form, example_for
-from ghostify.tracing import Traced, call_arguments, cloned, tensors_in, trace
+from ghostify.tracing import Traced, call_arguments, cloned, private_copy, tensors_in, trace
 
 
 def _given(value: Any) -> Any:
@@ -42,9 +42,10 @@ def _given(value: Any) -> Any:
 def optimize(ghosted: Ghosted | nn.Module, example: Any = None) -> Optimized:
     """The inference form of a rewritten network (or of any): equal to it in eval mode, and faster.
 
-    C-Ghost modules that mix their intrinsic maps become two plain convolutions, and batch norms are folded into the
-    layers before them.  What ``convert`` or ``load`` gave needs no ``example``; of another network it is one input, as
-    ``trace`` takes it.  The network itself stays as it is, and is the one to train.
+    C-Ghost modules that mix their intrinsic maps become two plain convolutions, batch norms are folded into the layers
+    before them, and on a CPU the weights are laid out with their channels last.  What ``convert`` or ``load`` gave
+    needs no ``example``; of another network it is one input, as ``trace`` takes it.  The network itself stays as it is,
+    and is the one to train.
 
     Raises ``TraceError`` when it cannot be recorded or there is no example of what it takes, ``RewriteError`` when the
     result would compute something else.
@@ -53,7 +54,9 @@ def optimize(ghosted: Ghosted | nn.Module, example: Any = None) -> Optimized:
     module = network(ghosted)
     traced = trace(module, _example_of(trained, module) if example is None else example)
     result, changes = in_inference_form(traced)
-    again = _checked(traced, result)
+    wanted = _outputs(traced.module, traced.example)
+    again = _checked(traced, result, wanted)
+    result = _in_channels_last(result, traced.example, wanted)
     if trained is None:
         seen = scan(traced)
         unchanged = Plan(network=seen.network, inputs=seen.inputs, before=seen.cost, after=seen.cost)
@@ -109,6 +112,24 @@ def _reads_vectors(traced: Traced, ghost: CGhost, name: str) -> bool:
     return bool(calls) and all(len(read.meta["shapes"][0]) == 2 for call in calls for read in call.reads)
 
 
+def _in_channels_last(result: nn.Module, example: Any, wanted: list[Tensor]) -> nn.Module:
+    """The result with the channels of its weights next to each other in memory: eager PyTorch keeps to that from layer
+    to layer, and on a CPU its convolutions are 1.1 to 2 times as fast.
+
+    As it is on other devices, and where code views a map as if it lay in the order (N, c, H, W).
+    """
+    if any(parameter.device.type != "cpu" for parameter in result.parameters()):
+        return result
+    laid = copy.deepcopy(result)
+    for parameter in laid.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    try:
+        return laid if _gives(laid, example, wanted) else result
+    except Exception:  # whatever code says to maps of another order
+        return result
+
+
 # -- the example, and the check ------------------------------------------------------------------------------------
 
 
@@ -124,13 +145,13 @@ def _example_of(trained: Ghosted | None, module: nn.Module) -> Any:
         return example_for(module, form, random=True)
 
 
-def _checked(traced: Traced, result: nn.Module) -> Traced:
+def _checked(traced: Traced, result: nn.Module, wanted: list[Tensor]) -> Traced:
     """The result, recorded.  Raises ``RewriteError`` where it does not give what the network gives."""
     try:
         again = trace(result, traced.example, verify=False)
     except TraceError as problem:
         raise RewriteError(f"The inference form does not run: {problem}") from problem
-    if not _agree(traced, result) and not _agree_in_double(traced):
+    if not _gives(result, traced.example, wanted) and not _agree_in_double(traced):
         raise RewriteError(
             f"The inference form of {type(result).__name__} gives other outputs than the network, because its code "
             "asks what its layers are, or changes what they give; use the network as it is."
@@ -138,9 +159,9 @@ def _checked(traced: Traced, result: nn.Module) -> Traced:
     return again
 
 
-def _agree(traced: Traced, result: nn.Module) -> bool:
-    """Whether a result gives what the traced module gives on its example."""
-    wanted, found = (_outputs(module, traced.example) for module in (traced.module, result))
+def _gives(module: nn.Module, example: Any, wanted: list[Tensor]) -> bool:
+    """Whether a module gives what is wanted, as near as sums in another order can."""
+    found = _outputs(module, example)
     precision = coarsest(wanted, torch.float32)
     pairs = zip(wanted, found, strict=False)
     return len(wanted) == len(found) and all(agree(one, other, REORDERED, precision) for one, other in pairs)
@@ -155,14 +176,14 @@ def _agree_in_double(traced: Traced) -> bool:
     example = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, traced.example)
     try:
         wide = trace(module, example, verify=False)
-        return _agree(wide, in_inference_form(wide)[0])
+        return _gives(in_inference_form(wide)[0], example, _outputs(module, example))
     except TraceError:
         return False  # its code takes no numbers of another type
 
 
 def _outputs(module: nn.Module, example: Any) -> list[Tensor]:
     """What a copy of a module gives in eval mode; a copy, because running may change a module."""
-    twin = copy.deepcopy(module)
+    twin = private_copy(module, share_parameters=False)
     args, kwargs = cloned(call_arguments(example))
     with quiet(twin):
         seed()
