@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +59,21 @@ def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
     folders = "ghostify|tests|docs|benchmarks|examples|recipes"
     named = re.findall(rf"\b((?:{folders})/[\w/.-]*\.(?:py|md|yaml))\b", text_of(page))
     assert [file for file in named if "NAME" not in file and not (ROOT / file).exists()] == []
+
+
+ALONE = [
+    pytest.param(block, id=str(page))
+    for page in PAGES
+    if page.name != "README.md"
+    for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
+    if block.startswith("import ")
+]
+
+
+@pytest.mark.parametrize("block", ALONE)
+def test_python_that_stands_alone_in_a_page_runs(block: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_benchmark_is_told_of() -> None:
