@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from paper_rows import ghosted, head_of, network, recipe_of, traced
 from torch import nn
 
-from ghostify import Ghosted, Recipe, plan, read_plan, rewrite, scan, trace
+from ghostify import Recipe, read_plan, rewrite, scan
 from ghostify.costs import Cost
 from ghostify.ghosts import CGhost
-from ghostify.recipe import read_recipe
-from ghostify.shipped import find_recipe, shipped_recipes
-from ghostify.sources import build_model
+from ghostify.shipped import shipped_recipes
 
 BASELINES = {
     "ghostify:vgg16_cifar": Cost(params=14_987_722, macs=313_463_808, acts=276_480),
@@ -49,33 +48,9 @@ ROWS = [
 IDS = [f"table {row[0]}: {row[1]}" for row in ROWS]
 
 
-def recipe_of(name: str) -> Recipe:
-    return read_recipe(find_recipe(f"papers/{name}"))
-
-
-@cache
-def network(source: str) -> nn.Module:
-    """Costs need no weights, so the large one has none."""
-    settings = next(recipe_of(row[1]).model for row in ROWS if recipe_of(row[1]).model.source == source)
-    return build_model(settings).to("meta")
-
-
-def example(recipe: Recipe) -> torch.Tensor:
-    assert recipe.model.input is not None
-    return torch.zeros(1, *recipe.model.input, device="meta")
-
-
-@cache
-def ghosted(name: str) -> Ghosted:
-    recipe = recipe_of(name)
-    traced = trace(network(recipe.model.source), example(recipe))
-    return rewrite(traced, plan(scan(traced), recipe.ghost))
-
-
 @pytest.mark.parametrize("source", BASELINES)
 def test_the_originals_cost_what_the_papers_say(source: str) -> None:
-    recipe = next(r for r in map(recipe_of, (row[1] for row in ROWS)) if r.model.source == source)
-    found = scan(network(source), example(recipe))
+    found = scan(traced(source))
     assert found.cost == BASELINES[source]
     assert found.unknown == {}
 
@@ -150,6 +125,11 @@ def test_a_row_prints_as_the_paper_prints_it(
     assert f in (None, f"{macs // 10**6}M", f"{macs / 1e9:.1f}B")
 
 
+@pytest.mark.parametrize(("name", "params", "macs", "acts"), [(row[1], *row[3:6]) for row in ROWS])
+def test_the_head_of_a_recipe_tells_the_row(name: str, params: int, macs: int, acts: int) -> None:
+    assert f"{params:,} parameters, {macs:,} MACs, {acts:,} activations" in head_of(name)
+
+
 def test_every_shipped_c_ghost_recipe_is_a_row() -> None:
     shipped = {Path(name).name for name in shipped_recipes() if name.startswith("papers/c-ghost-")}
     assert shipped == {row[1] for row in ROWS}
@@ -161,5 +141,5 @@ def test_a_row_survives_as_a_plan_file(tmp_path: Path) -> None:
     result, path = ghosted(name), tmp_path / "plan.yaml"
     path.write_text(result.plan.to_yaml(), encoding="utf-8")
     recipe = recipe_of(name)
-    again = rewrite(trace(network(recipe.model.source), example(recipe)), read_plan(path))
+    again = rewrite(traced(recipe.model.source), read_plan(path))
     assert again.after == result.after

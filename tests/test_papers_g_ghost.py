@@ -13,16 +13,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
+from paper_rows import ghosted, head_of, recipe_of, traced
 
-from ghostify import GGhostStage, Ghosted, Recipe, compare, plan, read_plan, rewrite, scan, trace
+from ghostify import GGhostStage, compare, plan, read_plan, rewrite, scan
 from ghostify.costs import Cost
 from ghostify.planning import scan_for
-from ghostify.recipe import ModelSettings, read_recipe
 from ghostify.reporting import Report
 from ghostify.shipped import find_recipe, shipped_recipes
-from ghostify.sources import build_model
 
 RESNET56, RESNET34 = "ghostify:resnet56", "torchvision:resnet34"
 REGNET_32, REGNET_40 = "torchvision:regnet_x_3_2gf", "timm:regnetx_040"
@@ -96,31 +93,6 @@ ROWS = [
 every_row = pytest.mark.parametrize("row", ROWS, ids=[f"table {row.table}: {row.recipe}" for row in ROWS])
 
 
-@cache
-def recipe_of(name: str) -> Recipe:
-    return read_recipe(find_recipe(f"papers/{name}"))
-
-
-@cache
-def network(source: str) -> nn.Module:
-    """Costs need no weights."""
-    if source.startswith("timm:"):
-        pytest.importorskip("timm")
-    return build_model(ModelSettings(source=source)).to("meta")
-
-
-def example(source: str) -> torch.Tensor:
-    side = 32 if source == RESNET56 else 224
-    return torch.zeros(1, 3, side, side, device="meta")
-
-
-@cache
-def ghosted(name: str) -> Ghosted:
-    recipe = recipe_of(name)
-    traced = trace(network(recipe.model.source), example(recipe.model.source))
-    return rewrite(traced, plan(scan_for(traced, recipe.ghost), recipe.ghost))
-
-
 def as_printed(value: int, printed: str) -> str:
     """A count in millions or billions, rounded to as many digits as ``printed`` has."""
     unit = {"M": 10**6, "B": 10**9}[printed[-1]]
@@ -133,7 +105,7 @@ def as_printed(value: int, printed: str) -> str:
 @pytest.mark.parametrize("source", BASELINES)
 def test_the_originals_cost_what_the_papers_say(source: str) -> None:
     *counts, p, f, a = BASELINES[source]
-    found = scan(network(source), example(source))
+    found = scan(traced(source))
     assert [found.cost.params, found.cost.macs, found.cost.acts] == counts
     assert found.unknown == {}
     for count, printed in zip(counts, (p, f, a), strict=True):
@@ -147,7 +119,6 @@ def test_a_row_comes_out_exactly(row: Row) -> None:
     assert result.after.cost == result.plan.after == row.cost
     params, macs, acts, *_ = BASELINES[recipe.model.source]
     assert result.before.cost == Cost(params=params, macs=macs, acts=acts)
-    assert recipe.model.input == tuple(example(recipe.model.source).shape[1:])
     assert len(result.plan.swaps) == (row.stages or 1)  # one swap scales a whole network
     assert sum(isinstance(part, GGhostStage) for part in result.module.modules()) == row.stages
 
@@ -183,14 +154,14 @@ def test_a_row_survives_as_a_plan_file(name: str, tmp_path: Path) -> None:
     """The papers' choices are data: the plan alone gives the same network."""
     result, path, source = ghosted(name), tmp_path / "plan.yaml", recipe_of(name).model.source
     path.write_text(result.plan.to_yaml(), encoding="utf-8")
-    again = rewrite(trace(network(source), example(source)), read_plan(path))
+    again = rewrite(traced(source), read_plan(path))
     assert again.plan == result.plan
     assert again.after == result.after
 
 
 @every_row
 def test_the_head_of_a_recipe_tells_the_row(row: Row) -> None:
-    head = find_recipe(f"papers/{row.recipe}").read_text(encoding="utf-8").partition("\nname:")[0]
+    head = head_of(row.recipe)
     p, f, a = row.printed
     exact = f"{row.cost.params:,} parameters, {row.cost.macs:,} MACs, {row.cost.acts:,} activations"
     assert exact in head
@@ -382,8 +353,8 @@ def test_the_narrow_regnet_with_a_narrow_stem_would_print_other_activations() ->
     recipe = recipe_of(name)
     assert recipe.ghost.exclude == ("stem.0",)
     ghost = recipe.ghost.model_copy(update={"exclude": ()})
-    traced = trace(network(recipe.model.source), example(recipe.model.source))
-    narrow = rewrite(traced, plan(scan_for(traced, ghost), ghost)).after.cost
+    recorded = traced(recipe.model.source)
+    narrow = rewrite(recorded, plan(scan_for(recorded, ghost), ghost)).after.cost
     assert narrow == by_hand(replace(NARROW_REGNETX, stem=24))[0]
     assert narrow == Cost(params=8_805_640, macs=1_789_070_976, acts=8_524_824)
     assert as_printed(narrow.acts, "8.6M") == "8.5M"

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ghostify.cheap import Cheap
 from ghostify.errors import RecipeError
-from ghostify.planning import plan, scan_for
 from ghostify.recipe import Recipe, make_recipe, read_recipe
-from ghostify.rewriting import rewrite
-from ghostify.sources import build_model
-from ghostify.tracing import trace
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
@@ -38,11 +32,6 @@ def read_refusal(path: Path) -> str:
     assert "\n" not in message
     assert path.name in message
     return message
-
-
-def counts_at_the_head_of(path: Path) -> tuple[int, ...]:
-    line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# exact:"))
-    return tuple(int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", line))
 
 
 def test_there_are_recipes_to_check():
@@ -74,18 +63,6 @@ def test_a_c_ghost_recipe_ghosts_what_the_paper_ghosts(name):
     assert recipe.ghost.min_saving == 0
     assert recipe.ghost.cheap == Cheap(recipe.ghost.cheap.depthwise)
     assert f"-s{recipe.ghost.s}-d{recipe.ghost.cheap.depthwise}" in name
-
-
-@pytest.mark.parametrize("name", PAPERS)
-def test_a_paper_recipe_comes_to_the_counts_at_its_head(name):
-    recipe = read_recipe(RECIPES[name])
-    if recipe.model.source.startswith("timm:"):
-        pytest.importorskip("timm")
-    assert recipe.model.input is not None
-    traced = trace(build_model(recipe.model), torch.zeros(1, *recipe.model.input), verify=False)
-    ghosted = rewrite(traced, plan(scan_for(traced, recipe.ghost), recipe.ghost))
-    found = ghosted.after.cost
-    assert counts_at_the_head_of(RECIPES[name]) == (found.params, found.macs, found.acts)
 
 
 def test_a_paper_recipe_can_be_trained_by_overrides():
