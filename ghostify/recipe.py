@@ -36,7 +36,10 @@ Ratio = Annotated[int, Field(ge=2, description="ratio s: every s output maps com
 GhostRatio = Annotated[
     float, Field(gt=0, lt=1, description="ghost ratio λ: the share of a stage's channels made cheaply")
 ]
-Method = Literal["c-ghost", "g-ghost", "both", "auto", "width", "thin"]
+Width = Annotated[
+    float, Field(gt=0, lt=1, description="share of channels kept by methods width, thin and mixed, where they narrow")
+]
+Method = Literal["c-ghost", "g-ghost", "both", "auto", "width", "thin", "mixed"]
 Preset = Literal["default", "literal", "cifar", "imagenet", "regnet"]
 StageCheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
 CheapInput = Literal["slice", "full"]
@@ -46,10 +49,10 @@ Rounding = Literal["nearest", "down"]
 Stream = Literal["scaled", "kept"]
 Arrange = Literal["none", "reorder", "select"]
 FitMode = Literal["auto", "none", "weights", "data", "polish"]
-_CONVS = With("method", ("c-ghost", "both", "auto"))
+_CONVS = With("method", ("c-ghost", "both", "auto", "mixed"))
 _STAGES = With("method", ("g-ghost", "both", "auto"))
-_THINNED = With("method", ("g-ghost", "both", "auto", "width", "thin"))
-_NARROWED = With("method", ("width", "thin"))
+_THINNED = With("method", ("g-ghost", "both", "auto", "width", "thin", "mixed"))
+_NARROWED = With("method", ("width", "thin", "mixed"))
 _MIXED = With("mix", without=(0,), choose="a mix of 1 or 2")
 _CHEAP = With("cheap", without=("none",), choose="another cheap operation")
 _OLDER = With("cheap", (None, *get_args(StageCheap)), choose="cheap, which tells both, as in depthwise 5 + pointwise")
@@ -184,6 +187,7 @@ class SiteSettings(StageForm, _OlderWords):
     s: Ratio | None = None
     parts: Parts | None = None
     ratio: GhostRatio | None = None
+    width: Width | None = None
 
 
 class GhostSettings(StageForm, _OlderWords):
@@ -196,7 +200,8 @@ class GhostSettings(StageForm, _OlderWords):
         Field(
             description="what is replaced: c-ghost: convolutions; g-ghost: stages; both: stages, then the "
             "convolutions left; auto: c-ghost for a CPU, g-ghost for a GPU; and without ghosts, width: every layer is "
-            "narrower (a baseline); thin: blocks are narrower inside, and what they add to each other stays as it is"
+            "narrower (a baseline); thin: blocks are narrower inside, and what they add to each other stays as it is; "
+            "mixed: thin, then c-ghost inside"
         ),
     ] = "c-ghost"
     s: Annotated[Ratio, _CONVS] = 2
@@ -233,11 +238,7 @@ class GhostSettings(StageForm, _OlderWords):
         ),
         _STAGES,
     ] = "default"
-    width: Annotated[
-        float,
-        Field(gt=0, lt=1, description="share of channels kept by methods width and thin, where they narrow"),
-        _NARROWED,
-    ] = 0.75
+    width: Annotated[Width, _NARROWED] = 0.75
     round_to: Annotated[
         int,
         Field(

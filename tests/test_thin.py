@@ -22,11 +22,12 @@ from ghostify import Ghosted, GhostSettings, convert, load, plan, read_plan, rew
 from ghostify.channels import follow, silenced
 from ghostify.channels.operations import SUMS
 from ghostify.cli import main
-from ghostify.errors import PlanError, RewriteError
+from ghostify.costs import Cost
+from ghostify.errors import PlanError, RecipeError, RewriteError
 from ghostify.networks import resnet8, resnet20
-from ghostify.planning import check, scan_for
+from ghostify.planning import Plan, check, scan_for
 from ghostify.reporting import compare
-from ghostify.rules import WidthSwap
+from ghostify.rules import ThinSwap, WidthSwap
 from ghostify.rules.base import thinner
 from ghostify.running import op_name
 from ghostify.scanning import network_nodes
@@ -104,12 +105,12 @@ def convolutions(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def assert_promise_was_kept(ghosted: Ghosted) -> None:
-    (swap,) = ghosted.plan.swaps
-    assert isinstance(swap, WidthSwap) and (swap.target, swap.stream, swap.keep) == ("*", "kept", "strongest")
-    assert swap.before == ghosted.before.cost == ghosted.plan.before
-    assert swap.after == ghosted.after.cost == ghosted.plan.after
-    assert swap.after.params == sum(p.numel() for p in ghosted.module.parameters())
-    assert swap.after.params < swap.before.params and swap.after.macs < swap.before.macs
+    plan = ghosted.plan
+    assert all(isinstance(swap, ThinSwap) and (swap.width, swap.keep) == (0.5, "strongest") for swap in plan.swaps)
+    assert plan.before == ghosted.before.cost and plan.after == ghosted.after.cost
+    assert plan.after == plan.before - sum((swap.before - swap.after for swap in plan.swaps), Cost())
+    assert plan.after.params == sum(p.numel() for p in ghosted.module.parameters())
+    assert all(swap.after.params < swap.before.params and swap.after.macs < swap.before.macs for swap in plan.swaps)
 
 
 # -- what it costs, and what stays -----------------------------------------------------------------------------
@@ -274,8 +275,12 @@ def test_theory_by_hand() -> None:
     assert report.theory.r_s == pytest.approx((stem + 2 * block + last) / (stem + 1.5 * block + last))
     params = 270 + 20 + 900 + 20 + 910 + 44
     assert report.theory.r_c == pytest.approx(params / (params - 0.25 * (900 + 20 + 900)))
-    assert "every block was thinned inside to 0.75" in report.summary().title
-    assert report.stream == "kept" and report.before.macs / report.after.macs != pytest.approx(report.theory.r_s)
+    assert "1 blocks were thinned inside to 0.75" in report.summary().title
+    assert report.before.macs / report.after.macs != pytest.approx(report.theory.r_s)
+    (row,) = report.blocks
+    assert (row.target, row.geometry) == ("1.body", "10 inside")
+    assert row.theory.r_s == pytest.approx(1 / 0.75) and row.before.macs == 2 * block
+    assert row.after.macs == 2 * block * 8 / 10
 
 
 # -- plans -----------------------------------------------------------------------------------------------------
@@ -290,6 +295,21 @@ def test_the_plan_goes_through_its_file(tmp_path: Path) -> None:
     assert again == proposal == check(again, scan_for(traced, again))
     assert rewrite(traced, again).after.cost == proposal.after
     assert "thin=0.5" in str(proposal)
+
+
+@pytest.mark.parametrize("name", ["plain", "bottlenecks", "grouped", "mobile", "dense", "unet", "odd", "group-normed"])
+def test_a_plan_of_before_blocks_makes_the_same_network(name: str) -> None:
+    """Plans of rule width that keep the stream were how method thin was written; all blocks together are as much."""
+    _, traced, ghosted = thinned(name)
+    whole = WidthSwap(target="*", geometry="", stream="kept", width=0.5, group_width=0.5, keep="strongest", round_to=1)
+    layers = sum(site.role != "channels-last" for site in ghosted.before.sites)
+    old = Plan(network="", inputs=(), swaps=(whole.model_copy(update={"geometry": f"{layers} layers"}),))
+    again = rewrite(traced, old)
+    assert again.after.cost == ghosted.after.cost
+    assert compare(again).theory == pytest.approx(compare(ghosted).theory)
+    ours, theirs = ghosted.module.state_dict(), again.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_plan_of_before_streams_scales_everything(tmp_path: Path) -> None:
@@ -331,10 +351,11 @@ def test_a_network_without_inner_channels_is_refused() -> None:
         convert(nn.Sequential(conv_bn(3, 16), PreActivation(16), head(16)), X, method="thin", width=0.9)
 
 
-@pytest.mark.parametrize("given", [{"include": ["0.*"]}, {"set": {"0.*": {"ratio": 0.5}}}])
-def test_settings_that_say_nothing_to_it_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(PlanError, match=r"^Method thin takes the whole network, so include and set say nothing"):
-        convert(plain(), X, **T, **given)
+def test_settings_that_say_nothing_to_it_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"^set '0\.\*': ratio = 0\.5 has no effect with method thin; choose method"):
+        convert(plain(), X, **T, set={"0.*": {"ratio": 0.5}})
+    with pytest.raises(PlanError, match=r"^set '3': width = 0\.25 changes nothing, because no block of its own is in"):
+        convert(plain(), X, **T, set={"3": {"width": 0.25}})
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -363,6 +384,7 @@ def test_the_command_line_plans_it(
             main()
         assert not stop.value.code
     shown = capsys.readouterr().out
-    (swap,) = read_plan(tmp_path / "plan.yaml").swaps
-    assert isinstance(swap, WidthSwap) and (swap.stream, swap.width, swap.keep) == ("kept", 0.5, "strongest")
-    assert "thin=0.5" in shown and json.loads(shown[shown.index("{") :])["swaps"][0]["stream"] == "kept"
+    for swap in read_plan(tmp_path / "plan.yaml").swaps:
+        assert isinstance(swap, ThinSwap) and (swap.width, swap.keep) == (0.5, "strongest")
+    assert "thin=0.5" in shown
+    assert json.loads(shown[shown.index("{") :])["swaps"][0]["inner"] == ["layer1.0.conv1"]

@@ -5,6 +5,7 @@ predict what a thinner copy costs; ``thinned`` makes that copy.  ``Ordering`` le
 places.
 """
 
+from ghostify.channels.blocks import InnerBlock, inner_blocks
 from ghostify.channels.coupling import Coupling, Segment, Vector, Weight
 from ghostify.channels.grouping import Channels, Unreadable
 from ghostify.channels.idle import idle_modules, outermost
@@ -16,6 +17,7 @@ from ghostify.channels.thinning import narrower_ghost, renumbered, silenced, sli
 __all__ = [
     "Channels",
     "Coupling",
+    "InnerBlock",
     "Ordering",
     "Segment",
     "Unreadable",
@@ -23,6 +25,7 @@ __all__ = [
     "Weight",
     "follow",
     "idle_modules",
+    "inner_blocks",
     "narrower_ghost",
     "outermost",
     "renumbered",

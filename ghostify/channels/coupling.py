@@ -8,11 +8,15 @@ only the number kept matters for the cost.  A *vector* is the channels of one te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.costs import Cost
+
+Lanes = float | Sequence[float]
+"""Share of a group that grouped convolutions keep: of all segments, or of each."""
 
 
 class Vector(BaseModel):
@@ -34,6 +38,8 @@ class Segment(BaseModel):
     """Number of components."""
     lanes: int = 0
     """Channels of a component on either side of the grouped convolution that ties them; 0 where none does."""
+    through: bool = False
+    """Whether a tensor holds them that no path goes around: all that comes later is computed from it alone."""
 
 
 class Weight(BaseModel):
@@ -58,6 +64,14 @@ class Weight(BaseModel):
     """Output positions that are activations in the papers' sense (a convolution's); 0 for what is none."""
     params: bool = True
     """Whether its parameters count here; not where another use has counted them."""
+    layer: str = ""
+    """The module that was called or, of a function, that holds the parameter (of the root, the parameter itself); none
+    for a product of two tensors."""
+
+    @cached_property
+    def segments(self) -> frozenset[int]:
+        """Those that it makes or reads channels of."""
+        return frozenset(segment for side in (self.out, self.reads) if side for segment, _ in side.parts)
 
 
 class Coupling(BaseModel):
@@ -76,7 +90,7 @@ class Coupling(BaseModel):
     ordered: bool = False
     """Whether a filter slides over the channels, which works with the first of them only."""
 
-    def width(self, vector: Vector, kept: Sequence[int] | None = None, lanes: float = 1.0) -> int:
+    def width(self, vector: Vector, kept: Sequence[int] | None = None, lanes: Lanes = 1.0) -> int:
         """Channels of ``vector`` with so many components of each segment kept, and of a group so large a share."""
         return vector.fixed + sum(
             self._channels(segment, each, lanes) * (self.segments[segment].size if kept is None else kept[segment])
@@ -107,58 +121,89 @@ class Coupling(BaseModel):
                 kept[segment] = min(size, max(1, share))
         return [kept.get(index, segment.size) for index, segment in enumerate(self.segments)]
 
-    def cost(self, block: int, kept: Sequence[int], lanes: float = 1.0) -> Cost:
+    def cost(self, block: int, kept: Sequence[int], lanes: Lanes = 1.0) -> Cost:
         """What a block costs with so many components of each segment kept."""
-        return self._cost(block, lambda vector: self.width(vector, kept, lanes), None, lanes)
+        return self.cost_of(self._of_block(block), kept, lanes)
 
-    def widened(self, block: int, kept: Sequence[int], lanes: float = 1.0) -> Cost:
+    def widened(self, block: int, kept: Sequence[int], lanes: Lanes = 1.0) -> Cost:
         """What a block costs that reads all channels of its input where a convolution does, and else is thin."""
+        weights = self._of_block(block)
         return self._cost(
-            block, lambda vector: self.width(vector, kept, lanes), lambda vector: self.width(vector), lanes
+            weights, lambda vector: self.width(vector, kept, lanes), lambda vector: self.width(vector), lanes
         )
 
-    def narrowed(self, block: int, kept: Sequence[int], lanes: float = 1.0) -> Cost:
+    def narrowed(self, block: int, kept: Sequence[int], lanes: Lanes = 1.0) -> Cost:
         """What a block costs that reads a thin input where a convolution does, and else has its full width."""
-        return self._cost(block, lambda vector: self.width(vector), lambda vector: self.width(vector, kept, lanes), 1.0)
+        weights = self._of_block(block)
+        return self._cost(
+            weights, lambda vector: self.width(vector), lambda vector: self.width(vector, kept, lanes), 1.0
+        )
 
-    def shared(self, share: float, lanes: float = 1.0) -> tuple[float, float]:
-        """MACs and parameters of all blocks where each width that may change is so large a share, unrounded."""
+    def shared(
+        self, shares: Sequence[float], lanes: Sequence[float], weights: Sequence[Weight] | None = None
+    ) -> tuple[float, float]:
+        """MACs and parameters where of each segment so large a share is kept, unrounded; of some ``weights`` or all."""
         macs, params = 0.0, 0.0
-        for weight in self.weights:
-            each = weight.lanes * (lanes if self._grouped(weight) else 1.0)
-            size = self._share(weight.out, share) * weight.area
-            size *= each if weight.reads is None else self._share(weight.reads, share)
+        for weight in self.weights if weights is None else weights:
+            each = weight.lanes * self._group_share(weight, lanes)
+            size = self._share(weight.out, shares) * weight.area
+            size *= each if weight.reads is None else self._share(weight.reads, shares)
             macs += size * weight.positions
             params += size * weight.params
         return macs, params
 
+    def cost_of(self, weights: Sequence[Weight], kept: Sequence[int], lanes: Lanes = 1.0) -> Cost:
+        """What some of the weights cost with so many components of each segment kept."""
+        return self._cost(weights, lambda vector: self.width(vector, kept, lanes), None, lanes)
+
+    def of_layer(self, name: str) -> list[Weight]:
+        """The uses of a layer's parameters, that of its filters first."""
+        return [weight for weight in self.weights if weight.layer == name]
+
+    def touching(self, segments: Collection[int]) -> list[Weight]:
+        """The weights that make or read channels of some segments."""
+        return [weight for weight in self.weights if not weight.segments.isdisjoint(segments)]
+
+    def _of_block(self, block: int) -> list[Weight]:
+        return [weight for weight in self.weights if weight.block == block]
+
     def _cost(
-        self, block: int, of: Callable[[Vector], int], of_entry: Callable[[Vector], int] | None, lanes: float
+        self,
+        weights: Sequence[Weight],
+        of: Callable[[Vector], int],
+        of_entry: Callable[[Vector], int] | None,
+        lanes: Lanes,
     ) -> Cost:
         params, macs, acts = 0, 0, 0
-        for weight in self.weights:
-            if weight.block != block:
-                continue
+        for weight in weights:
             out = of(weight.out)
             read = (of_entry or of) if weight.entry else of
-            each = read(weight.reads) if weight.reads else self._lanes(weight, lanes)
+            each = read(weight.reads) if weight.reads else self.lanes_read(weight, lanes)
             size = out * each * weight.area
             params += size * weight.params
             macs += size * weight.positions
             acts += out * weight.outputs
         return Cost(params=params, macs=macs, acts=acts)
 
-    def _share(self, vector: Vector, share: float) -> float:
-        """Channels of ``vector`` with so large a share of what may change."""
-        return vector.fixed + share * (self.width(vector) - vector.fixed)
+    def _share(self, vector: Vector, shares: Sequence[float]) -> float:
+        """Channels of ``vector`` with so large a share of each segment."""
+        return vector.fixed + sum(
+            shares[segment] * each * self.segments[segment].size for segment, each in vector.parts
+        )
 
-    def _lanes(self, weight: Weight, lanes: float) -> int:
+    def lanes_read(self, weight: Weight, lanes: Lanes) -> int:
         """Channels a filter of a grouped convolution reads with such a share of each group kept."""
-        return max(1, int(lanes * weight.lanes)) if self._grouped(weight) else weight.lanes
+        return max(1, int(self._group_share(weight, lanes) * weight.lanes))
 
-    def _grouped(self, weight: Weight) -> bool:
-        """Whether a weight makes the channels of groups that may be thinned inside."""
-        return any(self.segments[segment].lanes for segment, _ in weight.out.parts)
+    def _group_share(self, weight: Weight, lanes: Lanes) -> float:
+        """The share of a group that a weight keeps; 1 where it makes no channels of groups that may be thinned."""
+        grouped = (segment for segment, _ in weight.out.parts if self.segments[segment].lanes)
+        segment = next(grouped, None)
+        return 1.0 if segment is None else _of_segment(segment, lanes)
 
-    def _channels(self, segment: int, each: int, lanes: float) -> int:
-        return max(1, int(lanes * each)) if self.segments[segment].lanes else each
+    def _channels(self, segment: int, each: int, lanes: Lanes) -> int:
+        return max(1, int(_of_segment(segment, lanes) * each)) if self.segments[segment].lanes else each
+
+
+def _of_segment(segment: int, lanes: Lanes) -> float:
+    return lanes[segment] if isinstance(lanes, Sequence) else lanes

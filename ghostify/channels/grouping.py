@@ -60,6 +60,7 @@ class Read:
     positions: int = 0
     outputs: int = 0
     params: bool = True
+    layer: str = ""
 
 
 @dataclass
@@ -153,6 +154,8 @@ class Ties:
     """Sets of numbers to be told apart: the pieces that code cuts a tensor into."""
     fixed: list[np.ndarray]
     """Numbers that stay."""
+    through: list[np.ndarray]
+    """Numbers of the tensors that no path goes around."""
 
 
 class Resolved:
@@ -177,13 +180,18 @@ class Resolved:
         widths = np.zeros(self.ties.count + 1, dtype=int)
         np.maximum.at(widths, self.components, lane + 1)
         return Coupling(
-            segments=tuple(Segment(size=len(group), lanes=int(widths[group].max())) for group in self.members),
+            segments=tuple(self._segment_of(group, widths) for group in self.members),
             producers=tuple(dict.fromkeys(self._vector(numbers) for numbers in self.ties.producers)),
             weights=tuple(self._weight(read) for read in reads),
             ends=tuple(self._vector(numbers) for numbers in ends),
             shortcuts=tuple(shortcuts),
             ordered=ordered,
         )
+
+    def _segment_of(self, group: np.ndarray, widths: np.ndarray) -> Segment:
+        """The segment of these components; ``widths`` are lanes by component."""
+        through = any(np.isin(group, self.components[numbers[numbers >= 0]]).any() for numbers in self.ties.through)
+        return Segment(size=len(group), lanes=int(widths[group].max()), through=through)
 
     def _lanes(self) -> np.ndarray:
         lane = np.full(self.ties.count + 1, NONE)
@@ -241,6 +249,7 @@ class Resolved:
             positions=read.positions,
             outputs=read.outputs,
             params=read.params,
+            layer=read.layer,
         )
 
 

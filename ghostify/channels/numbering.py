@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from ghostify.channels.grouping import NONE, Read, Selection, Unreadable, Use, along, constant_along
 from ghostify.channels.operations import WEIGHT_AT
+from ghostify.names import parent_of
 from ghostify.running import op_name
 from ghostify.tracing import Traced
 
@@ -171,7 +172,7 @@ class Numbering(ABC):
         if name not in self.counted:
             self.counted.add(name)
             if name in self._named:
-                self._count(Read(self.block, channels))
+                self._count(Read(self.block, channels, layer=self._layer(node, name)))
 
     def _made(self, weight: str, dim: int, n: int) -> np.ndarray:
         """New channels that ``weight`` makes, the same as before where it is used again."""
@@ -197,7 +198,8 @@ class Numbering(ABC):
             channels = self._made(name, long[0], shape[long[0]]) if long else np.array([NONE])
         if name not in self.counted:
             self.counted.add(name)
-            self._count(Read(self.block, channels, params=bool(source.meta.get("parameter"))))
+            params, layer = bool(source.meta.get("parameter")), self._layer(node, name)
+            self._count(Read(self.block, channels, params=params, layer=layer))
         if not long:
             return torch.full(shape, NONE)
         return self._spread(channels, shape, long[0])
@@ -231,7 +233,14 @@ class Numbering(ABC):
         entry = self.block_entry is not None and node.all_input_nodes[0] is self.block_entry
         first = weight not in self.counted
         self.counted.add(weight)
-        self._count(Read(self.block, out, entry=entry, params=first, **sides))
+        layer = self._layer(node, weight)
+        self._count(Read(self.block, out, entry=entry, params=first, layer=layer, **sides))
+
+    def _layer(self, node: fx.Node, parameter: str) -> str:
+        """The first name of the layer that a node calls, or else of the module that holds a parameter."""
+        if node.op == "call_module":
+            return str(self.traced.names[self.traced.leaf(node)][0])
+        return parent_of(parameter) or parameter
 
     def _count(self, read: Read) -> None:
         """What runs on the example costs; the parameters that other runs alone use are there all the same."""

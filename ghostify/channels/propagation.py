@@ -103,10 +103,11 @@ class _Follower(Numbering):
         if self.entry is None:  # a G-Ghost stage cuts and joins its channels by numbers of its own
             fixed = [*fixed, *seen_in(self.whole, others, closed), *exposed(self.whole, others, idle)]
         kept = [numbers for node in fixed for numbers in self._numbers(node)] + self.stays
-        resolved = Resolved(
-            Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, fixed=kept)
-        )
         nodes = [node for nodes in blocks for node in nodes]
+        through = [numbers for node in self._passages(nodes) for numbers in self._numbers(node)]
+        resolved = Resolved(
+            Ties(self.count, self.ties, self.groups, self.lanes, self.producers, self.marks, kept, through)
+        )
         return Channels(
             traced=self.whole,
             nodes=nodes,
@@ -132,6 +133,23 @@ class _Follower(Numbering):
         for node in run.graph.nodes:
             self._step(node)
         self.stays += [numbers for node in output.all_input_nodes for numbers in self._numbers(node)]
+
+    def _passages(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """The nodes that no path goes around: once one has run, no earlier value is read any more.
+
+        Of a part of a network none, because what is read behind it is not known.
+        """
+        values = [node for node in nodes if node.users and not self._is_constant(node)]
+        if self.entry is not None:
+            return []
+        place = {node: index for index, node in enumerate(nodes)}
+        last = {node: max(place.get(user, len(nodes)) for user in node.users) for node in values}
+        passed, latest = [], -1
+        for node in values:
+            if latest <= place[node]:  # what ran before is read by this node at the latest
+                passed.append(node)
+            latest = max(latest, last[node])
+        return passed
 
     def _numbers(self, node: fx.Node) -> list[np.ndarray]:
         """The channels of each tensor of a node's value."""
@@ -246,11 +264,12 @@ class _Follower(Numbering):
         self.ordered = True
         channels, one, area = along(ids, ids.dim() - 1), np.array([NONE]), math.prod(shape[2:])
         maps = math.prod(shape_of(node)) // len(channels)
-        self._count(Read(self.block, channels, area=area, positions=maps, outputs=maps, params=False))
+        layer = self._layer(node, weight)
+        self._count(Read(self.block, channels, area=area, positions=maps, outputs=maps, params=False, layer=layer))
         for name, size in ((weight, area), (bias, 1)):
             if name and name not in self.counted:
                 self.counted.add(name)
-                self._count(Read(self.block, one, area=size))
+                self._count(Read(self.block, one, area=size, layer=layer))
         return ids
 
     def _linear(self, node: fx.Node) -> Tensor:

@@ -184,7 +184,7 @@ class _Job:
         targets = Targets(self.networks, aims, samples, norms, self.settings.rectified)
         targets.takers = [None if norm in self.agenda.frozen else norm for norm in norms]
         require_finite(part, targets, self.networks)
-        return fitting_of(part, self.networks.converted, self.original, targets, self.settings.joint), targets
+        return fitting_of(part, self.networks.converted, targets, self.settings.joint), targets
 
     def _module_at(self, node: fx.Node | None) -> nn.Module | None:
         """The module that a node calls."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ghostify.errors import PlanError, did_you_mean
 from ghostify.names import overlap
 from ghostify.patterns import meant, require_matches
 from ghostify.planning.result import Plan, assembled
-from ghostify.rules import RULES, Skip, Swap, in_order, rule_of
+from ghostify.rules import RULES, Rule, Skip, Swap, in_order, rule_of
 from ghostify.rules.protocol import unknown
 from ghostify.scanning import Scan
 
-_Said = Mapping[str, Swap | Skip]
-"""A plan's entries by the first name of what each is about."""
+_Said = Mapping[tuple[str, str], Swap | Skip]
+"""A plan's entries by the rule that leaves room for others, if one does, and the first name of what each is about."""
 
 
 def check(plan: Plan, scan: Scan) -> Plan:
@@ -33,7 +34,7 @@ def check(plan: Plan, scan: Scan) -> Plan:
     for swap in swaps:
         rule_of(swap).require_kept(swap, scan, kept)
     entries, left = _checked(said, scan)
-    _require_same_network(plan, scan, unnamed=sum(site.name not in said for site in left.sites))
+    _require_same_network(plan, scan, unnamed=_unnamed(said, left))
     others = [Skip(target=name, reason=reason) for name, reason in left.others.items()]
     return assembled(scan, [*entries, *others], meant(scan, [*plan.exclude, *own]))
 
@@ -47,17 +48,33 @@ def _require_parts(plan: Plan, scan: Scan) -> None:
             raise PlanError(f"The plan has a part {name!r}, which {scan.network} does not have.{hint}")
 
 
-def _said(plan: Plan, scan: Scan) -> dict[str, Swap | Skip]:
-    """Its entries by first name.  Raises ``PlanError`` for what is not there, and for two entries of one name."""
+def _said(plan: Plan, scan: Scan) -> dict[tuple[str, str], Swap | Skip]:
+    """Its entries by first name, those of a rule that opens its targets apart.
+
+    Raises ``PlanError`` for what is not there, and for two entries of one name.
+    """
     known = {name: first for rule in RULES for name, first in rule.subjects(scan).items()}
-    said: dict[str, Swap | Skip] = {}
+    said: dict[tuple[str, str], Swap | Skip] = {}
     entries: list[Swap | Skip] = [*plan.swaps, *plan.skips]
     for entry in entries:
         named = _named_skip(entry, known, scan) if isinstance(entry, Skip) else rule_of(entry).named(entry, scan)
-        if named.target in said:
-            raise PlanError(f"The plan names {entry.target!r} twice: {_places(entries, said[named.target], entry)}.")
-        said[named.target] = named
+        place = _opened_by(named), named.target
+        if place in said:
+            raise PlanError(f"The plan names {entry.target!r} twice: {_places(entries, said[place], entry)}.")
+        said[place] = named
     return said
+
+
+def _opened_by(entry: Swap | Skip) -> str:
+    """The rule of a swap beside which its target may bear others; a block that is one layer bears that one's name."""
+    return "" if isinstance(entry, Skip) or not rule_of(entry).opens else entry.rule
+
+
+def _concerning(rule: Rule[Any], said: _Said) -> dict[str, Swap | Skip]:
+    """The entries by name as a rule looks at them: where a name has several, its own."""
+    others = {name: entry for (_, name), entry in said.items() if isinstance(entry, Skip) or entry.rule != rule.name}
+    own = {name: entry for (_, name), entry in said.items() if not isinstance(entry, Skip) and entry.rule == rule.name}
+    return others | own
 
 
 def _named_skip(skip: Skip, known: Mapping[str, str], scan: Scan) -> Skip:
@@ -73,10 +90,16 @@ def _checked(said: _Said, scan: Scan) -> tuple[list[Swap | Skip], Scan]:
     entries: list[Swap | Skip] = []
     seen = scan
     for rule in RULES:
-        own = rule.check(said, seen)
+        own = rule.check(_concerning(rule, said), seen)
         entries += own
         seen = rule.after(seen, [entry for entry in own if not isinstance(entry, Skip)])
     return entries, seen
+
+
+def _unnamed(said: _Said, left: Scan) -> int:
+    """How many layers a plan says nothing of, neither by themselves nor with the block that they lie in."""
+    named = left.changed.union(name for _, name in said)
+    return sum(site.name not in named for site in left.sites)
 
 
 def _require_alone(swaps: Sequence[Swap]) -> None:

@@ -12,7 +12,7 @@ from ghostify.arguments import instance, takes
 from ghostify.effects import given, needs, require_effect_by_name
 from ghostify.errors import PlanError
 from ghostify.patterns import meant, require_all_match
-from ghostify.planning.result import OUTSIDE, Plan, assembled
+from ghostify.planning.result import Plan, assembled
 from ghostify.recipe import GhostSettings, Method, SiteSettings, make_settings
 from ghostify.rules import RULES, Rule, Skip, Swap
 from ghostify.scanning import Scan, scan
@@ -87,7 +87,9 @@ def _proposals(
         proposals[rule.name] = proposed
         seen = rule.after(seen, [entry for entry in proposed if not isinstance(entry, Skip)])
     decided = {entry.target for proposed in proposals.values() for entry in proposed}
-    outside = [Skip(target=site.name, reason=OUTSIDE) for site in seen.sites if site.name not in decided]
+    decided |= seen.changed
+    left = [site.name for site in seen.sites if site.name not in decided]
+    outside = [Skip(target=name, reason=rules[-1].why_outside(scan, name)) for name in left]
     others = [Skip(target=name, reason=reason) for name, reason in seen.others.items()]
     return proposals, [*outside, *others]
 

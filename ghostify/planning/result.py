@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from ghostify.costs import Cost
 from ghostify.errors import PlanError
 from ghostify.names import matches, within
-from ghostify.rules import AnySwap, Skip, Swap
+from ghostify.rules import RULES, AnySwap, Skip, Swap
 from ghostify.rules.base import UNFIT
 from ghostify.scanning import InParts, Scan
 from ghostify.tables import Table, quantity, ratio
@@ -26,8 +26,6 @@ _HEADER = """\
 # anew.  To ghost a skipped layer, write it under swaps (target, geometry, s, cheap); to keep a layer, delete its swap.
 # To name a stage by hand, list its blocks, the first first, in a swap of rule g-ghost.
 """
-OUTSIDE = "is kept: G-Ghost stages replace what follows the first block of a stage (method both takes it)"
-"""Why convolutions are left alone where only stages are replaced."""
 _NAMED = 6
 """Modules that are named in a sentence; the others are counted."""
 
@@ -73,7 +71,8 @@ class Plan(BaseModel):
             return self
         if not self.skips:
             raise PlanError("The plan names no layer, so there is nothing to ghost.")
-        kinds = [_kind(skip.reason) for skip in self.skips if skip.reason != OUTSIDE] or [OUTSIDE]
+        outside = [rule.outside for rule in RULES]  # those were never considered, so others tell more
+        kinds = [_kind(one.reason) for one in self.skips if one.reason not in outside] or [self.skips[0].reason]
         telling = [kind for kind in kinds if kind.startswith(UNFIT)] or kinds  # what another fit would change
         kind, times = Counter(telling).most_common(1)[0]
         example, reason = next((skip.target, skip.reason) for skip in self.skips if _kind(skip.reason) == kind)
@@ -136,7 +135,10 @@ def _listed(names: Sequence[str]) -> str:
 def assembled(scan: Scan, entries: Sequence[Swap | Skip], exclude: Sequence[str]) -> Plan:
     """A plan of priced entries for a network; its cost is the network's, less what each swap saves."""
     swaps = tuple(entry for entry in entries if not isinstance(entry, Skip))
-    skips = tuple(dict.fromkeys(entry for entry in entries if isinstance(entry, Skip)))  # a stage may run repeatedly
+    told: dict[str, Skip] = {}
+    for entry in entries:
+        if isinstance(entry, Skip):
+            told.setdefault(entry.target, entry)  # a stage may run repeatedly, and a module may have two reasons
     after = scan.cost
     for swap in swaps:
         after = after - swap.before + swap.after
@@ -144,7 +146,7 @@ def assembled(scan: Scan, entries: Sequence[Swap | Skip], exclude: Sequence[str]
         network=scan.network,
         inputs=scan.inputs,
         swaps=swaps,
-        skips=skips,
+        skips=tuple(told.values()),
         before=scan.cost,
         after=after,
         exclude=tuple(exclude),

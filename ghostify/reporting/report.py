@@ -16,8 +16,8 @@ from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.recipe import Stream
 from ghostify.reporting.forms import InferenceReport, inference_report
 from ghostify.rewriting import Ghosted, rewritten
-from ghostify.rules import rule_of
-from ghostify.rules.rows import LayerReport, Ratios, Rows, StageReport
+from ghostify.rules import by_rule
+from ghostify.rules.rows import BlockReport, LayerReport, Ratios, Rows, StageReport
 from ghostify.tables import Table, quantity, ratio
 
 STAGES = {"original": "original", "converted": "right after conversion", "finetuned": "after fine-tuning"}
@@ -33,8 +33,9 @@ class Report(BaseModel):
     inputs: tuple[tuple[int, ...], ...]
     layers: tuple[LayerReport, ...]
     stages: tuple[StageReport, ...] = ()
+    blocks: tuple[BlockReport, ...] = ()
     width: float | None = None
-    """The share that was kept of every layer, or of every block's inside, where that was done to the whole network."""
+    """The share that was kept of every layer, where the network was narrowed as a whole."""
     stream: Stream = "scaled"
     """Whether channels that are added to each other were scaled, too, or all kept."""
     before: Cost
@@ -76,9 +77,11 @@ class Report(BaseModel):
     def _became(self) -> str:
         layers = f"{len(self.layers)} layers became C-Ghost modules" if self.layers else ""
         stages = f"{len(self.stages)} stages became G-Ghost stages" if self.stages else ""
+        widths = sorted({block.width for block in self.blocks})
+        blocks = f"{len(self.blocks)} blocks were thinned inside to {_listed(widths)}" if self.blocks else ""
         scaled = "every layer was scaled" if self.stream == "scaled" else "every block was thinned inside"
         scaled = f"{scaled} to {self.width:g}" if self.width else ""
-        return ", ".join(filter(None, (stages, layers, scaled))) or "no layer was replaced"
+        return ", ".join(filter(None, (blocks, stages, layers, scaled))) or "no layer was replaced"
 
     def forms(self) -> list[Table]:
         """The form that trains beside the form that runs, where there are two."""
@@ -106,6 +109,25 @@ class Report(BaseModel):
         title = "Stage by stage (after; counted ratio; theory)"
         return Table(title, columns, rows, left=frozenset({"geometry", "form"}))
 
+    def by_block(self) -> Table:
+        """Each block that became narrower inside in a row."""
+        rows = [
+            [
+                block.target,
+                block.geometry,
+                block.form,
+                quantity(block.after.params),
+                ratio(block.before.params, block.after.params),
+                quantity(block.after.macs),
+                ratio(block.before.macs, block.after.macs),
+                f"{block.theory.r_s:.2f}x",
+            ]
+            for block in self.blocks
+        ]
+        columns = ["block", "geometry", "form", "params", "ratio", "MACs", "ratio", "theory"]
+        title = "Block by block (after, without the ghosts inside; counted ratio; theory)"
+        return Table(title, columns, rows, left=frozenset({"geometry", "form"}))
+
     def by_layer(self) -> Table:
         """Each swapped layer in a row."""
         rows = [
@@ -130,9 +152,11 @@ class Report(BaseModel):
         return "\n\n".join(map(str, (*self.details(), self.summary(), *self.forms())))
 
     def details(self) -> list[Table]:
-        """The tables below the summary: stages, layers, and what each was fitted to."""
-        fitted = [self.fit.table()] if self.fit else []
-        return [self.by_stage()] * bool(self.stages) + [self.by_layer()] * bool(self.layers) + fitted
+        """The tables below the summary: blocks, stages, layers, and what each was fitted to."""
+        tables = [self.by_block()] * bool(self.blocks)
+        tables += [self.by_stage()] * bool(self.stages)
+        tables += [self.by_layer()] * bool(self.layers)
+        return tables + ([self.fit.table()] if self.fit else [])
 
 
 @takes(
@@ -157,13 +181,16 @@ def compare(
     before, after = ghosted.before, ghosted.after
     measured = {stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy}
     rows = Rows()
-    for swap in ghosted.plan.swaps:
-        rule_of(swap).report(rows, swap, before, after)
+    seen = before
+    for rule, swaps in by_rule(ghosted.plan.swaps):
+        rule.report(rows, swaps, seen, after)
+        seen = rule.after(seen, swaps)
     return Report(
         network=before.network,
         inputs=before.inputs,
         layers=tuple(rows.layers),
         stages=tuple(rows.stages),
+        blocks=tuple(rows.blocks),
         width=rows.width,
         stream=rows.stream,
         before=before.cost,
@@ -203,6 +230,10 @@ def _on_the_fit(fit: Fit | None) -> Iterator[str]:
         return
     yield fit.summary
     yield from fit.notes
+
+
+def _listed(widths: Sequence[float]) -> str:
+    return " and ".join(f"{width:g}" for width in widths)
 
 
 def _cost_row(

@@ -19,7 +19,7 @@ from ghostify.errors import RewriteError, TraceError
 from ghostify.names import overlap, within
 from ghostify.planning import Plan, check, scan_for
 from ghostify.rewriting.result import Ghosted
-from ghostify.rules import Choices, Original, Swap, in_order, rule_of
+from ghostify.rules import Choices, Original, Swap, by_rule, rule_of
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced, private_copy, recorded_shapes, trace
 
@@ -53,14 +53,14 @@ def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> n
 
 def build(original: Original, swap: Swap) -> dict[int, Any]:
     """By the ``id`` of what one swap replaces, its replacement.  Raises ``RewriteError`` where it cannot be built."""
-    return rule_of(swap).replacements(original, swap, {})
+    return rule_of(swap).replacements(original, [swap], {})
 
 
 def _replacements(original: Original, swaps: Sequence[Swap]) -> dict[int, Any]:
     """By the ``id`` of what is replaced, its replacement; a later rule builds on what an earlier one put there."""
     memo: dict[int, Any] = {}
-    for swap in in_order(swaps):
-        memo |= rule_of(swap).replacements(original, swap, memo)
+    for rule, own in by_rule(swaps):
+        memo |= rule.replacements(original, own, memo)
     return memo
 
 
@@ -155,10 +155,10 @@ def _course(traced: Traced, targets: Sequence[str]) -> list[tuple[str, str]]:
 def verify(plan: Plan, before: Scan, after: Scan) -> None:
     """Refuse a result in which a swap, or the whole, costs anything but what was planned."""
     for swap in plan.swaps:
-        found, promised = counted(swap, before, after), swap.after + _change_inside(swap, plan.swaps, before)
-        if found != promised:
+        found = counted(swap, before, after)
+        if found not in (None, swap.after):
             raise RewriteError(
-                f"{swap.target} was planned to cost {promised} and counts {found}; "
+                f"{swap.target} was planned to cost {swap.after} and counts {found}; "
                 "this is a defect of ghostify, please report the model."
             )
     if after.cost != plan.after:
@@ -168,15 +168,9 @@ def verify(plan: Plan, before: Scan, after: Scan) -> None:
         )
 
 
-def counted(swap: Swap, before: Scan, after: Scan) -> Cost:
-    """What a swap's target costs after the rewrite, by count; of a stage, the first block as it was."""
+def counted(swap: Swap, before: Scan, after: Scan) -> Cost | None:
+    """What a swap's target costs after the rewrite, by count; of a stage, the first block as it was.
+
+    None where only the swaps of its rule together can be counted.
+    """
     return rule_of(swap).counted(swap, before, after)
-
-
-def _change_inside(swap: Swap, swaps: Sequence[Swap], before: Scan) -> Cost:
-    """What later swaps change inside of what one made; nothing, where its rule closes what it makes."""
-    rule = rule_of(swap)
-    if not rule.opens:
-        return Cost()
-    inside = [other for other in swaps if other.rule != swap.rule and rule.holds(swap, before, other.target)]
-    return sum((other.after - other.before for other in inside), Cost())

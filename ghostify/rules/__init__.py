@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 from pydantic import Discriminator, Tag
 
-from ghostify.rules import c_ghost, g_ghost, width
-from ghostify.rules.base import CGhostSwap, GGhostSwap, Skip, Swap, WidthSwap
+from ghostify.rules import c_ghost, g_ghost, thin, width
+from ghostify.rules.base import CGhostSwap, GGhostSwap, Skip, Swap, ThinSwap, WidthSwap
 from ghostify.rules.protocol import Choices, Needs, Original, Rule
 from ghostify.settings import tag
 
@@ -23,15 +23,18 @@ __all__ = [
     "Rule",
     "Skip",
     "Swap",
+    "ThinSwap",
     "WidthSwap",
+    "by_rule",
     "c_ghost",
     "g_ghost",
     "in_order",
     "rule_of",
+    "thin",
     "width",
 ]
 
-RULES: tuple[Rule[Any], ...] = (width.WidthRule(), g_ghost.GGhostRule(), c_ghost.CGhostRule())
+RULES: tuple[Rule[Any], ...] = (width.WidthRule(), thin.ThinRule(), g_ghost.GGhostRule(), c_ghost.CGhostRule())
 """In the order in which they propose and build: a rule of larger things before one of what may lie in them."""
 
 _BY_NAME = {rule.name: rule for rule in RULES}
@@ -47,6 +50,12 @@ def in_order(swaps: Sequence[_Swap]) -> list[_Swap]:
     """Swaps in the order of their rules, those of one rule as they come."""
     places = {name: place for place, name in enumerate(_BY_NAME)}
     return sorted(swaps, key=lambda swap: places[swap.rule])
+
+
+def by_rule(swaps: Sequence[_Swap]) -> list[tuple[Rule[Any], list[_Swap]]]:
+    """The rules that have swaps among these, in their order, each with its own."""
+    found = [(rule, [swap for swap in swaps if swap.rule == rule.name]) for rule in RULES]
+    return [(rule, own) for rule, own in found if own]
 
 
 def _named_rule(value: Any) -> str:

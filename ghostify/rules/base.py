@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -78,6 +79,12 @@ class CGhostSwap(Swap):
         extras = " norm-act" * (self.parts == "norm-act") + " ordered" * self.ordered
         return f"s={self.s}{width} {self.cheap.short}{extras}"
 
+    @property
+    def outputs(self) -> int | None:
+        """How many outputs the layer has by its geometry; None where that does not tell."""
+        named = re.match(r"\d+→(\d+) ", self.geometry)
+        return int(named[1]) if named else None
+
     @model_validator(mode="before")
     @classmethod
     def _of_format_1(cls, values: Any) -> Any:
@@ -124,6 +131,35 @@ class GGhostSwap(Swap):
     def renamed(self, rename: Callable[[str], str]) -> Self:
         blocks = tuple(map(rename, self.blocks))
         return super().renamed(rename).model_copy(update={"blocks": blocks})
+
+
+class ThinSwap(Swap):
+    """A block that becomes narrower inside; what it adds to others stays as it is.  No ghosts.
+
+    Its costs are those of the layers that make or read its inner channels, given the swaps before it.
+    """
+
+    rule: Literal["thin"] = "thin"
+    inner: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The layers inside the block that become narrower, each with those that read it."""
+    width: Annotated[float, Field(gt=0, lt=1)]
+    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
+    keep: Keep = "strongest"
+    round_to: Annotated[int, Field(ge=1)] = 8
+    rounding: Rounding = "nearest"
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        return f"thin={self.width:g}"
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return self.inner
+
+    def renamed(self, rename: Callable[[str], str]) -> Self:
+        return super().renamed(rename).model_copy(update={"inner": tuple(map(rename, self.inner))})
 
 
 class WidthSwap(Swap):

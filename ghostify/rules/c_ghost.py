@@ -52,7 +52,7 @@ class CGhostRule(Rule[CGhostSwap]):
 
     name = "c-ghost"
     swap = CGhostSwap
-    methods = frozenset({"c-ghost", "both"})
+    methods = frozenset({"c-ghost", "both", "mixed"})
     noun = "convolution"
     in_place = True
 
@@ -79,40 +79,49 @@ class CGhostRule(Rule[CGhostSwap]):
         return swap.model_copy(update={"target": site.name})
 
     def check(self, said: Mapping[str, Swap | Skip], scan: Scan) -> list[CGhostSwap | Skip]:
-        return [_checked(said.get(site.name), site, scan) for site in scan.sites]
+        # A layer that an earlier rule changed is in a swap already, and needs no entry of its own.
+        sites = (site for site in scan.sites if site.name in said or site.name not in scan.changed)
+        return [_checked(said.get(site.name), site, scan) for site in sites]
 
-    def replacements(self, original: Original, swap: CGhostSwap, memo: Mapping[int, Any]) -> dict[int, Any]:
-        layer = original.part(swap.target)
-        narrowed = memo.get(id(layer), layer)  # by an earlier rule
-        return {id(layer): build(narrowed, swap, original.choices.orders.get(swap.target))}
+    def replacements(self, original: Original, swaps: Sequence[CGhostSwap], memo: Mapping[int, Any]) -> dict[int, Any]:
+        made: dict[int, Any] = {}
+        for swap in swaps:
+            layer = original.part(swap.target)
+            narrowed = memo.get(id(layer), layer)  # by an earlier rule
+            made[id(layer)] = build(narrowed, swap, original.choices.orders.get(swap.target))
+        return made
 
-    def origins(self, found: Origins, original: Original, swap: CGhostSwap, module: nn.Module) -> None:
-        found.ghosts.add(swap.target)
-        found.roots.add(swap.target)
+    def origins(self, found: Origins, original: Original, swaps: Sequence[CGhostSwap], module: nn.Module) -> None:
+        targets = {swap.target for swap in swaps}
+        found.ghosts |= targets
+        found.roots |= targets
 
     def split(self, swap: CGhostSwap, traced: Traced) -> Split | None:
         if swap.parts != "linear":
             return None
         layer: Any = traced.part(swap.target)
         n = len(layer.weight)
+        if swap.outputs not in (None, n):
+            return None  # another rule takes some of its channels away, and which maps are left decides
         mixed = swap.cheap.mixes_freely(n, swap.m or intrinsic_maps(n, swap.s))
         return Split(swap.target, swap.s, swap.cheap.d, mixed, swap.m)
 
-    def report(self, rows: Rows, swap: CGhostSwap, before: Scan, after: Scan) -> None:
-        site = before.site(swap.target)
-        assert site is not None, swap.target
-        row = LayerReport(
-            target=swap.target,
-            geometry=swap.geometry,
-            s=swap.s,
-            cheap=str(swap.cheap),
-            form=swap.settings,
-            before=swap.before,
-            after=after.within(swap.target),
-            theory=theory(site, swap),
-        )
-        rows.layers.append(row)
-        rows.promises.append(Promise(swap.before.macs, site.out_channels * site.fan_in, row.theory))
+    def report(self, rows: Rows, swaps: Sequence[CGhostSwap], before: Scan, after: Scan) -> None:
+        for swap in swaps:
+            site = before.site(swap.target)
+            assert site is not None, swap.target
+            row = LayerReport(
+                target=swap.target,
+                geometry=swap.geometry,
+                s=swap.s,
+                cheap=str(swap.cheap),
+                form=swap.settings,
+                before=swap.before,
+                after=after.within(swap.target),
+                theory=theory(site, swap),
+            )
+            rows.layers.append(row)
+            rows.promises.append(Promise(swap.before.macs, site.out_channels * site.fan_in, row.theory))
 
 
 class _Wanted(NamedTuple):

@@ -19,6 +19,8 @@ class Origins:
 
     layers: dict[str, tuple[str, Tensor | None]] = field(default_factory=dict)
     """By layer, the original's name for it and which of its outputs it makes (None: all)."""
+    weights: dict[str, Tensor | None] = field(default_factory=dict)
+    """By layer that became narrower, the weight it began with; of others the original's is meant."""
     stages: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By G-Ghost stage, the modules of the original's block whose output the ghosts are of."""
     ghosts: set[str] = field(default_factory=set)

@@ -18,7 +18,7 @@ from torch import nn
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError, did_you_mean
-from ghostify.names import overlap, within
+from ghostify.names import overlap
 from ghostify.recipe import GhostSettings, Method, Stream
 from ghostify.rules.base import Skip, Split, Swap
 from ghostify.rules.origins import Origins
@@ -118,6 +118,8 @@ class Rule(ABC, Generic[S]):
     """Whether later rules may replace layers inside what it made."""
     rehearsed: ClassVar[bool] = False
     """Whether only building shows if a proposed swap can be made."""
+    outside: ClassVar[str] = ""
+    """Why convolutions are left alone of which no later rule decides, as the end of a sentence."""
 
     # -- what it asks of a scan --------------------------------------------------------------------------------
 
@@ -145,6 +147,10 @@ class Rule(ABC, Generic[S]):
 
         With ``fitted``, what cannot be fitted is left alone.  Raises ``PlanError`` for settings that cannot be met.
         """
+
+    def why_outside(self, scan: Scan, name: str) -> str:
+        """Why a convolution of that name is left alone, of which no later rule decides."""
+        return self.outside
 
     def is_meant(self, scan: Scan, target: str, pattern: str) -> bool:
         """Whether a pattern of module names means a subject."""
@@ -188,26 +194,24 @@ class Rule(ABC, Generic[S]):
     # -- rewriting ---------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def replacements(self, original: Original, swap: S, memo: Mapping[int, Any]) -> dict[int, Any]:
-        """By the ``id`` of what is replaced (modules, parameters), what takes its place.
+    def replacements(self, original: Original, swaps: Sequence[S], memo: Mapping[int, Any]) -> dict[int, Any]:
+        """By the ``id`` of what its swaps replace (modules, parameters), what takes its place.
 
         ``memo`` holds what earlier swaps put in place, under the same ids: a rule that ``opens`` its blocks to later
         ones leaves the narrower layers there.  Raises ``RewriteError`` when the result does not do what it should.
         """
 
-    def counted(self, swap: S, before: Scan, after: Scan) -> Cost:
-        """What the swap's ``after`` promises, by count in the rewritten network, with all that was done inside."""
+    def counted(self, swap: S, before: Scan, after: Scan) -> Cost | None:
+        """What the swap's ``after`` promises, by count in the rewritten network, with all that was done inside; None
+        where it shares layers with others, so that only the whole can be counted.
+        """
         return after.within(swap.target)
-
-    def holds(self, swap: S, scan: Scan, name: str) -> bool:
-        """Whether a module lies in what it touches."""
-        return any(within(name, module) for module in self.touches(swap, scan))
 
     # -- fitting -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def origins(self, found: Origins, original: Original, swap: S, module: nn.Module) -> None:
-        """Add to ``found`` where the weights of what the swap made in the rewritten ``module`` come from."""
+    def origins(self, found: Origins, original: Original, swaps: Sequence[S], module: nn.Module) -> None:
+        """Add to ``found`` where the weights of what its swaps made in the rewritten ``module`` come from."""
 
     def split(self, swap: S, traced: Traced) -> Split | None:
         """How a layer's maps are split into intrinsic ones and ghosts, where images may choose which are which."""
@@ -216,8 +220,11 @@ class Rule(ABC, Generic[S]):
     # -- reporting ---------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def report(self, rows: Rows, swap: S, before: Scan, after: Scan) -> None:
-        """Add its row to those of a report, and what theory promises."""
+    def report(self, rows: Rows, swaps: Sequence[S], before: Scan, after: Scan) -> None:
+        """Add the rows of its swaps to those of a report, and what theory promises.
+
+        ``before`` is the network as the swaps of earlier rules leave it, ``after`` that in which all are made.
+        """
 
 
 def unknown(target: str, scan: Scan, known: Mapping[str, str], what: str = "") -> PlanError:

@@ -48,6 +48,21 @@ class LayerReport(BaseModel):
         return by_one_word(values)
 
 
+class BlockReport(BaseModel):
+    """One block that became narrower inside: what its inner channels cost, what they cost now, what theory says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    geometry: str
+    form: str
+    width: float
+    """The share that was asked for."""
+    before: Cost
+    after: Cost
+    theory: Ratios
+
+
 class StageRatios(BaseModel):
     """Theoretical ratios of a stage: r_f and r_p for the form it has, and as Eq. 13 and 14 print them (f_i for f_n)."""
 
@@ -89,6 +104,7 @@ class Rows:
 
     layers: list[LayerReport] = field(default_factory=list)
     stages: list[StageReport] = field(default_factory=list)
+    blocks: list[BlockReport] = field(default_factory=list)
     width: float | None = None
     """The share that was kept of every layer, or of every block's inside, where that was done to the whole network."""
     stream: Stream = "scaled"

@@ -30,7 +30,7 @@ def scan_parts(recording: Recording, stages: Sequence[Sequence[str]] = (), whole
     """
     if whole:
         raise PlanError(
-            f"{recording.name} is not rewritten as a whole, and methods width and thin take whole networks; "
+            f"{recording.name} is not rewritten as a whole, and methods width, thin and mixed take whole networks; "
             "take c-ghost or g-ghost, or in Python one part: ghostify.convert(model.backbone, ...)."
         )
     inside: dict[str, list[list[str]]] = {name: [] for name in recording.parts}

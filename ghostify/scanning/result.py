@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ghostify.channels import Coupling
+from ghostify.channels import Coupling, InnerBlock, inner_blocks
 from ghostify.costs import Cost, Op
 from ghostify.inputs import Inputs, InputSpec
 from ghostify.names import matches
@@ -133,6 +134,13 @@ class Scan(BaseModel):
     """Globs of the layers whose outputs were to keep all their channels."""
     stream: Stream = "scaled"
     """Whether channels that are added to each other were to be kept, too."""
+    changed: frozenset[str] = frozenset()
+    """Layers that a rule of a plan has made narrower, where this is the network as it leaves it."""
+
+    @cached_property
+    def inner_blocks(self) -> list[InnerBlock]:
+        """The blocks by which a network becomes narrower inside; none where a scan was not asked for them."""
+        return inner_blocks(self.coupling) if self.coupling and self.stream == "kept" else []
 
     @property
     def specs(self) -> Inputs:

@@ -25,7 +25,7 @@ from ghostify.module_calls import (
     unfit,
 )
 from ghostify.names import within
-from ghostify.rules import Original, Swap, in_order, rule_of
+from ghostify.rules import Original, Swap, by_rule
 from ghostify.rules.origins import Origins
 from ghostify.scanning import Scan
 from ghostify.tracing import Traced
@@ -38,8 +38,8 @@ def origins(traced: Traced, swaps: Sequence[Swap], module: nn.Module, before: Sc
     """The origins of everything in ``module``, which ``swaps`` made of the ``traced`` network, scanned ``before``."""
     found = Origins()
     original = Original(traced.module, traced, before)
-    for swap in in_order(swaps):
-        rule_of(swap).origins(found, original, swap, module)
+    for rule, own in by_rule(swaps):
+        rule.origins(found, original, own, module)
     return found
 
 
@@ -71,6 +71,8 @@ class Part:
     kept: Tensor | None
     """Which of the original's channels it makes; None for all."""
     calls: tuple[Call, ...]
+    start: Tensor | None = None
+    """Of a ghost, the filters of the layer that it stands for, (n, …)."""
 
     @property
     def outputs(self) -> list[fx.Node]:
@@ -163,8 +165,16 @@ class Matching:
         elif not all(call.is_plain for call in ours):
             self.skipped[name] = "gives what nothing reads"
         else:
-            return Part("ghost", name, module, None, _calls(module, ours, theirs))
+            _, kept = self.origins.layers.get(name, (name, None))
+            return Part("ghost", name, module, kept, _calls(module, ours, theirs), self._start(name))
         return None
+
+    def _start(self, name: str) -> Tensor:
+        """The filters that a ghost's module was built from: the original's, or what was left of them."""
+        original: Any = self.original.part(name)
+        narrowed = self.origins.weights.get(name)
+        start: Tensor = original.weight if narrowed is None else narrowed
+        return start.detach()
 
     def _layer(self, name: str) -> Part | None:
         module: Any = self.root.get_submodule(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ class Fitting(Protocol):
         ...
 
 
-def fitting_of(part: Part, walk: Interpreter, original: nn.Module, targets: Targets, joint: bool) -> Fitting:
+def fitting_of(part: Part, walk: Interpreter, targets: Targets, joint: bool) -> Fitting:
     """What fits a part of the converted network, which ``walk`` has brought to its inputs.
 
     ``joint``: whether the intrinsic maps of a ghost with a full pointwise convolution serve all its outputs.
@@ -43,8 +43,8 @@ def fitting_of(part: Part, walk: Interpreter, original: nn.Module, targets: Targ
         return [walk.values[block.batch][node].float() for node in part.calls[block.call].pooled]
 
     if part.kind == "ghost":
-        start: Any = original.get_submodule(part.name).weight
-        return GhostFit(part.module, inputs, targets, start.detach(), joint)
+        assert part.start is not None, "or it is no ghost"
+        return GhostFit(part.module, inputs, targets, part.start, joint)
     if part.kind == "stage":
         return StageFit(part.module, inputs, pooled, targets)
     return LayerFit([call.module for call in part.calls], inputs, targets)

@@ -59,6 +59,7 @@ class GGhostRule(Rule[GGhostSwap]):
     methods = frozenset({"g-ghost", "both"})
     noun = "stage"
     rehearsed = True
+    outside = "is kept: G-Ghost stages replace what follows the first block of a stage (method both takes it)"
 
     def needed_by(self, swap: GGhostSwap) -> Needs:
         return Needs(stages=(swap.blocks,))
@@ -102,19 +103,35 @@ class GGhostRule(Rule[GGhostSwap]):
         others = {name: reason for name, reason in scan.others.items() if not _is_taken(name, taken)}
         return scan.model_copy(update={"sites": sites, "others": others})
 
-    def replacements(self, original: Original, swap: GGhostSwap, memo: Mapping[int, Any]) -> dict[int, Any]:
-        return dict(replacements(original.traced, original.stage(swap.blocks), swap))
+    def replacements(self, original: Original, swaps: Sequence[GGhostSwap], memo: Mapping[int, Any]) -> dict[int, Any]:
+        made: dict[int, Any] = {}
+        for swap in swaps:
+            made |= replacements(original.traced, original.stage(swap.blocks), swap)
+        return made
 
     def counted(self, swap: GGhostSwap, before: Scan, after: Scan) -> Cost:
         return counted(after, _stage(swap, before))
 
-    def origins(self, found: Origins, original: Original, swap: GGhostSwap, module: nn.Module) -> None:
-        stage = original.stage(swap.blocks)
-        add_origins(found, original.traced, stage, swap, outputs_kept(original.traced, stage, swap), module)
+    def origins(self, found: Origins, original: Original, swaps: Sequence[GGhostSwap], module: nn.Module) -> None:
+        for swap in swaps:
+            stage = original.stage(swap.blocks)
+            add_origins(found, original.traced, stage, swap, outputs_kept(original.traced, stage, swap), module)
 
-    def report(self, rows: Rows, swap: GGhostSwap, before: Scan, after: Scan) -> None:
+    def report(self, rows: Rows, swaps: Sequence[GGhostSwap], before: Scan, after: Scan) -> None:
+        for swap in swaps:
+            row = self._row(swap, before, after)
+            rows.stages.append(row)
+            ratios = Ratios(
+                r_s=row.theory.r_f,
+                r_c=row.theory.r_p,
+                approx_r_s=row.theory.approx_r_f,
+                approx_r_c=row.theory.approx_r_p,
+            )
+            rows.promises.append(Promise(swap.before.macs, swap.before.params, ratios))
+
+    def _row(self, swap: GGhostSwap, before: Scan, after: Scan) -> StageReport:
         stage = _stage(swap, before)
-        row = StageReport(
+        return StageReport(
             target=swap.target,
             geometry=swap.geometry,
             form=swap.settings,
@@ -123,14 +140,6 @@ class GGhostRule(Rule[GGhostSwap]):
             after=self.counted(swap, before, after),
             theory=theory(stage, swap),
         )
-        rows.stages.append(row)
-        ratios = Ratios(
-            r_s=row.theory.r_f,
-            r_c=row.theory.r_p,
-            approx_r_s=row.theory.approx_r_f,
-            approx_r_c=row.theory.approx_r_p,
-        )
-        rows.promises.append(Promise(swap.before.macs, swap.before.params, ratios))
 
 
 def propose(stage: Stage, settings: GhostSettings, modules: Modules = ()) -> GGhostSwap | Skip:
