@@ -29,6 +29,7 @@ from ghostify.tracing import Traced
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 M: dict[str, Any] = {"method": "mixed", "width": 0.5, "round_to": 1, "min_saving": 0}
 ROLES = ("stem", "classifier", "channels-last")
+CHEAP = ("auto", "depthwise 3", "pointwise", "pointwise 2", "depthwise 3 + pointwise")
 NETS = ("plain", "bottlenecks", "grouped", "mobile", "dense", "unet", "odd", "squeeze", "signal", "tied", "shared-head")
 NETS += ("resnet20", "grouped-stage", "gated-stage", "next-stage", "preactivated", "cross-stage", "group-normed")
 each = pytest.mark.parametrize("name", NETS)
@@ -56,7 +57,7 @@ def ghosts_drawn(name: str, narrowed: Scan) -> list[CGhostSwap]:
     """About half of the layers of a net as its thinned blocks leave them, in different forms."""
     dice, possible = random.Random(name), []
     for site in narrowed.sites:
-        form = {"s": dice.choice((2, 3)), "d": dice.choice((1, 3)), "pointwise": dice.choice(("none", "auto", 2))}
+        form = {"s": dice.choice((2, 3)), "cheap": dice.choice(CHEAP)}
         proposed = c_ghost.propose(site, GhostSettings(**form, min_saving=0, also=ROLES))
         if isinstance(proposed, CGhostSwap):
             possible.append(proposed)
@@ -268,7 +269,7 @@ def test_what_no_channel_is_lost_for_is_fitted_exactly() -> None:
     """A ghost inside a thinned block is fitted to the outputs that are left, of the original and not of the thinned."""
     model = redundant()
     images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    settings = {**M, "include": ["1.body.0.0"], "d": 1, "pointwise": "full"}
+    settings = {**M, "include": ["1.body.0.0"], "cheap": "pointwise"}
     ghosted = convert(model, X, **settings, images=images)
     ghost = ghosted.module[1].body[0][0]
     assert isinstance(ghost, CGhost) and ghost.out_channels == 4 and ghost.primary.out_channels == 2
