@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from command import Cli, refused
+from test_parts import Detector
 from test_zoo import evaluated, storages, visible
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -398,6 +399,23 @@ def test_what_is_optimised_is_still_told_by_its_plan() -> None:
     assert isinstance(optimized, Optimized)
     assert (optimized.plan, optimized.before, optimized.after) == (ghosted.plan, ghosted.before, ghosted.after)
     assert ghostify.compare(optimized).after == ghosted.after.cost
+
+
+def test_what_resists_as_a_whole_is_optimised_in_its_parts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 16, 16)
+    ghosted = ghostify.convert(Detector(), x, min_saving=0, cheap="pointwise")
+    assert ghosted.plan.parts
+    unsettle(ghosted.module)
+    optimized = optimize(ghosted)
+    assert {change.what for change in optimized.changes} == {"merged", "folded"}
+    assert {change.target.partition(".")[0] for change in optimized.changes} == {"backbone", "heads"}
+    parts = [(one.module.backbone, one.module.heads.shared) for one in (ghosted, optimized)]
+    for was, now in zip(*parts, strict=True):
+        y = torch.randn(2, 3 if was is parts[0][0] else 32, 16, 16)
+        assert close(evaluated(was, y), evaluated(now, y))
+    ghostify.save(optimized, tmp_path / "run", model="test_parts:detector")
+    assert torch.equal(ghostify.load(tmp_path / "run").module(x), optimized.module(x))
 
 
 # -- run folders ---------------------------------------------------------------------------------------------------

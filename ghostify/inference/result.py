@@ -24,6 +24,13 @@ class Change(BaseModel):
     into: str = ""
     """The layer that takes it in."""
 
+    def within(self, part: str) -> Change:
+        """The same in the names of the whole that has such a part."""
+        if not part:
+            return self
+        into = f"{part}.{self.into}" if self.into else ""
+        return self.model_copy(update={"target": f"{part}.{self.target}", "into": into})
+
 
 @dataclass(kw_only=True)
 class Optimized(Ghosted):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ghostify.errors import RunError
-from ghostify.inference import Change, in_inference_form
+from ghostify.inference import Change, optimized_blank
 from ghostify.planning import Plan
 from ghostify.recipe import ModelSettings
 from ghostify.rewriting import Ghosted, in_place, rebuilt
@@ -30,7 +30,7 @@ from ghostify.saving.weights import (
 )
 from ghostify.scanning.form import Form, example_for
 from ghostify.sources import build_model
-from ghostify.tracing import call_arguments, private_copy, tensors_in, trace
+from ghostify.tracing import call_arguments, private_copy, tensors_in
 
 _MISFIT = (RuntimeError, SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
 """What reading a file of weights may raise when it is damaged or another network's."""
@@ -74,7 +74,7 @@ def blank_from(
     module = rebuilt(original, plan, given)
     if not optimized:
         return Blank(original, module, plan, built_by)
-    module, changes = in_inference_form(trace(module, given, verify=False))
+    module, changes = optimized_blank(module, plan, given)
     return Blank(original, module, plan, built_by, changes)
 
 
