@@ -19,7 +19,7 @@ from ghostify.tables import Table, quantity, ratio
 
 FORMAT = 2
 READ = (1, FORMAT)
-"""Format 1 told the cheap operation of a C-Ghost swap by two numbers, d and pointwise (``rules/base.py``)."""
+"""Format 1 told the cheap operation of a C-Ghost swap by two numbers, d and pointwise (``rules/c_ghost.py``)."""
 _HEADER = """\
 # A ghostify plan: what becomes a ghost module and what is left alone, and why.  Edit it and feed it back with
 # `ghostify compress MODEL --plan FILE`.  Of a swap, everything but before and after is yours; those are worked out

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 from pydantic import Discriminator, Tag
 
 from ghostify.rules import c_ghost, g_ghost, thin, width
-from ghostify.rules.base import CGhostSwap, GGhostSwap, Skip, Swap, ThinSwap, WidthSwap
+from ghostify.rules.base import Skip, Swap
+from ghostify.rules.c_ghost import CGhostSwap
+from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.rules.protocol import Choices, Needs, Original, Rule
+from ghostify.rules.thin import ThinSwap
+from ghostify.rules.width import WidthSwap
 from ghostify.settings import tag
 
 __all__ = [

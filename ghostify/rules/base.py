@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict
 
-from ghostify.cheap import by_one_word
 from ghostify.costs import Cost
-from ghostify.recipe import (
-    CheapInput,
-    CheapOperation,
-    Entry,
-    GhostRatio,
-    Keep,
-    Parts,
-    Ratio,
-    Rounding,
-    StageCheap,
-    Stream,
-)
+from ghostify.recipe import Rounding
 from ghostify.scanning import Scan, Site
 
 UNFIT = "cannot be fitted"
@@ -58,137 +45,6 @@ class Swap(BaseModel):
     def renamed(self, rename: Callable[[str], str]) -> Self:
         """The same with every name of a module changed."""
         return self.model_copy(update={"target": rename(self.target)})
-
-
-class CGhostSwap(Swap):
-    """A convolution (or linear layer) that becomes a C-Ghost module."""
-
-    rule: Literal["c-ghost"] = "c-ghost"
-    s: Ratio
-    m: Annotated[int | None, Field(ge=1)] = None
-    """The number of intrinsic maps where it is not ⌈n/s⌉."""
-    cheap: CheapOperation
-    parts: Parts = "linear"
-    ordered: bool = False
-    """Whether the module puts its maps into an order of their own, by a selection of channels at run time."""
-
-    @property
-    def settings(self) -> str:
-        """As a table shows them."""
-        width = "" if self.m is None else f" m={self.m}"
-        extras = " norm-act" * (self.parts == "norm-act") + " ordered" * self.ordered
-        return f"s={self.s}{width} {self.cheap.short}{extras}"
-
-    @property
-    def outputs(self) -> int | None:
-        """How many outputs the layer has by its geometry; None where that does not tell."""
-        named = re.match(r"\d+→(\d+) ", self.geometry)
-        return int(named[1]) if named else None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_format_1(cls, values: Any) -> Any:
-        """Plans of format 1 tell the cheap operation by two numbers."""
-        return by_one_word(values)
-
-    @model_serializer(mode="wrap")
-    def _without_usual_m(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A plan tells m where it is set, so that whoever changes s need not change it."""
-        values: dict[str, Any] = written(self)
-        return {key: value for key, value in values.items() if key != "m" or value is not None}
-
-
-class GGhostSwap(Swap):
-    """A stage that becomes a G-Ghost stage; its cost is that of all its blocks, the first included."""
-
-    target: str = ""
-    geometry: str = ""
-    rule: Literal["g-ghost"] = "g-ghost"
-    blocks: Annotated[tuple[str, ...], Field(min_length=3)]
-    """The modules of the stage, the first block first; write your own to name a stage by hand, which needs no more."""
-    ratio: GhostRatio = 0.5
-    cheap: StageCheap = "1x1"
-    cheap_input: CheapInput = "slice"
-    entry: Entry = "slice"
-    mix: Literal[0, 1, 2] = 1
-    mix_y1: bool = True
-    end: bool = True
-    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
-    keep: Keep = "strongest"
-    round_to: Annotated[int, Field(ge=1)] = 8
-    rounding: Rounding = "nearest"
-
-    @property
-    def settings(self) -> str:
-        """As a table shows them."""
-        mixed = f" mix{self.mix}{'+Y1' if self.mix_y1 else ''}" if self.mix else ""
-        return f"λ={self.ratio:g} {self.cheap}{mixed}{' end' if self.end else ''}"
-
-    @property
-    def touches(self) -> tuple[str, ...]:
-        return self.blocks[1:]
-
-    def renamed(self, rename: Callable[[str], str]) -> Self:
-        blocks = tuple(map(rename, self.blocks))
-        return super().renamed(rename).model_copy(update={"blocks": blocks})
-
-
-class ThinSwap(Swap):
-    """A block that becomes narrower inside; what it adds to others stays as it is.  No ghosts.
-
-    Its costs are those of the layers that make or read its inner channels, given the swaps before it.
-    """
-
-    rule: Literal["thin"] = "thin"
-    inner: Annotated[tuple[str, ...], Field(min_length=1)]
-    """The layers inside the block that become narrower, each with those that read it."""
-    width: Annotated[float, Field(gt=0, lt=1)]
-    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
-    keep: Keep = "strongest"
-    round_to: Annotated[int, Field(ge=1)] = 8
-    rounding: Rounding = "nearest"
-
-    @property
-    def settings(self) -> str:
-        """As a table shows them."""
-        return f"thin={self.width:g}"
-
-    @property
-    def touches(self) -> tuple[str, ...]:
-        return self.inner
-
-    def renamed(self, rename: Callable[[str], str]) -> Self:
-        return super().renamed(rename).model_copy(update={"inner": tuple(map(rename, self.inner))})
-
-
-class WidthSwap(Swap):
-    """A whole network, every layer of which (or what lies inside blocks) becomes narrower; no ghosts."""
-
-    rule: Literal["width"] = "width"
-    width: Annotated[float, Field(gt=0, lt=1)]
-    stream: Stream = "scaled"
-    """Whether channels that are added to each other become fewer, too, or all are kept."""
-    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
-    exclude: tuple[str, ...] = ()
-    """Globs of layers that keep their outputs."""
-    keep: Keep = "first"
-    round_to: Annotated[int, Field(ge=1)] = 8
-    rounding: Rounding = "nearest"
-
-    @property
-    def settings(self) -> str:
-        """As a table shows them."""
-        return f"{'width' if self.stream == 'scaled' else 'thin'}={self.width:g}"
-
-    @property
-    def touches(self) -> tuple[str, ...]:
-        return ("",)  # the root, and with it everything
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        return self.exclude
 
 
 class Skip(BaseModel):

@@ -15,20 +15,22 @@ converted networks, and what would become slower: a ghost saves MACs but moves m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
-from ghostify.cheap import USUAL, Cheap, Work
+from ghostify.cheap import USUAL, Cheap, Work, by_one_word
 from ghostify.costs import Cost, approximate_ratio, compression_ratio, speedup_ratio
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
 from ghostify.ghosts.narrowing import Conv, dimensions
 from ghostify.patterns import spelled_out
-from ghostify.recipe import GhostSettings, Parts, Pointwise, of_convolutions
-from ghostify.rules.base import CGhostSwap, Skip, Split, Swap, cannot_be_fitted
+from ghostify.recipe import CheapOperation, GhostSettings, Parts, Pointwise, Ratio, of_convolutions
+from ghostify.rules.base import Skip, Split, Swap, cannot_be_fitted
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Original, Rule, require_geometry, require_possible, unknown
 from ghostify.rules.rows import LayerReport, Promise, Ratios, Rows
@@ -45,6 +47,44 @@ _KEPT = {
 }
 _UNSAID = "is not named in the plan"
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class CGhostSwap(Swap):
+    """A convolution (or linear layer) that becomes a C-Ghost module."""
+
+    rule: Literal["c-ghost"] = "c-ghost"
+    s: Ratio
+    m: Annotated[int | None, Field(ge=1)] = None
+    """The number of intrinsic maps where it is not ⌈n/s⌉."""
+    cheap: CheapOperation
+    parts: Parts = "linear"
+    ordered: bool = False
+    """Whether the module puts its maps into an order of their own, by a selection of channels at run time."""
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        width = "" if self.m is None else f" m={self.m}"
+        extras = " norm-act" * (self.parts == "norm-act") + " ordered" * self.ordered
+        return f"s={self.s}{width} {self.cheap.short}{extras}"
+
+    @property
+    def outputs(self) -> int | None:
+        """How many outputs the layer has by its geometry; None where that does not tell."""
+        named = re.match(r"\d+→(\d+) ", self.geometry)
+        return int(named[1]) if named else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, values: Any) -> Any:
+        """Plans of format 1 tell the cheap operation by two numbers."""
+        return by_one_word(values)
+
+    @model_serializer(mode="wrap")
+    def _without_usual_m(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plan tells m where it is set, so that whoever changes s need not change it."""
+        values: dict[str, Any] = written(self)
+        return {key: value for key, value in values.items() if key != "m" or value is not None}
 
 
 class CGhostRule(Rule[CGhostSwap]):

@@ -11,18 +11,20 @@ both, so each swap is priced given those before it; their sum is exact.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
+from pydantic import Field
 from torch import nn
 
 from ghostify.channels import Channels, Coupling, InnerBlock, Unreadable, follow, inner_blocks
 from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError, did_you_mean
 from ghostify.names import matches
-from ghostify.recipe import GhostSettings
-from ghostify.rules.base import GGhostSwap, Skip, Swap, ThinSwap, cannot_be_fitted, thinner, unfittable
+from ghostify.recipe import GhostSettings, Keep, Rounding
+from ghostify.rules.base import Skip, Swap, cannot_be_fitted, thinner, unfittable
+from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.rules.narrower import add_origins, narrower, steady
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Needs, Original, Rule, require_geometry, unknown
@@ -32,6 +34,35 @@ from ghostify.tracing import Traced
 
 _REFUSED = "cannot be thinned inside its blocks"
 _STREAMS = "none of its channels is inside a block, because all are outputs or added to others"
+
+
+class ThinSwap(Swap):
+    """A block that becomes narrower inside; what it adds to others stays as it is.  No ghosts.
+
+    Its costs are those of the layers that make or read its inner channels, given the swaps before it.
+    """
+
+    rule: Literal["thin"] = "thin"
+    inner: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The layers inside the block that become narrower, each with those that read it."""
+    width: Annotated[float, Field(gt=0, lt=1)]
+    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
+    keep: Keep = "strongest"
+    round_to: Annotated[int, Field(ge=1)] = 8
+    rounding: Rounding = "nearest"
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        return f"thin={self.width:g}"
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return self.inner
+
+    def renamed(self, rename: Callable[[str], str]) -> Self:
+        return super().renamed(rename).model_copy(update={"inner": tuple(map(rename, self.inner))})
 
 
 class ThinRule(Rule[ThinSwap]):

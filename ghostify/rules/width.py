@@ -10,9 +10,10 @@ stay, and so does all that is tied to them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 from torch import nn
 
 from ghostify.channels import Channels, Coupling, Unreadable, follow
@@ -20,8 +21,8 @@ from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError
 from ghostify.names import within
 from ghostify.patterns import meant
-from ghostify.recipe import GhostSettings, Stream
-from ghostify.rules.base import Skip, Swap, WidthSwap, cannot_be_fitted, thinner, unfittable
+from ghostify.recipe import GhostSettings, Keep, Rounding, Stream
+from ghostify.rules.base import Skip, Swap, cannot_be_fitted, thinner, unfittable
 from ghostify.rules.narrower import add_origins, narrower, steady
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Needs, Original, Rule
@@ -32,6 +33,35 @@ from ghostify.tracing import Traced
 WHOLE = "*"
 """Target of a swap that concerns the whole network."""
 _REFUSED: dict[Stream, str] = {"scaled": "cannot be scaled as a whole", "kept": "cannot be thinned inside its blocks"}
+
+
+class WidthSwap(Swap):
+    """A whole network, every layer of which (or what lies inside blocks) becomes narrower; no ghosts."""
+
+    rule: Literal["width"] = "width"
+    width: Annotated[float, Field(gt=0, lt=1)]
+    stream: Stream = "scaled"
+    """Whether channels that are added to each other become fewer, too, or all are kept."""
+    group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
+    exclude: tuple[str, ...] = ()
+    """Globs of layers that keep their outputs."""
+    keep: Keep = "first"
+    round_to: Annotated[int, Field(ge=1)] = 8
+    rounding: Rounding = "nearest"
+
+    @property
+    def settings(self) -> str:
+        """As a table shows them."""
+        return f"{'width' if self.stream == 'scaled' else 'thin'}={self.width:g}"
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return ("",)  # the root, and with it everything
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return self.exclude
 
 
 class WidthRule(Rule[WidthSwap]):

@@ -26,10 +26,11 @@ from ghostify.errors import PlanError
 from ghostify.names import within
 from ghostify.patterns import spelled_out
 from ghostify.recipe import GhostSettings, StageForm, of_stages
-from ghostify.rules.base import GGhostSwap, Skip, Swap, cannot_be_fitted
+from ghostify.rules.base import Skip, Swap, cannot_be_fitted
 from ghostify.rules.g_ghost.form import Form
 from ghostify.rules.g_ghost.lineage import add_origins
 from ghostify.rules.g_ghost.surgery import Surgery
+from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Needs, Original, Rule, require_geometry, require_possible, unknown
 from ghostify.rules.rows import Promise, Ratios, Rows, StageRatios, StageReport

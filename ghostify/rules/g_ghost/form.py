@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from ghostify.costs import Cost
 from ghostify.errors import PlanError
-from ghostify.rules.base import GGhostSwap, thinner
+from ghostify.rules.base import thinner
+from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.stages import Stage
 
 

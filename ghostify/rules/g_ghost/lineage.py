@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from ghostify.ghosts import GGhostStage
 from ghostify.names import common
-from ghostify.rules.base import GGhostSwap
+from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.rules.origins import Origins, index_of, part_or_none
 from ghostify.stages import Stage
 from ghostify.tracing import Traced

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from ghostify.channels import follow, rewired, silenced, stands_in, thinned
 from ghostify.errors import RewriteError
 from ghostify.ghosts import GGhostStage
-from ghostify.rules.base import GGhostSwap
 from ghostify.rules.g_ghost.form import Form
+from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.running import THINNED, Failed, agree, attempt, coarsest, op_name, quiet, seed
 from ghostify.stages import Stage, stage_nodes
 from ghostify.tracing import Traced
