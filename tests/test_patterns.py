@@ -199,7 +199,7 @@ def test_each_setting_is_taken_by_its_methods_and_refused_by_the_others(method: 
 def test_the_message_says_which_method_takes_it() -> None:
     with pytest.raises(RecipeError) as refused:
         convert(resnet18(), X, width=0.5)
-    assert str(refused.value) == "width = 0.5 has no effect with method c-ghost; choose method width or thin."
+    assert str(refused.value) == "width = 0.5 has no effect with method c-ghost; choose method width, thin or mixed."
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def _said(plan: Plan, scan: Scan) -> dict[tuple[str, str], Swap | Skip]:
 
     Raises ``PlanError`` for what is not there, and for two entries of one name.
     """
-    known = {name: first for rule in RULES for name, first in rule.subjects(scan).items()}
+    known = _subjects(scan)
     said: dict[tuple[str, str], Swap | Skip] = {}
     entries: list[Swap | Skip] = [*plan.swaps, *plan.skips]
     for entry in entries:
@@ -65,6 +65,11 @@ def _said(plan: Plan, scan: Scan) -> dict[tuple[str, str], Swap | Skip]:
     return said
 
 
+def _subjects(scan: Scan) -> dict[str, str]:
+    """All that rules decide about: by each name, the first name."""
+    return {name: first for rule in RULES for name, first in rule.subjects(scan).items()}
+
+
 def _opened_by(entry: Swap | Skip) -> str:
     """The rule of a swap beside which its target may bear others; a block that is one layer bears that one's name."""
     return "" if isinstance(entry, Skip) or not rule_of(entry).opens else entry.rule
@@ -72,17 +77,18 @@ def _opened_by(entry: Swap | Skip) -> str:
 
 def _concerning(rule: Rule[Any], said: _Said) -> dict[str, Swap | Skip]:
     """The entries by name as a rule looks at them: where a name has several, its own."""
-    others = {name: entry for (_, name), entry in said.items() if isinstance(entry, Skip) or entry.rule != rule.name}
-    own = {name: entry for (_, name), entry in said.items() if not isinstance(entry, Skip) and entry.rule == rule.name}
-    return others | own
+    common = {name: entry for (opened, name), entry in said.items() if not opened}
+    own = {name: entry for (opened, name), entry in said.items() if opened == rule.name}
+    return common | own
 
 
 def _named_skip(skip: Skip, known: Mapping[str, str], scan: Scan) -> Skip:
-    if skip.target in scan.others:
-        return skip
-    if skip.target not in known:
+    if skip.target in known:
+        return Skip(target=known[skip.target], reason=skip.reason)
+    # A plan may skip blocks and swap none of them; then it is read by a scan that knows no blocks, but their modules.
+    if skip.target not in scan.others and not any(skip.target in names for names in scan.modules):
         raise unknown(skip.target, scan, known)
-    return Skip(target=known[skip.target], reason=skip.reason)
+    return skip
 
 
 def _checked(said: _Said, scan: Scan) -> tuple[list[Swap | Skip], Scan]:
@@ -93,7 +99,9 @@ def _checked(said: _Said, scan: Scan) -> tuple[list[Swap | Skip], Scan]:
         own = rule.check(_concerning(rule, said), seen)
         entries += own
         seen = rule.after(seen, [entry for entry in own if not isinstance(entry, Skip)])
-    return entries, seen
+    known = _subjects(scan).keys() | scan.others.keys()
+    unasked = [entry for entry in said.values() if isinstance(entry, Skip) and entry.target not in known]
+    return [*unasked, *entries], seen
 
 
 def _unnamed(said: _Said, left: Scan) -> int:

@@ -94,6 +94,9 @@ class ThinRule(Rule[ThinSwap]):
             raise PlanError(f"{scan.network} has no width that may change: {_why_none(scan, left, settings)}.")
         if settings.method != "thin":  # of a block that is one layer, a later rule has more to say
             left = [skip for skip in left if scan.site(skip.target) is None]
+        if not swaps:  # so that the plan is read again without its blocks, where only modules are known by their names
+            modules = {name for names in scan.modules for name in names}
+            left = [skip for skip in left if skip.target in modules]
         kept = [Skip(target=name, reason=cannot_be_fitted(f"it {site.unfit}")) for name, site in unfit.items()]
         return [*priced(scan, swaps), *left, *kept, *steady(scan)]
 
