@@ -106,17 +106,20 @@ class Coupling(BaseModel):
         """
         kept: dict[int, int] = {}
         for vector in sorted(self.producers, key=self.width):
+            # what narrower tensors have decided already; the rest of the target is for the segments still free
             known = sum(self._channels(s, each, lanes) * kept[s] for s, each in vector.parts if s in kept)
             free = [(s, each) for s, each in vector.parts if s not in kept]
             stays = vector.fixed if apart else 0
             wanted = target(self.width(vector) - stays) + stays
             least = vector.fixed + known + sum(self._channels(s, each, lanes) for s, each in free)
+            # one component of each free segment is the least; a target below that is raised, in steps of a legal width
             if wanted < least:
                 wanted = min(self.width(vector), math.ceil((least - stays) / step) * step + stays)
             left = wanted - vector.fixed - known
             whole = self.width(Vector(parts=tuple(free)))
             for segment, each in free:
                 size = self.segments[segment].size
+                # in integers and rounded down, so that the shares together never exceed the target
                 share = left * size * each // (whole * max(1, self._channels(segment, each, lanes)))
                 kept[segment] = min(size, max(1, share))
         return [kept.get(index, segment.size) for index, segment in enumerate(self.segments)]

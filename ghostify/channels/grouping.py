@@ -99,6 +99,8 @@ class Channels:
             owner, _, name = use.name.rpartition(".")
             tensor = getattr(self.traced.part(owner), name)
             if use.dim == 0 and tensor.dim() > 1 and not tensor.is_meta:
+                # filters of all layers that make a channel count: of a residual stream, those of every block that adds
+                # to it
                 norms = tensor.detach().double().flatten(1).square().sum(1).cpu().numpy()
                 np.add.at(score, self.components[use.channels], norms)
         return lambda component: float(score[component])
@@ -128,8 +130,10 @@ class Channels:
             mask = np.isin(self.components, picked)
             width = self.coupling.segments[segment].lanes
             if width and lanes != 1.0:
+                # of each group that is kept the same places go, because a grouped filter has one width for all groups
                 mask &= self.lane[self.roots] < max(1, int(lanes * width))
             chosen |= mask
+        # components in no segment were fixed from the beginning, and are kept whatever is asked for
         fixed = ~np.isin(self.components, np.fromiter(self.segment_of, dtype=int, count=len(self.segment_of)))
         chosen |= fixed
         chosen[NONE] = True
@@ -206,6 +210,8 @@ class Resolved:
         """Components into segments, by where they occur: in the same tensors, as often."""
         ties, count = self.ties, self.ties.count
         fixed = {int(one) for numbers in ties.fixed for one in np.unique(self.components[numbers[numbers >= 0]])}
+        # A sum of random salts, one for each tensor a component occurs in, times how often: two components get the same
+        # sum (but by a chance of 2^-64) only if they occur in the same tensors as often, which makes them alike.
         signature = np.zeros(count, dtype=np.uint64)
         random = np.random.default_rng(0)
         for numbers in [*ties.producers, *ties.marks]:
@@ -216,6 +222,7 @@ class Resolved:
         if not len(ones):
             return
         _, first, group = np.unique(signature[ones], return_index=True, return_inverse=True)
+        # segments are numbered by their first component, so that a plan does not depend on the salts
         order = np.argsort(np.argsort(first))
         self.segment_of = dict(zip(ones.tolist(), order[group].tolist(), strict=True))
         self._segment[ones] = order[group]
@@ -258,6 +265,8 @@ def _connected(count: int, pairs: Pairs) -> np.ndarray:
     label = np.arange(count + 1)
     if not pairs:
         return label
+    # Connected components without a loop over numbers: each takes the smallest label among its neighbours, and labels
+    # are followed to their own labels, until nothing changes; chains of ties halve at each step.
     left = np.concatenate([a for a, _ in pairs])
     right = np.concatenate([b for _, b in pairs])
     known = (left >= 0) & (right >= 0)

@@ -29,6 +29,7 @@ def outermost(traced: Traced, idle: Iterable[str]) -> list[str]:
         return []
     busy = {parent_of(name) for name, _ in _held(traced)} - set(idle)
     around_busy = {one for name in busy for one in ancestors(name)} | {""}
+    # ancestors come innermost first: the last that holds nothing busy is the largest
     found = (next((one for one in reversed(ancestors(name)) if one not in around_busy), name) for name in idle)
     return list(dict.fromkeys(found))
 

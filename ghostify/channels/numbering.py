@@ -73,12 +73,15 @@ class Numbering(ABC):
         size = max(a.dim(), b.dim())
         a, b = a.reshape((1,) * (size - a.dim()) + a.shape), b.reshape((1,) * (size - b.dim()) + b.shape)
         for dim in range(size):
+            # one value for all channels of the other side (a gate for a whole map) belongs to none of them
             if a.shape[dim] == 1 < b.shape[dim] and not constant_along(b, dim):
                 a = torch.full((1,) * size, NONE)
             elif b.shape[dim] == 1 < a.shape[dim] and not constant_along(a, dim):
                 b = torch.full((1,) * size, NONE)
         a, b = torch.broadcast_tensors(a, b)
         small = tuple(
+            # numbers are the same all over a map, which is held as one place with a stride of 0: compare that place
+            # alone
             slice(0, 1) if a.stride(dim) == 0 and b.stride(dim) == 0 else slice(None) for dim in range(a.dim())
         )
         left, right = a[small].reshape(-1).numpy(), b[small].reshape(-1).numpy()
@@ -87,6 +90,7 @@ class Numbering(ABC):
             pairs = np.unique(np.stack([left[both], right[both]]), axis=1)
             self.ties.append((pairs[0], pairs[1]))
         if (left < 0).any():
+            # where one side is a constant, the result is the channel of the other side
             merged = torch.where(a[small] >= 0, a[small], b[small])
             return merged.expand(a.shape)
         return a
@@ -119,6 +123,8 @@ class Numbering(ABC):
     def _scattered(self, source: fx.Node, node: fx.Node, dim: int) -> Unreadable:
         """What is wrong with channels that lie elsewhere than along ``dim``, by the operation that put them there."""
         reader = f"{op_name(self.traced, node)} in {_home(node)!r}"
+        # go back to the first operation that spread the channels over several dimensions: it is to blame, not its
+        # readers
         while moved := [one for one in source.all_input_nodes if len(self._varying(one)) > 1]:
             source = moved[0]
         if source.op == "placeholder":

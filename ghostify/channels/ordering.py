@@ -79,6 +79,7 @@ class Ordering:
         roots = everything[channels.roots[:-1] == everything]
         components = channels.components[roots]
         segments = np.array([channels.segment_of.get(int(one), NONE) for one in components], dtype=int)
+        # a channel that shares its component with others (of a group) would have to take them along
         free = (segments >= 0) & (np.bincount(components)[components] == 1) & ~np.isin(roots, self._bound())
         if channels.coupling.ordered or not free.any():
             return classes
@@ -133,6 +134,8 @@ class Ordering:
             wanted = source[ids]
             if np.array_equal(ids, wanted):
                 continue
+            # Matched by rank: the k-th smallest of what is wanted takes the place of the k-th smallest of what is
+            # there. Both sorts are stable, so a channel that stands in several places keeps their order.
             index = np.empty(len(ids), dtype=np.int64)
             index[np.argsort(wanted, kind="stable")] = np.argsort(ids, kind="stable")
             indices.setdefault(use.name, {})[use.dim] = torch.from_numpy(index)

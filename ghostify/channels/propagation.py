@@ -88,6 +88,7 @@ class _Follower(Numbering):
         if self.entry is not None:
             shape = shape_of(self.entry)
             self.ids[self.entry] = self._spread(self._fresh(shape[1]), shape, 1)
+            # the input of the first block is an end like any output of a block: its width is chosen with theirs
             ends.append(self._vector(self.entry, self.entry, 1))
         for self.block, nodes in enumerate(blocks):
             self.shortcuts.append(False)
@@ -96,6 +97,7 @@ class _Follower(Numbering):
             if self.entry is not None:
                 self.block_entry = nodes[-1]
                 ends.append(self._vector(nodes[-1], nodes[-1], 1))
+        # other runs come last, so that the numbers of the first one, and its costs, are what they are without them
         for run in others:
             self._follow_run(run)
         idle = idle_modules(self.whole, others) if self.entry is None else []
@@ -142,6 +144,8 @@ class _Follower(Numbering):
         values = [node for node in nodes if node.users and not self._is_constant(node)]
         if self.entry is not None:
             return []
+        # a node is passed by no path if all values made before it are read by it at the latest: one sweep in the order
+        # of running, with the latest reader met so far, finds them all
         place = {node: index for index, node in enumerate(nodes)}
         last = {node: max(place.get(user, len(nodes)) for user in node.users) for node in values}
         passed, latest = [], -1
@@ -167,6 +171,8 @@ class _Follower(Numbering):
             return  # read where it is used
         name = op_name(self.traced, node)
         if all(map(self._is_constant, node.all_input_nodes)):
+            # what is computed from weights alone is no stream of the network; additions to it tie nothing that must
+            # stay
             self.constants.add(node)
         self._note_shortcut(node, name)
         try:
@@ -227,6 +233,7 @@ class _Follower(Numbering):
         weight, bias = self._parameters(node)
         if len(out_shape) != len(shape):
             raise self._stop(node, "is given an image without a batch")
+        # one filter of one channel over rows whose last dimension are channels: it slides over them (ECA)
         if shape[:2] == (1, 1) and not constant_along(self._ids(source, node), -1):
             return self._along_channels(node, source, weight, bias, shape)
         inputs = self._vector(source, node, 1)
@@ -241,11 +248,13 @@ class _Follower(Numbering):
                 sides["positions"] = math.prod(shape_of(source)) // shape_of(source)[1]
             self._read(node, weight, out, reads=inputs, **sides)
         elif shape[1] == 1 and groups == len(inputs):
+            # depthwise: each output is the input it is a filter of, under the same number
             out = np.repeat(inputs, out_shape[1] // groups)
             self._use(weight, 0, out)
             self._read(node, weight, out, **sides)
         else:
             out = self._made(weight, 0, out_shape[1])
+            # groups are cut in the order of the channels, so a row of the reshaped numbers is a group
             self._grouped(inputs.reshape(groups, -1), out.reshape(groups, -1))
             self._use(weight, 1, inputs.reshape(groups, -1)[0], lanes=True)
             self._use(weight, 0, out)
@@ -289,6 +298,7 @@ class _Follower(Numbering):
             self.groups.append((np.repeat(side[:, 0], side.shape[1]), side.ravel()))
             if inputs.shape == out.shape:
                 self.lanes.append((side.ravel(), np.tile(np.arange(side.shape[1]), side.shape[0])))
+        # what a group reads and what it makes go together: tying the first of each ties them all
         self.groups.append((inputs[:, 0], out[:, 0]))
 
     # -- norms -------------------------------------------------------------------------------------------------
@@ -305,6 +315,7 @@ class _Follower(Numbering):
         if kind == "group":
             groups = self._group_count(node)
             if groups > 1:
+                # statistics of a group norm are taken over whole groups, so a group is kept or dropped as one
                 side = channels.reshape(groups, -1)
                 self.groups.append((np.repeat(side[:, 0], side.shape[1]), side.ravel()))
         return ids
@@ -338,6 +349,7 @@ class _Follower(Numbering):
             result = self._tied(result, operand)
             streams = not (self._is_constant(first) or self._is_constant(other) or self._in_ghost(node))
             if self.sums and name in SUMS and streams:
+                # the ties made by this addition alone: they are what is added to something else
                 self.stays += [side for pair in self.ties[known:] for side in pair]
         return result.expand(shape_of(node)) if result.shape != shape_of(node) else result
 
@@ -388,6 +400,7 @@ class _Follower(Numbering):
             raise self._stop(node, "pads channels and more at once")
         (dim,) = grown
         pads = argument(node, 1, "pad")
+        # F.pad counts dimensions from the last one, two numbers for each
         low = int(pads[2 * (len(before) - 1 - dim)])
         high = after[dim] - before[dim] - low
         inner = self._vector(source, node, dim)
@@ -406,6 +419,7 @@ class _Follower(Numbering):
         listed = [dims] if isinstance(dims, int) else list(dims)
         reduced = sorted({dim % ids.dim() for dim in listed})
         others = [dim for dim in range(ids.dim()) if dim not in reduced and not constant_along(ids, dim)]
+        # from the last dimension on, because those behind a dimension that is taken away move up
         for dim in reversed(reduced):
             if not constant_along(ids, dim):
                 if not others:
@@ -449,6 +463,7 @@ class _Follower(Numbering):
         ids = self._ids(source, node)
         if index.op != "get_attr":
             raise self._stop(node, "selects channels by indices that are computed on the way")
+        # a buffer is the network's own in every run; a constant is held by the run that recorded it
         places = self.whole.tensor(index) if index.target not in self.traced.constants else self.traced.tensor(index)
         if places.is_meta:
             raise self._stop(node, "selects channels by indices that have no values on the meta device")
@@ -472,6 +487,8 @@ class _Follower(Numbering):
             return
         everything = np.unique(unspread(total))
         for piece in pieces:
+            # a piece that holds some numbers twice has cut through copies of a channel: those are told apart by how
+            # often
             part, times = np.unique(unspread(piece), return_counts=True)
             if 0 < len(part) < len(everything):
                 self.marks.append(part)

@@ -71,6 +71,7 @@ class _Rewiring:
         else:
             projected = direct
         for node in self.nodes:
+            # a unit is called once, where its last node stands; its other nodes are inside that call
             unit = self.units.get(node)
             if unit is not None and node is not unit[1][-1]:
                 continue
@@ -78,6 +79,7 @@ class _Rewiring:
             value[self.source] = direct if self._reads_by_weights(reading) else projected
             value[node] = self._unit(graph, value, *unit) if unit else self._single(graph, value, node)
         graph.output(value[self.nodes[-1]])
+        # calls that only moved channels were replaced by one selection, and nobody reads them any more
         for node in reversed(list(graph.nodes)):
             if not node.users and node.op not in ("output", "placeholder"):
                 graph.erase_node(node)
@@ -123,6 +125,7 @@ class _Rewiring:
         if origin is node or origin not in value or not (self._lies_along_channels(node, origin)):
             return None
         before, after = (self._numbers(n) for n in (origin, node))
+        # each number that is kept has an index before the moves, and the order of numbers after them is the selection
         place = {number: index for index, number in enumerate(n for n in before if self.kept[n])}
         name = f"{node.name}_channels"
         self.attributes[name] = torch.tensor([place[n] for n in after if self.kept[n]])
@@ -211,6 +214,7 @@ class _Rewiring:
         if not whole or any(op_name(self.channels.traced, n) in CUTS for n in nodes):
             return False
         readers = [n for n in nodes if self.source in n.all_input_nodes]
+        # with a projection, a module that reads the input both ways cannot be called with one of them
         return self.projection is None or len({self._reads_by_weights([n]) for n in readers}) < 2
 
     def _reads_by_weights(self, nodes: list[fx.Node]) -> bool:

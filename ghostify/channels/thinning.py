@@ -55,6 +55,7 @@ def sliced(channels: Channels, kept: np.ndarray, entry: np.ndarray | None = None
 def _moved_up(places: Tensor, mask: Tensor) -> Tensor:
     """The indices of what is kept by the mask, counted among what is kept."""
     mask = mask.to(places.device)
+    # cumsum - 1 is the new index of each channel that is kept
     return (mask.cumsum(0) - 1)[places[mask[places]]].to(places.dtype)
 
 
@@ -84,6 +85,7 @@ def _lanes_kept(channels: Channels, group: np.ndarray, kept: np.ndarray) -> np.n
     segment = channels.segment_of.get(int(channels.components[group[0]]))
     if segment is None:
         return np.ones(len(group), dtype=bool)
+    # the filter's own inputs are told by the first group, which may itself be dropped: ask the groups that stay
     alive = np.isin(channels.components, channels.members[segment]) & kept
     return np.isin(lane, np.unique(channels.lane[channels.roots[np.flatnonzero(alive)]]))
 
@@ -191,6 +193,7 @@ def _without_silent(channels: Channels, node: fx.Node, x: Tensor, kept: np.ndarr
         return x
     for dim in range(ids.dim()):
         ids = ids if dim in varying else ids.narrow(dim, 0, 1)
+    # a mean over silenced channels would divide by them, too
     index = torch.from_numpy(np.flatnonzero(kept[ids.reshape(-1).numpy()]))
     return x.index_select(varying[0], index.to(x.device))
 
@@ -220,6 +223,7 @@ def _normalised(channels: Channels, node: fx.Node, args: Any, kwargs: Any, kept:
         numbers = numbers if other == dim else numbers.narrow(other, 0, 1)
     index = torch.from_numpy(np.flatnonzero(kept[numbers.reshape(-1).numpy()]))
     weight, bias = (t if t is None else t[index] for t in (weight, bias))
+    # normalised among themselves, then put back between the silent ones
     part = _norm(x.index_select(dim, index), layer, 1, weight, bias, eps)
     return torch.zeros_like(x).index_copy(dim, index, part)
 
