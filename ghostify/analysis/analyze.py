@@ -126,6 +126,7 @@ class _Job:
         self.seen, self.settings, self.camera, self.told = seen, settings, camera, told
         self.advisor = Advisor(settings)
         self.walk = Interpreter(trace(module, batches[0], verify=False), module, batches)
+        # as many as fitting holds out, so that an analysis promises what a fit will be judged by
         self.held = len(batches) // HELD
         self.layers: list[LayerRedundancy] = []
         self.stages: list[StageRedundancy] = []
@@ -138,6 +139,7 @@ class _Job:
 
     def run(self) -> bool:
         """Look at everything; False where it was interrupted."""
+        # layers and stages in the order they run, because the walk through the network only goes forwards
         steps = sorted([*self._sites(), *self._stages()], key=lambda step: step[0])
         try:
             for done, (_, look) in enumerate(steps):
@@ -205,6 +207,7 @@ class _Job:
                 self.skipped[stage.name] = "gives no maps (N, C, H, W)"
                 continue
             known = [node for node in exits if node is not None]
+            # a stage is compared at its last block: what its other blocks gave must still be there then
             for node in known[:-1]:
                 self._want(node)
             yield self.walk.index[known[-1]], lambda stage=stage, nodes=known: self._stage(stage, nodes)  # type: ignore[misc]
@@ -242,6 +245,7 @@ class _Job:
     @contextmanager
     def _kept(self, node: fx.Node, batches: Sequence[int]) -> Iterator[Callable[[int], Tensor]]:
         """Interpreter on until ``node`` has run for ``batches``; its values by batch."""
+        # a batch that was once on its way goes on, because later layers may look at other batches than this one
         self.started |= set(batches)
         self._want(node)
         self.walk.advance(self.walk.index[node] + 1, sorted(self.started))

@@ -63,6 +63,7 @@ def compare_maps(maps: Callable[[int], Tensor], positions: Positions, d: int, gr
     best = torch.where(allowed.any(0), best, 1.0)
     made = [j for j in best.argsort().tolist() if varies[j] and allowed[:, j].any()]
     chosen = _apart(made, sources.tolist())
+    # filters of several sizes cost most: evenly chosen maps stand for all, and those of pairs are always among them
     looked = sorted({*made[:: -(-len(made) // _SHOWN) or 1], *chosen})
     of_sizes = _of_sizes(maps, positions, sources[looked], torch.tensor(looked))
     correlations = both.correlations().cpu()
@@ -86,6 +87,7 @@ def _halves(maps: Callable[[int], Tensor], positions: Positions, d: int) -> list
     for index, batch in enumerate(positions.batches):
         if index < 2:
             halves.append(PairMoments(halves[0] if halves else None))
+        # an error that is another in each half of the batches may be as far off as the halves are apart
         halves[index % 2].add(positions.shifts(as_maps(maps(batch)), d, batch))
     return halves
 
@@ -93,6 +95,7 @@ def _halves(maps: Callable[[int], Tensor], positions: Positions, d: int) -> list
 def _allowed(n: int, groups: int, varies: Tensor) -> Tensor:
     """(n, n): whether map i may make map j."""
     group = torch.arange(n) // max(1, n // groups)
+    # a ghost reads the intrinsic maps of its own group, and a silent map makes nothing
     allowed = (group[:, None] == group[None]) & varies[:, None]
     return allowed.fill_diagonal_(False)
 
@@ -119,6 +122,8 @@ def _of_sizes(maps: Callable[[int], Tensor], positions: Positions, sources: Tens
         v = positions.shifts(y[:, sources], largest, batch)
         moments.add(v, positions.values(y[:, made], batch)[:, :, None])
     s, c, variances = moments.features().cpu(), moments.crossed()[:, 0].cpu(), moments.tt[:, 0].cpu() / moments.count
+    # The normal equations of the largest filter hold those of each smaller one: its taps are the inner square, so one
+    # pass over the images is enough for all sizes.
     square = torch.arange(largest**2).unflatten(0, (largest, largest))
     found = {}
     for d in SIZES:
@@ -126,7 +131,9 @@ def _of_sizes(maps: Callable[[int], Tensor], positions: Positions, sources: Tens
         taps = square[edge : edge + d, edge : edge + d].flatten()
         inner, crossed = s[:, taps][:, :, taps], c[:, taps]
         load = _LOAD * inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+        # a hair of a ridge, because a smooth map's neighbouring taps are nearly the same
         inner = inner + load[:, None, None] * torch.eye(len(taps), dtype=inner.dtype)
+        # var(y) - c' S^-1 c, the residual variance of a least squares fit; rounding may take it below zero
         found[d] = (variances - (crossed * torch.linalg.solve(inner, crossed)).sum(1)).clamp_min(0)
     return found
 

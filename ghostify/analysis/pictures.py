@@ -99,6 +99,7 @@ def with_converted(pictures: Pictures, original: nn.Module, converted: nn.Module
     for name in ours.keys() & theirs.keys():
         if ours[name].dim() == 4 and ours[name].shape[2:] == theirs[name].shape[2:]:
             shown = ours[name][:, list(layers[name].maps)]
+            # a conversion may have reordered its channels, so maps are matched by what they show
             like = theirs[name][0, _most_like(shown, theirs[name])]
             layers[name] = replace(layers[name], converted=_greys(_small(like), _small(shown[0])))
     return replace(pictures, layers=layers)
@@ -144,6 +145,7 @@ def _outputs(module: nn.Module, names: Sequence[str], images: Batch) -> dict[str
 def _most_like(ours: Tensor, theirs: Tensor) -> Tensor:
     """By map of ``ours`` (B, k, H, W), the map of ``theirs`` (B, n, H, W) it correlates with most, (k,)."""
     one, other = (maps.transpose(0, 1).flatten(1).double() for maps in (ours, theirs))
+    # centred and of length one, so that a product is a correlation
     one, other = (F.normalize(maps - maps.mean(1, keepdim=True), dim=1) for maps in (one, other))
     return (one @ other.T).argmax(1)
 
@@ -166,6 +168,7 @@ def _replaced(maps: Tensor, pair: MapPair) -> Replaced:
     origin, original = maps[pair.source], maps[pair.made]
     taps = torch.tensor(pair.taps)
     ghost = F.conv2d(origin[None, None], taps[None, None], padding=len(taps) // 2)[0, 0]
+    # the bias of the cheap operation, which a picture of both on one scale needs
     ghost = ghost + (original - ghost).mean()
     greys = _greys(_small(torch.stack([original, ghost])), _small(original[None]).expand(2, -1, -1))
     reach = (original.max() - original.min()).clamp_min(1e-12)
@@ -193,6 +196,7 @@ def _greys(maps: Tensor, scale: Tensor | None = None) -> Grey:
     """(k, h, w) as bytes, each map from its least value, black, to its largest, white; or those of ``scale``."""
     of = maps if scale is None else scale
     low, high = (values[:, None, None] for values in (of.flatten(1).min(1).values, of.flatten(1).max(1).values))
+    # a constant map has no reach, and is black
     reach = torch.where(high > low, high - low, 1.0)
     greys: Grey = ((maps - low) / reach * 255).clamp(0, 255).round().to(torch.uint8).numpy()
     return greys

@@ -66,10 +66,12 @@ def compare_blocks(
     variances = (judge.tt[0] / judge.count).cpu()
     cheap = error[0].cpu()
     gained = _gained(weight[0], first, last, blocks, positions)
+    # errors as shares of each channel's variance; a channel that does not vary is made by its bias and has none
     shares = 1 / variances.clamp_min(_TINY)
     silent = variances <= 1e-12 * variances.max()
     cheap_shares = torch.where(silent, 0.0, cheap * shares).clamp_max(1)
     mixed_shares = torch.where(silent, 0.0, (cheap - gained) * shares).clamp(0, 1)
+    # the mix operation may be zero, so it never does worse than the cheap operation alone
     mixed_shares = torch.minimum(cheap_shares, mixed_shares)
     return Found(
         curve=tuple(_point(ratio, cheap_shares, mixed_shares) for ratio in RATIOS),
@@ -112,19 +114,25 @@ def _gained(
     left, pooled = [], []
     for batch in positions.batches:
         y = last(batch).mean((2, 3)).double()
+        # an average over a map goes through a 1x1 filter unchanged, so averages of the maps are enough here
         left.append(y - first(batch).mean((2, 3)).double() @ weight.T)
         pooled.append(torch.cat([block(batch).mean((2, 3)) for block in blocks], 1).double())
     r, z = torch.cat(left).cpu(), torch.cat(pooled).cpu()
+    # of two images, leaving one out leaves nothing to fit to
     if len(r) < 3:
         return r.new_zeros(r.shape[1])
     r, z = r - r.mean(0), z - z.mean(0)
     z = z / z.std(0, unbiased=False).clamp_min(1e-12)
+    # Ridge regression by the Gram matrix of the images, of which there are fewer than channels: one decomposition
+    # serves every strength, and the hat matrix's diagonal gives the leave-one-out errors without fitting again.
     values, vectors = torch.linalg.eigh(z @ z.T)
     values, turned = values.clamp_min(0), vectors.T @ r
     best = torch.zeros(r.shape[1], dtype=r.dtype)
     for strength in _RIDGES:
         kept = values / (values + strength * z.shape[1])
+        # the diagonal of the hat matrix; 1/N of it is the mean that was taken off
         inside = (vectors.square() * kept).sum(1) + 1 / len(r)
+        # a residual over 1 - h_ii is the residual of a fit without that image
         wrong = (r - vectors @ (kept[:, None] * turned)) / (1 - inside).clamp_min(1e-6)[:, None]
         best = torch.maximum(best, (r.square() - wrong.square()).mean(0))
     return best
@@ -139,6 +147,7 @@ def _pairs(seen: Moments) -> tuple[MapPair, ...]:
     correlations = torch.where(scale > _TINY, covariances / scale.clamp_min(_TINY), 0.0)
     pairs: list[MapPair] = []
     width = correlations.shape[1]
+    # greedily, the strongest pair first; a map that is in a pair is not shown in another
     for place in correlations.abs().flatten().argsort(descending=True).tolist():
         made, source = divmod(place, width)
         if any(made == pair.made or source == pair.source for pair in pairs):

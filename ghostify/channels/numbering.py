@@ -82,7 +82,8 @@ class Numbering(ABC):
         small = tuple(
             # numbers are the same all over a map, which is held as one place with a stride of 0: compare that place
             # alone
-            slice(0, 1) if a.stride(dim) == 0 and b.stride(dim) == 0 else slice(None) for dim in range(a.dim())
+            slice(0, 1) if a.stride(dim) == 0 and b.stride(dim) == 0 else slice(None)
+            for dim in range(a.dim())
         )
         left, right = a[small].reshape(-1).numpy(), b[small].reshape(-1).numpy()
         both = (left >= 0) & (right >= 0) & (left != right)

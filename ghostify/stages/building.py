@@ -77,6 +77,7 @@ class Description:
             if child is None:
                 return []
             children.setdefault(child, []).append(index)
+        # the children must form a chain: each reads the last node of the one before, and has no nodes outside the block
         source = entry
         for name, nodes in children.items():
             read = {before for index in nodes for before in flow.before[index]} - set(nodes)
@@ -135,6 +136,7 @@ class Description:
 
     def _name(self, part: list[int], blocks: list[Block]) -> str:
         home = self.flow.home(part)
+        # a module is named for the stage if all that costs anything in it lies in the blocks
         inside = sum(self.flow.nodes[index].name in self.ops for index in part)
         if home and inside == sum(within(op.module, home) for op in self.ops.values()):
             return home
@@ -158,6 +160,8 @@ class Description:
             for parameter in self._own(node):
                 total += 0 if id(parameter) in self.seen else parameter.numel()
                 self.seen.add(id(parameter))
+            # what is computed from parameters alone is not live, so its parameters are found by going back from who
+            # uses it
             aside = [source for source in node.all_input_nodes if source not in self.flow.index and source not in seen]
             seen.update(aside)
             waiting.extend(aside)

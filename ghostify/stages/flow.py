@@ -52,6 +52,8 @@ class Flow:
     @cached_property
     def written(self) -> set[int]:
         """Nodes that a call whose value nobody reads writes to (``x[:, :4] *= 2``), which no edge of the graph says."""
+        # Backwards, so that a chain of views (x[:, :4], then its *=) is known to end in a write before its start is
+        # met.
         writing: set[fx.Node] = set()
         for node in reversed(self.traced.graph.nodes):
             if node not in self.index and (overwritten(self.traced, node) or not writing.isdisjoint(node.users)):
@@ -77,6 +79,7 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
     for node in graph.nodes:
         if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
             reached.add(node)
+    # forwards, what an input reaches; backwards, of that, what reaches an output: both together are the live nodes
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node in reached and (node.op == "output" or any(user in needed for user in node.users)):
@@ -91,6 +94,7 @@ def _dominators(before: list[list[int]]) -> list[int]:
     """
     above: list[int] = []
     for sources in before:
+        # the nearest node on all ways to this one: climb from the later of two sources until they meet
         meet = sources[0] if sources else -1
         for other in sources[1:]:
             while meet != other:
@@ -106,13 +110,16 @@ def chains(flow: Flow) -> Iterator[list[int]]:
     """Maximal chains of nodes, each the only way from the one before to the one after; the first is the entry."""
     last = len(flow.nodes) - 1
     above = _dominators(flow.before)
+    # post-dominators are the dominators of the graph turned around, with its nodes counted from the end
     mirrored = _dominators([[last - user for user in users] for users in reversed(flow.after)])
     below = [last - mirrored[last - index] for index in range(last + 1)]
+    # b follows a where each is the other's nearest: whatever leaves a enters b, and nothing else does
     following = {a: b for b, a in enumerate(above) if a >= 0 and below[a] == b and b != last}
     for head in sorted(set(range(last)) - set(following.values())):
         chain = [head]
         while chain[-1] in following:
             chain.append(following[chain[-1]])
+        # the node before a chain may be read elsewhere, too (by an FPN), if nothing else between the two is
         if above[head] >= 0 and _closed(flow, above[head], head):
             chain.insert(0, above[head])
         if len(chain) > MIN_BLOCKS:

@@ -50,8 +50,10 @@ class Chain:
             previous = pieces[-1] if pieces and self.shapes[pieces[-1].core] == self.shapes[i - 1] else None
             if not self.kinds[i]:
                 continue
+            # a gate has weights of its own, but scales the piece before it and is no step of its own
             if previous and self._is_gate(i):
                 previous.core = i
+            # a depthwise convolution alone does half of a separable one; what follows is the other half
             elif previous and all(kind.startswith("depthwise") for kind in previous.kinds):
                 previous.core, previous.kinds = i, previous.kinds + self.kinds[i]
             else:
@@ -62,9 +64,12 @@ class Chain:
     def _share_out_weightless(self, pieces: list[Span]) -> None:
         """The regions between pieces join the one before while they keep its shape, the one after if that gives its."""
         free = 0
+        # a piece may reach as far as the next one begins, the last as far as the chain
         limits = [*(piece.start for piece in pieces), len(self.at) - 1][1:]
         for piece, limit in zip(pieces, limits, strict=True):
             out = self.shapes[piece.core]
+            # what gives another shape than it takes may undo what ran before it (padding, a permutation): then the
+            # piece begins where the shape was the same
             if self.shapes[piece.start] != out:
                 leads = [i for i in range(free, piece.start) if self.shapes[i] == out]
                 inseparable = not self.shapes[piece.start] or self._is_padding(free, piece.start)
@@ -92,6 +97,7 @@ def kinds_of(flow: Flow, region: Iterable[int], out: Shape) -> Kinds:
         name, shape = op_name(flow.traced, node), flow.shape(index)
         if name == "linear" and (len(shape) > 2 or len(out) == 2):
             kinds[name] += 1
+        # on a map of one pixel, a convolution is the inside of a gate, unless all maps here are of one pixel
         elif is_conv(name) and len(shape) == len(out) and (math.prod(shape[2:]) > 1 or math.prod(out[2:]) == 1):
             kinds.update(_conv_kind(flow.traced, node, name))
     return kinds
@@ -100,6 +106,7 @@ def kinds_of(flow: Flow, region: Iterable[int], out: Shape) -> Kinds:
 def _conv_kind(traced: Traced, node: fx.Node, name: str) -> Iterator[str]:
     """``dense 3x3`` and the like; nothing for a fixed filter (a blur)."""
     source = weight_node(node) if node.op != "call_module" else None
+    # a filter that is a buffer does not learn: a blur, which makes no block
     if source is not None and source.op == "get_attr" and not source.meta.get("parameter"):
         return
     weight = weight_shape(traced, node)

@@ -22,6 +22,7 @@ def runs(chain: Chain) -> list[list[Span]]:
     chosen: list[list[Span]] = []
     free = set(range(len(chain.pieces)))
     for _, _, first, blocks in sorted(_candidates(chain), key=lambda candidate: candidate[:3]):
+        # a run may do without its entry, if another run has taken that already
         entry = len(blocks[0]) if blocks[0][-1] < first else 0
         if entry and not free.issuperset(blocks[0]):
             blocks = blocks[1:]
@@ -37,6 +38,7 @@ def _candidates(chain: Chain) -> Iterator[tuple[int, int, int, list[range]]]:
     for period in range(1, MAX_PERIOD + 1):
         lengths: dict[int, int] = {}
         groups = {first: _group(chain, first, period) for first in range(len(chain.pieces) - period + 1)}
+        # from the end, so that the length of the run that goes on after a group is known when the group is met
         for first in reversed(groups):
             group, after = groups[first], groups.get(first + period)
             if group is not None and _is_block(chain, group) and not _repeats(chain, first, period):
@@ -46,6 +48,7 @@ def _candidates(chain: Chain) -> Iterator[tuple[int, int, int, list[range]]]:
             blocks = [range(first + i * period, first + (i + 1) * period) for i in range(length)]
             entry = _entry(chain, first, groups[first])
             blocks = [entry, *blocks] if entry else blocks
+            # sorted by these: the most pieces first, then the shorter period, then the earlier start
             yield -sum(map(len, blocks)), period, first, blocks
 
 
@@ -108,6 +111,7 @@ def _is_stem_apart(chain: Chain, entry: Span, block: Span) -> bool:
 def _matches(entry: Kinds, block: Kinds) -> bool:
     """Whether an entry has the block's convolutions, and beyond them fewer again and one projection by its shortcut."""
     extra = entry - block
+    # one projection in the shortcut may be there beyond the block's own convolutions, of a kind the block has not
     foreign = [kind for kind in extra.elements() if kind not in block]
     projected = len(foreign) <= 1 and all(kind.startswith("dense") for kind in foreign)
     return block <= entry and projected and extra.total() - max(len(foreign), extra[_POINTWISE] > 0) < block.total()
