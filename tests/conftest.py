@@ -15,3 +15,4 @@ from ghostify import measuring
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversions by the command line are timed for a moment, where they are timed for seconds."""
     monkeypatch.setattr(measuring, "compare", partial(measuring.compare, seconds=0.01))
+    monkeypatch.setattr(measuring, "measure", partial(measuring.measure, seconds=0.01))
