@@ -35,7 +35,7 @@ from ghostify.module_calls import given_by, is_batched
 from ghostify.rules.base import Split
 from ghostify.running import evaluating
 from ghostify.scanning import network_nodes
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced, sized_as
 
 _SWEEPS, _LEAST_SWEEPS = 200, 6
 _PAIRS = 2 * 10**7
@@ -133,7 +133,7 @@ def arranged(
     except Unreadable:
         ordering = None
     with evaluating(traced.module), torch.no_grad():
-        walk = Interpreter(trace(traced.module, batches[0], verify=False), traced.module, batches)
+        walk = Interpreter(sized_as(traced, batches[0]), traced.module, batches)
         layers = list(_layers(splits, walk, ordering))
     shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)
     alone = [layer for layer in layers if (layer.classes >= 0).all() and all(shared[c] == 1 for c in layer.classes)]
@@ -145,7 +145,7 @@ def arranged(
         try:
             module = ordering.permuted(moves)
             _require_kept(traced.module, module, kept)
-            traced = trace(module, traced.example, verify=False)
+            traced = traced.of(module)
             own = {layer.target: layer for layer in together}
             orders = {name: own[name].moved(order, moves) for name, order in orders.items()}
         except Unreadable:

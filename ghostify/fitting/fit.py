@@ -32,7 +32,7 @@ from ghostify.leastsquares.sampling import Samples
 from ghostify.recipe import FitSettings
 from ghostify.rules.origins import Origins
 from ghostify.running import evaluating
-from ghostify.tracing import trace
+from ghostify.tracing import Traced
 
 TURNS = 3
 """How often the parts of a loop are fitted at most."""
@@ -42,21 +42,22 @@ Progress = Callable[[int, int], None]
 
 
 def fit(
-    original: nn.Module,
-    module: nn.Module,
+    first: Traced,
+    second: Traced,
     images: Calibration,
     settings: FitSettings,
     origins: Origins,
     progress: Progress = lambda done, total: None,
 ) -> Fit:
-    """Fit ``module`` in place to what ``original`` gives for ``images``; what came of it.
+    """Fit the module of the ``second`` run in place to what that of the ``first`` gives for ``images``.
 
-    Both are float32 and on the images' device.  Raises ``FitError``, for instance naming the layer that gives values
-    that are not finite.
+    The runs are of the batches' size, both modules in float32 and on the images' device.  Raises ``FitError``, for
+    instance naming the layer that gives values that are not finite.
     """
     began = time.perf_counter()
+    original, module = first.module, second.module
     with evaluating(original, module), torch.no_grad():
-        networks, agenda = _recorded(original, module, images, settings, origins)
+        networks, agenda = _on_their_way(first, second, images, settings, origins)
         require_faithful(original, networks.original.traced, images.batches[-1])
         judge = Judge(networks.original.traced, original, images.batches, images.judged)
         unfitted = judge.error(networks.converted.traced, module)
@@ -80,15 +81,13 @@ def fit(
     )
 
 
-def _recorded(
-    original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings, origins: Origins
+def _on_their_way(
+    first: Traced, second: Traced, images: Calibration, settings: FitSettings, origins: Origins
 ) -> tuple[Networks, Agenda]:
-    """Both networks recorded, on their way to where they differ, and what is to be fitted from there."""
-    batches = images.batches
-    first, second = trace(original, batches[0], verify=False), trace(module, batches[0], verify=False)
-    agenda = Agenda(first, second, module, settings, origins)
-    ahead = Interpreter(first, original, batches, agenda.order_of_original())
-    behind = Interpreter(second, module, batches, agenda.schedule.order)
+    """Both networks on their way to where they differ, and what is to be fitted from there."""
+    agenda = Agenda(first, second, second.module, settings, origins)
+    ahead = Interpreter(first, first.module, images.batches, agenda.order_of_original())
+    behind = Interpreter(second, second.module, images.batches, agenda.schedule.order)
     ahead.advance(agenda.begin)
     behind.follow(ahead, agenda.same, agenda.begin)
     return Networks(ahead, behind, held=images.held, judged=images.judged), agenda

@@ -8,6 +8,8 @@ which the norms' inputs are nearest to the statistics the norms hold from traini
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -15,12 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ghostify.batches import Batch, per_sample, take
+from ghostify.batches import Batch, count, per_sample
 from ghostify.fitting.agenda.epilogue import is_norm
 from ghostify.fitting.interpreter import Interpreter
 from ghostify.fitting.norms import Statistics
 from ghostify.running import evaluating
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced, sized_as
 
 _EXPONENTS = (0.0, 0.5, 1.0, 1.5)
 _GAINS = (0.5, 1.0, 2.0)
@@ -29,7 +31,7 @@ _FAR = 1.0
 """A first norm this far off has not been trained on such images."""
 
 
-def noise(traced: Traced, count: int) -> Batch:
+def noise(traced: Traced, images: int) -> Batch:
     """So many images of noise for a network, (N, C, …), the same every time; several inputs as its example has them.
 
     Whole numbers may be places in a table, of which nobody knows the size: they are drawn from those of the example.
@@ -37,16 +39,17 @@ def noise(traced: Traced, count: int) -> Batch:
     example = traced.example
     maps = any(leaf.dim() > 2 and leaf.is_floating_point() for leaf in per_sample(example))
     ways = list(product(_EXPONENTS, _GAINS)) if maps else [(0.0, gain) for gain in _GAINS]
-    distances = [distance(traced, _like(example, _TRIAL, exponent, gain)) for exponent, gain in ways]
+    distances = [distance(traced, [_like(example, _TRIAL, exponent, gain)]) for exponent, gain in ways]
     known = [value for value in distances if value is not None]
     exponent, gain = ways[distances.index(min(known))] if known else (1.0 if maps else 0.0, 1.0)
-    return _like(example, count, exponent, gain)
+    return _like(example, images, exponent, gain)
 
 
-def looks(traced: Traced, images: Batch) -> list[str]:
+def looks(traced: Traced, batches: Sequence[Batch]) -> list[str]:
     """A sentence where images are not what the network's first norm was trained on: of another scale, say."""
-    first = distance(traced, take(images, slice(_TRIAL)), norms=1)
-    floats = [leaf.flatten() for leaf in per_sample(images) if leaf.is_floating_point()]
+    some = batches[: math.ceil(_TRIAL / count(batches[0]))]
+    first = distance(traced, some, norms=1)
+    floats = [leaf.flatten() for batch in batches for leaf in per_sample(batch) if leaf.is_floating_point()]
     if first is None or first < _FAR or not floats:
         return []
     values = torch.cat(floats)
@@ -57,15 +60,15 @@ def looks(traced: Traced, images: Batch) -> list[str]:
     ]
 
 
-def distance(traced: Traced, images: Batch, norms: int | None = None) -> float | None:
+def distance(traced: Traced, batches: Sequence[Batch], norms: int | None = None) -> float | None:
     """d at the head of this file, over the first so many norms (None: all); None where there are none."""
     with evaluating(traced.module), torch.no_grad():
-        found = _distances(trace(traced.module, images, verify=False), traced.module, images, norms)
+        found = _distances(sized_as(traced, batches[0]), traced.module, batches, norms)
     return float(torch.stack(found).mean()) if found else None
 
 
-def _distances(traced: Traced, module: nn.Module, images: Batch, norms: int | None) -> list[Tensor]:
-    walk = Interpreter(traced, module, [images])
+def _distances(traced: Traced, module: nn.Module, batches: Sequence[Batch], norms: int | None) -> list[Tensor]:
+    walk = Interpreter(traced, module, batches)
     nodes = [node for node in walk.nodes if is_norm(traced, node)][:norms]
     for node in nodes:
         walk.watched[node] = Statistics()

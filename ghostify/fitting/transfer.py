@@ -38,7 +38,7 @@ from ghostify.rules.base import Split
 from ghostify.rules.origins import Origins
 from ghostify.running import evaluating
 from ghostify.scanning import forms
-from ghostify.tracing import Traced, call_arguments, trace
+from ghostify.tracing import Traced, call_arguments, sized_as, sized_like, trace
 
 
 def fit_run(
@@ -63,38 +63,43 @@ def fit_run(
     if how == "weights" or images is None:
         images = noise(work, settings.images)
     images = move(images, place, torch.float32)
-    notes = looks(work, images)
     calibration = Calibration.of(images)
+    notes = looks(work, calibration.batches)
     arrangement = _arranged(work, plan, calibration, settings)
     work, plan = arrangement.traced, _ordered(plan, arrangement)
     choices = Choices(orders=arrangement.orders)
     ghosted = rewrite_run(work, plan, choices)
     came_from = origins(work, plan.swaps, ghosted.module, ghosted.before)
     came_from.excluded = plan.excludes
-    found = fit(work.module, ghosted.module, calibration, settings, came_from, told or _silent)
+    assert ghosted.run is not None, "of a whole"
+    first = sized_as(work, calibration.batches[0])
+    second = sized_like(ghosted.run, work, calibration.batches[0])
+    found = fit(first, second, calibration, settings, came_from, told or _silent)
     found = found.model_copy(update={"how": how, "notes": (*notes, *found.notes)})
     if how == "polish":
-        found = _polished(found, work.module, ghosted.module, calibration, settings, came_from)
+        found = _polished(found, first, second, calibration, settings, came_from)
     own = {"kinds": forms(traced.example)[0]}  # the network's own precision, not that of the work
     before, after = ghosted.before.model_copy(update=own), ghosted.after.model_copy(update=own)
-    return replace(ghosted, module=_as_before(ghosted.module, traced.module), before=before, after=after, fit=found)
+    module = _as_before(ghosted.module, traced.module)
+    return replace(ghosted, module=module, before=before, after=after, fit=found, run=None)
 
 
 def _silent(done: int, total: int) -> None: ...
 
 
 def _polished(
-    found: Fit, original: nn.Module, module: nn.Module, images: Calibration, settings: FitSettings, came_from: Origins
+    found: Fit, first: Traced, second: Traced, images: Calibration, settings: FitSettings, came_from: Origins
 ) -> Fit:
     """What came of the fit and of the descent after it.  Copies run, for a network may remember its runs."""
     began = time.perf_counter()
-    original, tried = copy.deepcopy(original), copy.deepcopy(module)
+    module = second.module
+    original, tried = copy.deepcopy(first.module), copy.deepcopy(module)
     for name, part in tried.named_modules():
         if came_from.keeps(name):
             part.requires_grad_(False)
     with evaluating(original, tried):
         polish(original, tried, images.seen, images.choosing, settings.seconds)
-        error = _judged(original, tried, images)
+        error = _judged(first.of(original), second.of(tried), images)
         if error is not None and found.error is not None and not error <= found.error:
             tried.load_state_dict(module.state_dict())
             error = found.error
@@ -109,11 +114,10 @@ def _polished(
     return found.model_copy(update={"seconds": took, "polished": error})
 
 
-def _judged(original: nn.Module, module: nn.Module, images: Calibration) -> float | None:
+def _judged(first: Traced, second: Traced, images: Calibration) -> float | None:
     """The error on the images that nothing was made of."""
     with torch.no_grad():
-        one, other = (trace(network, images.batches[0], verify=False) for network in (original, module))
-        return Judge(one, original, images.batches, images.judged).error(other, module)
+        return Judge(first, first.module, images.batches, images.judged).error(second, second.module)
 
 
 def _require_fittable(traced: Traced) -> None:

@@ -33,6 +33,8 @@ class Ghosted:
     """What a reader of its report must know."""
     parts: Mapping[str, Ghosted] = field(default_factory=dict)
     """Of a network rewritten in parts, what became of each, by qualified name and told in names of its own."""
+    run: Traced | None = field(default=None, repr=False, compare=False)
+    """Of a whole, the run that it was checked by, for whoever goes on with it."""
     left: Mapping[str, str] = field(default_factory=dict)
     """Of such a network, by qualified name, why other parts were left alone."""
 

@@ -35,7 +35,8 @@ def rewrite_run(traced: Traced, plan: Plan, choices: Choices | None = None) -> G
     original = Original(traced.module, traced, before, choices or Choices())
     # deepcopy looks into its memo before it copies: what is found there is put in place under every name
     module = copy.deepcopy(traced.module, _replacements(original, plan.swaps))
-    return Ghosted(module, plan, before, _checked(module, traced, plan, before))
+    run = _checked(module, traced, plan, before)
+    return Ghosted(module, plan, before, scan(run), run=run)
 
 
 def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> nn.Module:
@@ -83,8 +84,8 @@ def _in_turn(swaps: Sequence[Swap]) -> list[list[Swap]]:
     return groups
 
 
-def _checked(module: nn.Module, traced: Traced, plan: Plan, before: Scan) -> Scan:
-    """The scan of a result, which must run, go the way the original went, and cost what was planned.
+def _checked(module: nn.Module, traced: Traced, plan: Plan, before: Scan) -> Traced:
+    """The run of a result, which must go the way the original went, and cost what was planned.
 
     All that can be told without numbers, unless the network decides by them.  Where it seems not to be so, a run with
     numbers has the last word, for code may do other things on the meta device.
@@ -99,14 +100,13 @@ def _checked(module: nn.Module, traced: Traced, plan: Plan, before: Scan) -> Sca
     return _judged(again, traced, plan, before)
 
 
-def _judged(again: Traced, original: Traced, plan: Plan, before: Scan) -> Scan:
-    """The scan of a recorded result.  Raises ``RewriteError`` where it is not what was planned."""
+def _judged(again: Traced, original: Traced, plan: Plan, before: Scan) -> Traced:
+    """A recorded result as it is.  Raises ``RewriteError`` where it is not what was planned."""
     _require_same_shapes(again, original)
     if in_place(plan.swaps):
         _require_same_course(original, again, [swap.target for swap in plan.swaps])
-    after = scan(again)
-    verify(plan, before, after)
-    return after
+    verify(plan, before, scan(again))
+    return again
 
 
 def _require_same_shapes(again: Traced, original: Traced) -> None:

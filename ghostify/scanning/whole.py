@@ -19,8 +19,8 @@ from ghostify.scanning.sites import sites_in
 from ghostify.stages import find_stages, name_stage
 from ghostify.tracing import Traced
 
-_scans: WeakKeyDictionary[Traced, Scan] = WeakKeyDictionary()
-"""By recorded run, its scan."""
+_scans: WeakKeyDictionary[fx.Graph, Scan] = WeakKeyDictionary()
+"""By the graph of a recorded run, its scan: runs that share a graph differ in weights alone, which no scan tells."""
 
 
 def forms(example: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -56,9 +56,9 @@ def scan_run(
 
 def _plain(traced: Traced) -> Scan:
     """The scan of a recorded run with nothing more asked of it: the same each time, so it is made once."""
-    if traced not in _scans:
-        _scans[traced] = _made(traced)
-    return _scans[traced]
+    if traced.graph not in _scans:
+        _scans[traced.graph] = _made(traced)
+    return _scans[traced.graph]
 
 
 def _made(traced: Traced) -> Scan:

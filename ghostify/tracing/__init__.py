@@ -19,6 +19,7 @@ from ghostify.tracing.others import other_runs
 from ghostify.tracing.parts import one_example, recordable
 from ghostify.tracing.record import reason_of, record, record_parts, run_watched
 from ghostify.tracing.recording import WHOLE, NoParts, Recording
+from ghostify.tracing.sized import sized_as, sized_like
 from ghostify.tracing.trace import trace
 from ghostify.tracing.traced import Traced
 from ghostify.tracing.values import call_arguments, cloned, tensors_in, tensors_of_call
@@ -47,6 +48,8 @@ __all__ = [
     "tensors_in",
     "tensors_of_call",
     "run_watched",
+    "sized_as",
+    "sized_like",
     "trace",
     "without_numbers",
 ]

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ghostify.errors import TraceError
@@ -37,7 +37,7 @@ def recorded_again(module: nn.Module, example: Any, *, training: bool = False, t
     """
     with suppress(TraceError):
         run = recorded_shapes(module, example, training=training)
-        if not (to_run and _names_meta(run.graph)):
+        if runs_on_numbers(run) or not to_run:
             return run
     return recorded_run(module, example, training=training)
 
@@ -67,7 +67,8 @@ def on_meta(example: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.to("meta"), example)
 
 
-def _names_meta(graph: fx.Graph) -> bool:
-    """Whether an operation was given the meta device by name."""
-    given = (leaf for node in graph.nodes for leaf in tree_leaves((node.args, node.kwargs)))
-    return any(isinstance(leaf, torch.device) and leaf.type == "meta" for leaf in given)
+def runs_on_numbers(run: Traced) -> bool:
+    """Whether the graph of a run may be run elsewhere than on the meta device, which no operation was given by name."""
+    given = (leaf for node in run.graph.nodes for leaf in tree_leaves((node.args, dict(node.kwargs))))
+    named = any(isinstance(leaf, torch.device) and leaf.type == "meta" for leaf in given)
+    return not named and not any(constant.is_meta for constant in run.constants.values())

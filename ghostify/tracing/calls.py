@@ -1,4 +1,4 @@
-"""What calls of torch functions do, by their names: read values into Python, let foreign tensors in."""
+"""What calls of torch functions do, by their names: read values or sizes into Python, let foreign tensors in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghostify.running import function_name
 
@@ -18,6 +18,20 @@ item numpy tolist
 """
 _READS_DATA = frozenset(_READING_NAMES.split())
 _SIZED_BY_DATA = frozenset({"argwhere", "bincount", "masked_select", "nms", "nonzero", "unique", "unique_consecutive"})
+
+_SIZE_NAMES = """
+__iter__ __len__ chunk dsplit hsplit is_contiguous nelement numel shape size split split_with_sizes stride tensor_split
+unbind vsplit
+"""
+_READS_SIZE = frozenset(_SIZE_NAMES.split())
+
+
+def reads_size(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a call tells Python a size of a tensor that is no parameter, or gives as many tensors as it says."""
+    name = function_name(func)
+    if name == "__get__":  # of a property, such as x.shape
+        name = function_name(getattr(func, "__self__", None))
+    return name in _READS_SIZE and not (args and isinstance(args[0], nn.Parameter))
 
 
 def reads_data(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

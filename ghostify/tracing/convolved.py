@@ -1,7 +1,7 @@
 """What convolutions read and gave in a run, so that its replay computes anew only those that read something else.
 
-A convolution of torch's gives the same for the same numbers, so a replay in which it reads them again is as strict with
-what it gave then as with what it would give now; and nearly all the time of a replay is that of the convolutions.
+A convolution of torch's gives the same for the same numbers and settings, so a replay in which it has them again is as
+strict with what it gave then as with what it would give now; and convolutions take nearly all the time of a replay.
 """
 
 from __future__ import annotations
@@ -37,11 +37,19 @@ class _Kept:
         return version_of(self.tensor) == self.version
 
 
+_State = tuple[str, list[tuple[int, float]]]
+
+
+def _state_of(layer: nn.Module) -> _State:
+    """Its settings and, of each parameter, which it is and the sum of its numbers: code may write to it unseen."""
+    return repr(layer), [(id(parameter), float(parameter.sum())) for parameter in layer.parameters(recurse=False)]
+
+
 class Convolved:
     """By node of a convolution, its input and its output."""
 
     def __init__(self) -> None:
-        self._kept: dict[fx.Node, tuple[_Kept, _Kept]] = {}
+        self._kept: dict[fx.Node, tuple[_Kept, _Kept, _State]] = {}
         self._room = MEMORY
 
     def note(self, node: fx.Node, layer: nn.Module, given: Tensor, result: Tensor) -> None:
@@ -51,12 +59,15 @@ class Convolved:
         plain = type(layer) in _CONVOLUTIONS and not hooked and not given.is_meta
         if plain and size <= self._room and not torch.is_grad_enabled():  # gradients find no way back through it
             self._room -= size
-            self._kept[node] = _Kept(given, version_of(given)), _Kept(result, version_of(result))
+            kept = _Kept(given, version_of(given)), _Kept(result, version_of(result))
+            self._kept[node] = (*kept, _state_of(layer))
 
-    def again(self, node: fx.Node, given: Tensor) -> Tensor | None:
-        """What a convolution gave, where it reads now what it read then."""
-        read, gave = self._kept.pop(node, (None, None))
-        if read is None or gave is None or not (read.as_it_was and gave.as_it_was) or torch.is_grad_enabled():
+    def again(self, node: fx.Node, layer: nn.Module, given: Tensor) -> Tensor | None:
+        """What a convolution gave, where it is as it was and reads now what it read then."""
+        read, gave, state = self._kept.pop(node, (None, None, None))
+        if read is None or gave is None or not (read.as_it_was and gave.as_it_was):
+            return None
+        if torch.is_grad_enabled() or _state_of(layer) != state:
             return None
         alike = given is read.tensor or (form_of(given) == form_of(read.tensor) and torch.equal(given, read.tensor))
         return gave.tensor if alike else None

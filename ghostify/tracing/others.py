@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from ghostify.errors import TraceError
 from ghostify.tracing.again import recorded_again
 from ghostify.tracing.traced import Traced
+from ghostify.tracing.training import may_differ_in_training
 
 
 def other_runs(traced: Traced) -> list[Traced]:
@@ -32,8 +33,14 @@ def other_runs(traced: Traced) -> list[Traced]:
 
 
 def _recorded(traced: Traced) -> Iterator[Traced]:
-    in_training = _attempted(traced, _as_it_is, training=True) or _attempted(traced, _two_samples, training=True)
-    others = (in_training, _attempted(traced, _larger), _attempted(traced, _smaller))
+    """Those runs that may show anything: in training, code that asks for the mode or has modules that did not run; at
+    other sizes, code that asks for sizes."""
+    others: list[Traced | None] = []
+    if may_differ_in_training(traced):
+        in_training = _attempted(traced, _as_it_is, training=True) or _attempted(traced, _two_samples, training=True)
+        others.append(in_training)
+    if traced.reads_sizes:
+        others += [_attempted(traced, _larger), _attempted(traced, _smaller)]
     yield from (run for run in others if run is not None)
 
 

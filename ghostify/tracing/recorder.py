@@ -24,7 +24,7 @@ from ghostify.running import (
     uncompiled,
     write_target,
 )
-from ghostify.tracing.calls import ENTRANCES, reads_data
+from ghostify.tracing.calls import ENTRANCES, reads_data, reads_size
 from ghostify.tracing.convolved import Convolved
 from ghostify.tracing.naming import is_leaf, qualified_names
 from ghostify.tracing.state import State, held_tensors, tensor_names
@@ -109,6 +109,7 @@ class Recorder(TorchFunctionMode):
         self.paused = False
         self.doubts: list[str] = []
         self.involved: set[str] = set()
+        self.reads_sizes = False
         self.outputs: list[Tensor] = []
         self.prints: dict[str, Tensor] = {}
         self.forms: dict[tuple[str, Form], Form] = {}
@@ -259,6 +260,7 @@ class Recorder(TorchFunctionMode):
             self.state.keep(generator)
         read = self._argument(args), self._argument(kwargs)
         result = func(*args, **kwargs)
+        self.reads_sizes = self.reads_sizes or reads_size(func, args)
         if reads_data(func, args, kwargs):
             self._doubt("reads a value out of a tensor, so another input may take another path")
         if function_name(func) in ENTRANCES:

@@ -92,7 +92,7 @@ class _Replay(fx.Interpreter):
         if given.is_meta:
             return self._of_known_form(node, given)
         convolved = self._recorder.convolved
-        return convolved.again(node, given) if convolved is not None else None
+        return convolved.again(node, self.leaf(node), given) if convolved is not None else None
 
     def _of_known_form(self, node: fx.Node, given: Tensor) -> Tensor | None:
         """What a layer of torch's gives on the meta device for an input of the form that it was recorded with."""

@@ -73,6 +73,7 @@ def one_run(
         constants=recorder.constants,
         doubts=recorder.doubts,
         involved=recorder.involved,
+        reads_sizes=recorder.reads_sizes,
         training=training,
         forms=recorder.forms,
     )

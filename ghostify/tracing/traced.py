@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ghostify.running import function_name
 from ghostify.tracing.calls import ENTRANCES
+from ghostify.tracing.naming import qualified_names
 from ghostify.tracing.values import Forms, tensors_in
 
 
@@ -36,13 +37,21 @@ class Traced:
     """What the recording cannot vouch for, a sentence each."""
     involved: set[str] = field(default_factory=set)
     """Modules that were called with anything but one tensor, or gave anything else."""
-
+    reads_sizes: bool = False
+    """Whether its code asked for the size of anything but a parameter: else it does the same at every size."""
     training: bool = False
     """Whether it ran in train mode."""
     forms: Forms = field(default_factory=dict)
     """What its layers gave for what, but for their numbers."""
     others: list[Traced] | None = None
     """Other runs of the same network, once ``other_runs`` was asked for them."""
+    sized: dict[tuple[tuple[int, ...], ...], Traced] = field(default_factory=dict)
+    """The same run at other batch sizes, by the shapes of its inputs, once ``sized_as`` was asked for them."""
+
+    def of(self, module: nn.Module) -> Traced:
+        """The same run of another module, which differs in its weights alone."""
+        sized = {shapes: run.of(module) for shapes, run in self.sized.items()}
+        return replace(self, module=module, names=qualified_names(module), others=None, sized=sized)
 
     @property
     def example(self) -> Any:
