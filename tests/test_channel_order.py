@@ -28,7 +28,8 @@ from ghostify.leastsquares.sampling import Positions
 from ghostify.planning import check
 from ghostify.recipe import FitSettings
 from ghostify.rewriting import Choices, replaced
-from ghostify.rules import CGhostSwap
+from ghostify.rules import CGhostSwap, rule_of
+from ghostify.rules.base import Split
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 EAGER: dict[str, Any] = {"min_saving": 0, "pointwise": "none"}
@@ -316,7 +317,11 @@ def swaps_of(model: nn.Module, **settings: Any) -> tuple[Any, list[CGhostSwap]]:
 
 def arrangement(model: nn.Module, select: bool, **settings: Any) -> tuple[Any, list[CGhostSwap], Arrangement]:
     traced, swaps = swaps_of(model, **settings)
-    return traced, swaps, arranged(traced, swaps, batched(IMAGES), select)
+    return traced, swaps, arranged(traced, splits(traced, swaps), batched(IMAGES), select)
+
+
+def splits(traced: Any, swaps: list[CGhostSwap]) -> list[Split]:
+    return [split for swap in swaps if (split := rule_of(swap).split(swap, traced))]
 
 
 def test_an_order_of_its_own_follows_the_stream_when_that_is_reordered() -> None:
@@ -351,7 +356,8 @@ def test_channels_that_are_tied_stay_where_they_are(select: bool) -> None:
     traced, _, found = arrangement(Gated(), select, also=("stem",))
     assert set(found.orders) == ({"gated"} if select else set())
     alone, swaps = swaps_of(Gated(), also=("stem",))
-    without = arranged(alone, [swap for swap in swaps if swap.target != "gated"], batched(IMAGES), select)
+    others = [swap for swap in swaps if swap.target != "gated"]
+    without = arranged(alone, splits(alone, others), batched(IMAGES), select)
     assert torch.equal(found.traced.module.stem.weight, without.traced.module.stem.weight)
     assert not torch.equal(found.traced.module.stem.weight, traced.module.stem.weight)
 
@@ -364,7 +370,7 @@ def test_an_arranged_network_does_what_it_did(name: str) -> None:
     traced = trace(model, net.example())
     swaps = [swap for swap in plan(scan(traced), **EAGER).swaps if isinstance(swap, CGhostSwap)]
     before, modes = copy.deepcopy(traced.module.state_dict()), [part.training for part in traced.module.modules()]
-    found = arranged(traced, swaps, batched(torch.randn(16, *net.example().shape[1:])), True)
+    found = arranged(traced, splits(traced, swaps), batched(torch.randn(16, *net.example().shape[1:])), True)
     assert all(torch.equal(before[key], value) for key, value in traced.module.state_dict().items())
     assert [part.training for part in traced.module.modules()] == modes
     assert [part.training for part in found.traced.module.modules()] == modes
