@@ -187,7 +187,7 @@ class SiteSettings(StageForm, _OlderWords):
     s: Ratio | None = None
     parts: Parts | None = None
     ratio: GhostRatio | None = None
-    width: Width | None = None
+    width: Annotated[float, Field(gt=0, le=1, description="as width for all; 1 leaves a block as it is")] | None = None
 
 
 class GhostSettings(StageForm, _OlderWords):
@@ -238,7 +238,7 @@ class GhostSettings(StageForm, _OlderWords):
         ),
         _STAGES,
     ] = "default"
-    width: Annotated[Width, _NARROWED] = 0.75
+    width: Annotated[Width, replace(_NARROWED, harmless=(1,))] = 0.75
     round_to: Annotated[
         int,
         Field(

@@ -160,6 +160,16 @@ def test_blocks_are_chosen_by_name() -> None:
     assert (new[2].body[0][0].out_channels, new[2].body[1][0].out_channels) == (2, 2)
 
 
+def test_a_width_of_one_leaves_a_block_as_it_is() -> None:
+    """So that layers in it become ghosts, and its channels stay."""
+    model = nn.Sequential(conv_bn(3, 8), basic(8, 8), basic(8, 8), head(8))
+    plan = convert(model, X, **M, set={"2": {"width": 1}}).plan
+    assert [swap.target for swap in plan.swaps if isinstance(swap, ThinSwap)] == ["1.body"]
+    assert [swap.geometry for swap in plan.swaps if swap.target == "2.body.0.0"] == ["8→8 3x3"]
+    reasons = {skip.target: skip.reason for skip in plan.skips}
+    assert reasons["2.body"] == "keeps its inner width, because its width is set to 1"
+
+
 def test_a_block_of_one_layer_is_thinned_and_its_layer_a_ghost() -> None:
     """In a chain both swaps have the layer's name."""
     ghosted = convert(nn.Sequential(conv_bn(3, 8), conv_bn(8, 16), conv_bn(16, 8), head(8)), X, **M)

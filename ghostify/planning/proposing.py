@@ -103,6 +103,8 @@ def _require_reached(scan: Scan, settings: GhostSettings, proposals: _Proposals)
 
 def _require_one_reached(scan: Scan, pattern: str, name: str, own: SiteSettings, proposals: _Proposals) -> None:
     wanted = needs(GhostSettings, name, getattr(own, name))
+    if any(getattr(own, name) in need.harmless for need in wanted):
+        return  # it asks for nothing to be done
     methods = {value for need in wanted if need.setting == "method" for value in need.values}
     takers = [rule for rule in RULES if rule.name in methods]
     concerned = [

@@ -45,7 +45,7 @@ class ThinSwap(Swap):
     rule: Literal["thin"] = "thin"
     inner: Annotated[tuple[str, ...], Field(min_length=1)]
     """The layers inside the block that become narrower, each with those that read it."""
-    width: Annotated[float, Field(gt=0, lt=1)]
+    width: Annotated[float, Field(gt=0, le=1)]
     group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of a group kept in grouped convolutions; where it is 1, groups are dropped whole."""
     keep: Keep = "strongest"
@@ -343,6 +343,8 @@ def geometry(scan: Scan, block: InnerBlock) -> str:
 
 
 def _rounds(swap: ThinSwap) -> str:
+    if swap.width == 1:
+        return "its width is set to 1"
     return f"at {swap.width:g} it rounds to what it is (round_to is {swap.round_to})"
 
 
