@@ -60,7 +60,7 @@ def join(batches: Sequence[Batch]) -> Batch:
 def move(batch: Batch, place: torch.device, floats: torch.dtype | None = None, non_blocking: bool = False) -> Batch:
     """A batch at a device, its floating tensors in the dtype ``floats`` (None: as they are); whole numbers stay so.
 
-    What was made in inference mode is copied, for it cannot be trained with.
+    What was made in inference mode is copied, because it cannot be trained with.
     """
 
     def moved(leaf: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ def count(traced: Traced) -> tuple[list[Op], Counter[str]]:
         if kind in _RULES:
             macs, acts = _RULES[kind](traced, node)
             ops.append(Op(node=node.name, module=node.meta["module"], kind=kind, macs=macs, acts=acts))
+        # never guessed at: an operation in neither table is named, with how often it ran
         elif kind not in _FREE:
             unknown[kind] += 1
     return ops, unknown
@@ -96,7 +97,7 @@ def speedup_ratio(c: float, k: float, s: float, d: float, pointwise: float = 0) 
 
 
 def compression_ratio(c: float, k: float, s: float, d: float, pointwise: float = 0) -> float:
-    """r_c, first form of Eq. 5: equal to r_s, for every map position costs what its filter weighs."""
+    """r_c, first form of Eq. 5: equal to r_s, because every map position costs what its filter weighs."""
     return speedup_ratio(c, k, s, d, pointwise)
 
 
@@ -133,6 +134,7 @@ def stage_model(
     thin = 1 - ratio
     first, *later = blocks
     full = later.pop() if end else 0.0
+    # a thin layer that reads thin maps has (1−λ)² of its filters' weights, one with a single thin side (1−λ)
     shares = [thin**2] * len(later)
     shares[0] = thin**2 if projection is None else (thin + thin**2) / 2
     shares[-1] = shares[-1] if ghosts else (thin + 1) / 2
@@ -143,12 +145,14 @@ def stage_model(
 
 
 def _conv(traced: Traced, node: fx.Node) -> tuple[int, int]:
+    # each output is the sum of one filter's products: c/groups · k · k'
     out, weight = math.prod(_out(node)), weight_shape(traced, node)
     return out * math.prod(weight[1:]), out
 
 
 def _conv_transpose(traced: Traced, node: fx.Node) -> tuple[int, int]:
     weight = weight_shape(traced, node)
+    # turned around: each input is multiplied by all weights that spread it over the output
     return math.prod(_shape(node, 0, "input")) * math.prod(weight[1:]), math.prod(_out(node))
 
 

@@ -37,7 +37,7 @@ def is_named(name: str, pattern: str) -> bool:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern means ``name``: it names that itself or any module around it, for a module is all in it."""
+    """Whether a pattern means ``name``: it names that itself or a module around it, which is all that is in it."""
     calling = name.rpartition(":")[0]  # a function call, as in layer1.0:conv2d, lies in the module it runs in
     around = dict.fromkeys([*ancestors(name), *ancestors(calling)])
     return any(is_named(module, pattern) for module in around)

@@ -26,7 +26,7 @@ class Numbering(ABC):
         self.entry = entry
         self.sums = sums
         self.stays: list[np.ndarray] = []
-        """Channels that are kept, for they are added to others or held where nothing can cut them."""
+        """Channels that are kept, because they are added to others or held where nothing can cut them."""
         self.constants: set[fx.Node] = set()
         self.count = 0
         self.ids: dict[fx.Node, Any] = {}

@@ -479,7 +479,7 @@ class _Follower(Numbering):
         return self.ids[source] if isinstance(self.ids.get(source), list) else self._ids(source, node)
 
     def _mark(self, node: fx.Node, result: Any) -> None:
-        """Pieces cut from a tensor must lose as many channels each, for the code cuts by size: tell them apart."""
+        """Pieces cut from a tensor must lose as many channels each, because the code cuts by size: tell them apart."""
         pieces = result if isinstance(result, (tuple, list)) else [result]
         whole = node.all_input_nodes[0]
         total = self.ids[whole]

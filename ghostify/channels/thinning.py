@@ -145,7 +145,7 @@ def silenced(channels: Channels, kept: np.ndarray, *inputs: Tensor) -> dict[fx.N
     """Run the followed part on the value of its entry (of a whole network: on its inputs), with every channel that is
     not kept set to zero wherever it appears; the value of each node.
 
-    Statistics over the channels (layer norm, a mean) are taken over those kept, for a silent channel is no channel.
+    Statistics over the channels (layer norm, a mean) are taken over those kept, because a silent channel is none.
     """
     with evaluating(channels.traced.module), torch.no_grad():
         entries = [node for node in channels.nodes if node.op == "placeholder"] or [channels.entry]

@@ -29,8 +29,7 @@ from torch.utils._pytree import tree_leaves
 from ghostify.arguments import a
 from ghostify.batches import Batch, call, move
 from ghostify.errors import RecipeError
-from ghostify.measuring.accuracy import images_and_labels, samples_in
-from ghostify.measuring.metrics import named_object, required_arguments, told_in_one_line
+from ghostify.measuring.metrics import described, failing_in_one_line, named_object, required_arguments, sized_batches
 from ghostify.recipe import TrainSettings
 
 RULED_OUT = float("-inf")
@@ -92,7 +91,7 @@ class OwnLoss:
     def of(cls, function: Any, name: str = "") -> OwnLoss:
         """The loss that a function, a module or a class of modules (such as ``torch.nn:L1Loss``) is."""
         name = name or getattr(function, "__name__", type(function).__name__)
-        with told_in_one_line(f"Loss {name!r}"):
+        with failing_in_one_line(f"Loss {name!r}"):
             made = function() if isinstance(function, type) else function
         if not callable(made):
             raise RecipeError(f"Loss {name!r} is {a(type(made).__name__)}, not a function.")
@@ -100,12 +99,12 @@ class OwnLoss:
 
     def __call__(self, *given: Any) -> Tensor:
         """The loss of a batch, with its graph.  Raises ``RecipeError`` where it fails or gives no scalar."""
-        with told_in_one_line(f"Loss {self.name!r}"):
+        with failing_in_one_line(f"Loss {self.name!r}"):
             value = self.function(*given)
         if isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
             value = torch.stack([part.sum() for part in value.values()]).sum()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-            raise RecipeError(f"Loss {self.name!r} gives {_told(value)}; it must give a tensor of one number.")
+            raise RecipeError(f"Loss {self.name!r} gives {described(value)}; it must give a tensor of one number.")
         return value.reshape(())
 
     def require_outputs(self, distill: float) -> None:
@@ -125,12 +124,6 @@ class OwnLoss:
         return value
 
 
-def _told(value: Any) -> str:
-    if value is None:
-        return "None"
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else a(type(value).__name__)
-
-
 @dataclass(frozen=True)
 class MinusLoss:
     """How little a loss is over a loader's batches, by which epochs are compared where no metric is given."""
@@ -141,9 +134,7 @@ class MinusLoss:
     def __call__(self, model: nn.Module, loader: Iterable[Any]) -> float:
         total, value = 0, 0.0
         place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        for batch in loader:
-            inputs, labels = images_and_labels(batch)
-            size = samples_in(inputs, labels)
+        for inputs, labels, size in sized_batches(loader):
             value += size * float(self.loss(call(model, move(inputs, place)), move(labels, place)))
             total += size
         return -value / max(1, total)

@@ -28,7 +28,7 @@ from ghostify.errors import DataError, GhostifyError, RecipeError
 from ghostify.measuring.accuracy import images_and_labels, samples_in
 from ghostify.measuring.borrowing import Device, on_device, place_for
 from ghostify.running import evaluating
-from ghostify.sources.named import find_object, one_line
+from ghostify.sources.named import find_object, reason_of
 
 _CPU = torch.device("cpu")
 
@@ -141,7 +141,7 @@ class Metric:
                 judge.add(move(call(model, move(inputs, place)), _CPU), labels, size)
 
     def _judge(self) -> _Judge:
-        with told_in_one_line(f"Metric {self.name!r}"):
+        with failing_in_one_line(f"Metric {self.name!r}"):
             made = self.made()
         if isinstance(made, Running):
             return _OfAll(self.name, made)
@@ -166,7 +166,7 @@ class _OfBatches:
         self.name, self.function, self.sum = name, function, 0.0
 
     def add(self, outputs: Any, labels: Any, size: int) -> None:
-        with told_in_one_line(f"Metric {self.name!r}"):
+        with failing_in_one_line(f"Metric {self.name!r}"):
             value = self.function(outputs, labels)
         self.sum += size * number(value, self.name)
 
@@ -180,28 +180,28 @@ class _OfAll:
     def __init__(self, name: str, metric: Running) -> None:
         self.name, self.metric = name, metric
         if callable(reset := getattr(metric, "reset", None)):
-            with told_in_one_line(f"Metric {name!r}"):
+            with failing_in_one_line(f"Metric {name!r}"):
                 reset()
 
     def add(self, outputs: Any, labels: Any, size: int) -> None:
-        with told_in_one_line(f"Metric {self.name!r}"):
+        with failing_in_one_line(f"Metric {self.name!r}"):
             self.metric.update(outputs, labels)
 
     def value(self, total: int) -> float:
-        with told_in_one_line(f"Metric {self.name!r}"):
+        with failing_in_one_line(f"Metric {self.name!r}"):
             value = self.metric.compute()
         return number(value, self.name)
 
 
 @contextmanager
-def told_in_one_line(what: str) -> Iterator[None]:
+def failing_in_one_line(what: str) -> Iterator[None]:
     """Whatever a user's code raises inside is one line about ``what``."""
     try:
         yield
     except GhostifyError:
         raise
     except Exception as problem:  # a user's code may fail in any way
-        raise RecipeError(f"{what} failed: {one_line(problem)}.") from None
+        raise RecipeError(f"{what} failed: {reason_of(problem)}.") from None
 
 
 def number(value: Any, name: str) -> float:
@@ -209,12 +209,19 @@ def number(value: Any, name: str) -> float:
     try:
         found = float(value)
     except (TypeError, ValueError, RuntimeError):
-        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else a(type(value).__name__)
-        what = "None" if value is None else what
-        raise RecipeError(f"Metric {name!r} gives {what}; it must give one number, larger is better.") from None
+        raise RecipeError(
+            f"Metric {name!r} gives {described(value)}; it must give one number, larger is better."
+        ) from None
     if not math.isfinite(found):
         raise RecipeError(f"Metric {name!r} gives {found}; it must give a finite number, larger is better.")
     return found
+
+
+def described(value: Any) -> str:
+    """What a user's function gave, in a word or two."""
+    if value is None:
+        return "None"
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else a(type(value).__name__)
 
 
 def sized_batches(loader: Iterable[Any]) -> Iterator[tuple[Batch, Any, int]]:

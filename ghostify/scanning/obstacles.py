@@ -23,6 +23,7 @@ def obstacle(module: nn.Module, nodes: list[fx.Node], inner: list[Op]) -> str | 
         return f"is a {kind}, and C-Ghost modules are convolutions that are not transposed"
     if any(parameter.is_complex() for parameter in module.parameters()):
         return "has complex weights, and only real ones can be carried over into a ghost"
+    # torch's old weight norm: the weight is no parameter, but what a hook puts in its place before each call
     if module._forward_pre_hooks and not isinstance(module.weight, nn.Parameter):
         return (
             "computes its weight by a hook, which a new module would drop "
@@ -32,6 +33,7 @@ def obstacle(module: nn.Module, nodes: list[fx.Node], inner: list[Op]) -> str | 
         return "carries hooks, which a new module would drop"
     if has_own_forward(module):
         return _obstacle_inside(module, inner)
+    # code elsewhere that uses this weight would find a ghost without one
     if any(node.op != "call_module" and type(module) in PLAIN.values() for node in nodes):
         return "has its weight used by a function call elsewhere, so the module itself cannot be replaced"
     return None
@@ -63,6 +65,7 @@ def sealed_in(traced: Traced) -> dict[str, str]:
 
 def _placed(traced: Traced) -> dict[str, str]:
     """What closes a module by where it stands: inside a ghost module already, or tied to another by its weight."""
+    # the same parameter held by two modules is one tensor for both: a ghost takes it from neither
     owners: dict[int, list[str]] = {}
     for module, names in traced.names.items():
         for parameter in module.parameters(recurse=False):

@@ -30,6 +30,7 @@ def role_of(module: nn.Module | None, seen: list[Role]) -> Role:
         groups = module.groups
         if groups == module.in_channels and groups > 1:  # type: ignore[operator]
             return "depthwise"
+    # a layer that runs in several roles has the one that is most reason to leave it alone
     return next((role for role in ("stem", "classifier", "pooled") if role in seen), "body")
 
 
@@ -73,6 +74,7 @@ def _downstream_of_weights(traced: Traced) -> set[fx.Node]:
 def _upstream_of_weights(traced: Traced) -> set[fx.Node]:
     """Nodes whose value reaches something with parameters of its own (a norm, a convolution, a linear layer)."""
     feeding: set[fx.Node] = set()
+    # backwards, so that all who read a value are known to feed something or not before the value itself is met
     for node in reversed(traced.graph.nodes):
         for user in node.users:
             if user in feeding or _has_parameters(traced, user):
@@ -96,6 +98,7 @@ def _pooled(traced: Traced) -> set[fx.Node]:
             continue
         sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
         weighted = node.op in ("call_module", "call_function") and is_conv(op_name(traced, node))
+        # a convolution that leaves one pixel is a layer of its own; a pool or a mean has squeezed a map (a gate)
         shrunk = not weighted and any(_area(source) > 1 for source in sources)
         if shrunk or any(source in pooled for source in sources):
             pooled.add(node)

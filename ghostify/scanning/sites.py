@@ -70,6 +70,7 @@ def _module_site(
     linear = isinstance(module, nn.Linear)
     counted = [*(costs[node.name] for node in nodes), *inner]
     outs = [tuple(node.meta["shapes"][0]) for node in nodes]
+    # positions are outputs over channels, whatever dimension those stand in
     n = module.out_features if isinstance(module, nn.Linear) else module.out_channels
     seen = [roles[node.name] for node in nodes]
     extras, shared = _own_numbers(module)

@@ -33,7 +33,7 @@ from ghostify.sources.images import (
     in_batches,
     shuffled,
 )
-from ghostify.sources.named import one_line
+from ghostify.sources.named import reason_of
 
 KINDS = ("digits", "folder", "cifar10", "fake")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -198,7 +198,7 @@ def _cifar10(settings: DataSettings, shape: Shape | None, classes: int | None) -
     try:
         raw = [CIFAR10(root, train=train, download=False) for train in (True, False)]
     except Exception as problem:  # missing, damaged, or not readable
-        reason = "not there, or damaged" if isinstance(problem, RuntimeError) else one_line(problem)
+        reason = "not there, or damaged" if isinstance(problem, RuntimeError) else reason_of(problem)
         place = root / CIFAR10.base_folder
         raise DataError(f"The files of CIFAR-10 (Python version) in {str(place)!r}: {reason}.") from None
     train, test = (

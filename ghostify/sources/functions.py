@@ -31,7 +31,7 @@ from ghostify.batches import Batch, inputs_in
 from ghostify.errors import DataError, did_you_mean
 from ghostify.inputs import Inputs, InputSpec, described
 from ghostify.sources.images import Images
-from ghostify.sources.named import find_function, one_line
+from ghostify.sources.named import find_function, reason_of
 
 Collate = Callable[[list[Any]], Any]
 KEYS = ("train", "val", "test", "classes", "collate")
@@ -131,7 +131,7 @@ def read_function(name: str, wanted: Inputs | None, classes: int | None, kinds: 
     try:
         made = function()
     except Exception as problem:  # a user's function may fail in any way
-        raise DataError(f"Data function {name!r} failed: {one_line(problem)}.") from None
+        raise DataError(f"Data function {name!r} failed: {reason_of(problem)}.") from None
     parts = _parts(made, name)
     collate = parts.get("collate") or next(filter(None, map(_own_collate, map(parts.get, KEYS[:3]))), None)
     if collate is not None and not callable(collate):
@@ -217,7 +217,7 @@ def collated(collate: Collate, items: list[Any], name: str) -> tuple[Batch, Any]
     try:
         inputs, labels = collate(items)
     except Exception as problem:  # a user's function may fail in any way
-        raise DataError(f"Data {name!r}: collate cannot make (inputs, labels): {one_line(problem)}.") from None
+        raise DataError(f"Data {name!r}: collate cannot make (inputs, labels): {reason_of(problem)}.") from None
     return inputs, labels
 
 

@@ -22,7 +22,7 @@ from ghostify.files import near_path
 from ghostify.ghosts import ghostnets
 from ghostify.inputs import Inputs, InputSpec, parse_inputs
 from ghostify.recipe import ModelSettings
-from ghostify.sources.named import find_function, one_line
+from ghostify.sources.named import find_function, reason_of
 from ghostify.sources.weights import load_weights
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {**networks.NETWORKS, **ghostnets.NETWORKS}
@@ -147,7 +147,7 @@ def _is_download(problem: Exception) -> bool:
 
 
 def _cannot_build(source: str, build: Callable[..., Any], args: Mapping[str, Any], problem: Exception) -> str:
-    text = one_line(problem)
+    text = reason_of(problem)
     wrong = re.search(r"unexpected keyword argument '(\w+)'", text)
     hint = did_you_mean(wrong[1], _parameters(build) - {wrong[1]}) if wrong and "Did you mean" not in text else ""
     with_args = f" with {', '.join(f'{key}={value!r}' for key, value in args.items())}" if args else ""
@@ -156,7 +156,7 @@ def _cannot_build(source: str, build: Callable[..., Any], args: Mapping[str, Any
 
 def _no_download(source: str, problem: Exception) -> str:
     hint = "; where its files are in the cache already, set HF_HUB_OFFLINE=1" if source.startswith("timm:") else ""
-    reason = textwrap.shorten(one_line(problem), 160, placeholder=" ...")
+    reason = textwrap.shorten(reason_of(problem), 160, placeholder=" ...")
     return f"The trained weights of {source!r} cannot be had ({reason}); pass a checkpoint file as weights{hint}."
 
 

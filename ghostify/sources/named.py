@@ -35,7 +35,7 @@ def find_object(source: str, kinds: Iterable[str], error: type[GhostifyError]) -
     return function
 
 
-def one_line(problem: BaseException) -> str:
+def reason_of(problem: BaseException) -> str:
     """What an exception says, as one line without its full stop; its type where the message alone says too little."""
     text = " ".join(str(problem).split("\n\n")[0].split()).rstrip(".")
     clear = isinstance(problem, TypeError | ValueError | RuntimeError | ImportError) and " " in text
@@ -52,9 +52,9 @@ def _import(place: str, source: str, kinds: Iterable[str], error: type[GhostifyE
         if problem.name and (place + ".").startswith(problem.name + "."):
             hint = did_you_mean(place, kinds)
             raise error(f"{source!r}: there is no Python module {problem.name!r} here or installed.{hint}") from None
-        raise error(f"{source!r}: importing {place!r} failed: {one_line(problem)}.") from None
+        raise error(f"{source!r}: importing {place!r} failed: {reason_of(problem)}.") from None
     except Exception as problem:  # a user's module may fail in any way
-        raise error(f"{source!r}: importing {place!r} failed: {one_line(problem)}.") from None
+        raise error(f"{source!r}: importing {place!r} failed: {reason_of(problem)}.") from None
 
 
 def _see_current_folder() -> None:
