@@ -145,7 +145,7 @@ class StageForm(Settings):
         Field(
             description="cheap operation that makes the ghosts; of a C-Ghost module depthwise 3, as in the papers, "
             "pointwise (a 1x1 convolution over all intrinsic maps), pointwise 8 (of rank 8), or depthwise 3 + "
-            "pointwise; auto: depthwise 3 + pointwise for kernels larger than 1x1, depthwise 3 for others; of a "
+            "pointwise; auto: pointwise for kernels larger than 1x1, depthwise 3 for others; of a "
             "G-Ghost stage 1x1, 3x3, 5x5, identity or none"
         ),
         replace(_CONVS, of=of_convolutions),
@@ -243,9 +243,9 @@ class GhostSettings(StageForm, _OlderWords):
         int,
         Field(
             ge=1,
-            description="thinner widths are multiples of this, at least one; a layer of fewer channels keeps them all",
+            description="thinner widths are multiples of this, at least one; a layer of fewer channels keeps them all; "
+            "and so are the intrinsic maps of pointwise ghosts, where a multiple is near",
         ),
-        _THINNED,
     ] = 8
     rounding: Annotated[Rounding, Field(description="to the nearest multiple, or down"), _THINNED] = "nearest"
     set: Annotated[dict[str, SiteSettings], Field(description="settings by glob; later ones win")] = {}  # noqa: RUF012 - pydantic copies it

@@ -23,7 +23,7 @@ from ghostify.fitting.judging import squared_difference
 
 INF, NAN = math.inf, math.nan
 METHODS: dict[str, dict[str, Any]] = {
-    "plain": {"min_saving": 0, "pointwise": "none"},
+    "plain": {"min_saving": 0, "cheap": "depthwise 3"},
     "pointwise": {"min_saving": 0},
     "thin": {"method": "thin", "width": 0.5},
     "g-ghost": {"method": "g-ghost", "ratio": 0.5},

@@ -22,8 +22,8 @@ from ghostify.recipe import GhostSettings
 from ghostify.scanning import scan
 
 METHODS: dict[str, dict[str, Any]] = {
-    "plain": {"min_saving": 0, "also": ("stem",), "pointwise": "none"},
-    "pointwise": {"min_saving": 0, "also": ("stem",), "pointwise": "full"},
+    "plain": {"min_saving": 0, "also": ("stem",), "cheap": "depthwise 3"},
+    "pointwise": {"min_saving": 0, "also": ("stem",), "cheap": "pointwise"},
     "width": {"method": "width", "width": 0.5, "round_to": 1},
     "thin": {"method": "thin", "width": 0.5, "round_to": 1},
 }

@@ -30,6 +30,7 @@ def test_a_plain_table_has_no_words_to_explain() -> None:
         ("s=2", "s"),
         ("d=5", "d"),
         ("pw", "pw"),
+        ("m=24", "m"),
         ("pw8", "pw"),
         ("λ=0.5", "λ"),
         ("mix1", "mix"),
@@ -61,7 +62,8 @@ def test_every_form_of_a_swap_that_a_plan_shows_is_explained() -> None:
     for method, stream in (("width", "scaled"), ("thin", "kept")):
         whole = ghostify.scan(traced, whole=True, stream=stream)
         shown.append(ghostify.plan(whole, method=method).table())
-    assert lines(shown[0]) >= {"s", "d", "pw", "MACs"}
+    shown.append(ghostify.plan(scan, cheap="depthwise 3 + pointwise").table())
+    assert lines(shown[0]) >= {"s", "pw", "MACs"} and lines(shown.pop()) >= {"s", "d", "pw", "MACs"}
     assert lines(shown[1]) >= {"λ", "mix", "end", "MACs"}
     assert all("width, thin" in lines(table) for table in shown[2:])
     report = ghostify.compare(ghostify.rewrite(traced, ghostify.plan(scan, method="both")))

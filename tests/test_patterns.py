@@ -169,7 +169,7 @@ OF_STAGES = {
 OF_NARROWER = {"width": 0.5}
 OF_ROUNDED = {"round_to": 4, "rounding": "down", "keep": "first", "group_width": 0.5}
 TAKEN = {
-    "c-ghost": OF_CONVS,
+    "c-ghost": OF_CONVS | {"round_to": 4},  # of intrinsic maps
     "g-ghost": OF_STAGES | OF_ROUNDED,
     "both": OF_CONVS | OF_STAGES | OF_ROUNDED,
     "width": OF_NARROWER | OF_ROUNDED,

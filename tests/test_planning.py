@@ -65,7 +65,7 @@ def test_the_default_keeps_stem_classifier_and_what_would_be_slower() -> None:
         "layer3.0.conv1",
         "layer3.0.conv2",
     ]
-    assert set(ratios(proposal).values()) == {(2, 3)}
+    assert {swap.settings for swap in proposal.swaps} == {"s=2 pw"}
     said = reasons(proposal)
     assert "stem" in said["conv1"] and "classifier" in said["linear"]
 
@@ -271,11 +271,56 @@ def test_the_rank_that_a_setting_comes_to(site: Site, changes: dict[str, Any], r
 
 
 def test_auto_falls_back_to_a_plain_ghost_where_a_pointwise_convolution_moves_too_much() -> None:
-    site = a_site(16, 16, 3)
-    plain = saving_per_element(site, c_ghost.propose(site, GhostSettings(pointwise="none", min_saving=0)))
-    proposed = c_ghost.propose(site, GhostSettings(min_saving=plain))
-    assert isinstance(proposed, CGhostSwap) and proposed.cheap == Cheap(3)
-    assert isinstance(c_ghost.propose(site, GhostSettings(pointwise="full", min_saving=plain)), Skip)
+    site = a_site(64, 64, 3)
+    plain = saving_per_element(site, c_ghost.propose(site, GhostSettings(cheap="depthwise 3", min_saving=0)))
+    for auto in ({}, {"cheap": "auto"}, {"pointwise": "auto"}):
+        proposed = c_ghost.propose(site, GhostSettings(**auto, min_saving=plain))
+        assert isinstance(proposed, CGhostSwap) and proposed.cheap == Cheap(3)
+    for mixed in ("pointwise", "depthwise 3 + pointwise"):
+        assert isinstance(c_ghost.propose(site, GhostSettings(cheap=mixed, min_saving=plain)), Skip)
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "form"),
+    [
+        (a_site(64, 64, 3), {}, "s=2 pw"),
+        (a_site(64, 64, 1), {}, "s=2 d=3"),  # where a mixture costs half a ghost
+        (a_site(64, 64, 3, groups=2), {}, "s=2 d=3"),
+        (a_site(64, 64, 3), {"parts": "norm-act"}, "s=2 d=3 norm-act"),
+        (a_site(64, 64, 3), {"cheap": "depthwise 5"}, "s=2 d=5"),
+        (a_site(64, 64, 1), {"cheap": "pointwise"}, "s=2 pw"),
+        (a_site(64, 64, 3, groups=2), {"cheap": "pointwise"}, "s=2 d=3"),
+        (a_site(64, 64, 3, groups=2), {"cheap": "depthwise 5 + pointwise"}, "s=2 d=5"),
+        (a_site(64, 64, 3), {"cheap": "depthwise 5", "set": {"x": {"cheap": "auto"}}}, "s=2 pw"),
+        # 22 of 64 is near 24, and 43 of 128 near 40; 11 of 32 is near no multiple of 8, and 6 of 12 none at all
+        (a_site(64, 64, 3), {"s": 3}, "s=3 m=24 pw"),
+        (a_site(64, 128, 3), {"s": 3}, "s=3 m=40 pw"),
+        (a_site(64, 32, 3), {"s": 3}, "s=3 pw"),
+        (a_site(64, 12, 3), {}, "s=2 pw"),
+        (a_site(64, 64, 3), {"s": 3, "round_to": 1}, "s=3 pw"),
+        (a_site(64, 64, 3), {"s": 3, "round_to": 10}, "s=3 m=20 pw"),
+        (a_site(64, 64, 3), {"s": 3, "cheap": "depthwise 3"}, "s=3 d=3"),  # as the papers have it
+        (a_site(64, 64, 3), {"s": 3, "cheap": "depthwise 3 + pointwise"}, "s=3 d=3 pw"),
+    ],
+)
+def test_the_form_that_a_layer_is_given(site: Site, changes: dict[str, Any], form: str) -> None:
+    proposal = c_ghost.propose(site, GhostSettings(min_saving=0, **changes))
+    assert isinstance(proposal, CGhostSwap) and proposal.settings == form
+
+
+def test_a_plan_tells_m_where_it_is_set_and_may_set_it_by_hand() -> None:
+    values = as_dict(plan(RESNET, s=3, round_to=1, min_saving=0))
+    assert not any("m" in swap for swap in values["swaps"])
+    swap = next(swap for swap in values["swaps"] if swap["target"] == "layer3.0.conv2")
+    swap["m"] = 20
+    edited = check(Plan.model_validate(values), RESNET)
+    assert as_dict(edited)["swaps"] != values["swaps"]  # its cost is worked out anew
+    ghosted = rewrite(trace(resnet8(), X), edited)
+    assert ghosted.module.get_submodule("layer3.0.conv2").m == 20
+    swap["m"] = 64
+    assert "layer3.0.conv2: m = 64 intrinsic maps: of 64 outputs they must be 1 to 63" in refusal(
+        check, Plan.model_validate(values), RESNET
+    )
 
 
 def test_auto_gives_a_linear_layer_none_and_a_rank_gives_it_one() -> None:

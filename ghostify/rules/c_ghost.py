@@ -46,6 +46,9 @@ _KEPT = {
     "depthwise": "is depthwise: each of its maps is a cheap operation already",
 }
 _UNSAID = "is not named in the plan"
+_NEAR = 1 / 8
+"""By what share m may be rounded, so that a ghost still has about the MACs that its ratio s promises."""
+
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -194,13 +197,14 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
         reason = "is a linear layer, whose outputs take no normalisation"
     if reason is not None:
         return Skip(target=site.name, reason=reason)
-    m = intrinsic_maps(site.out_channels, s, site.groups)
     for cheap in _forms(site, wanted):
+        m = _rounded(site, s, cheap, settings.round_to)
         swap = CGhostSwap(
             target=site.name,
             geometry=site.geometry,
             s=s,
-            cheap=cheap.for_width(site.out_channels, m),
+            m=m,
+            cheap=cheap.for_width(site.out_channels, m or intrinsic_maps(site.out_channels, s, site.groups)),
             parts=parts,
             before=site.cost,
         )
@@ -353,17 +357,47 @@ def _wanted(site: Site, settings: GhostSettings) -> _Wanted:
     return _Wanted(**values, named=frozenset(named))
 
 
+def _rounded(site: Site, s: int, cheap: Cheap, step: int) -> int | None:
+    """m where it is not ⌈n/s⌉: for ghosts without filters the nearest multiple of a step, if it is near.
+
+    Runtimes compute channels in blocks of eight or sixteen, and a block that is begun takes as long as a full one: at
+    s = 3, 22 of 64 maps take as long as 24.  The papers' forms keep ⌈n/s⌉, which their filters need, and so does a
+    layer that would become a ghost of another ratio.
+    """
+    usual = intrinsic_maps(site.out_channels, s, site.groups)
+    m = round(usual / step) * step
+    near = 0 < abs(m - usual) <= _NEAR * usual
+    return m if cheap.depthwise is None and near and m < site.out_channels else None
+
+
 def _forms(site: Site, wanted: _Wanted) -> list[Cheap]:
-    """The cheap operations to try for a site, the best one first."""
-    by_name = {"cheap", "pointwise"} & wanted.named
-    mixable = site.groups == 1 and wanted.parts == "linear"
+    """The cheap operations to try for a site, the best one first.
+
+    Where none is asked for, ghosts of kernels larger than 1x1 are mixtures of the intrinsic maps: these keep as much as
+    mixtures and filters together, and cost less (docs/results/fitting-cifar10.md).  For a 1x1 kernel a mixture costs
+    half a ghost, so filters make them, as in the papers.
+    """
+    wide = math.prod(site.kernel) > 1
+    filters, mixture = Cheap(USUAL), Cheap(pointwise="full")
     if wanted.cheap is not None:
-        plain = Cheap(wanted.cheap.depthwise or USUAL)
-        return [wanted.cheap if mixable or by_name else plain]
-    filters = Cheap(wanted.d or USUAL)
-    both = Cheap(filters.depthwise, "full")
-    if wanted.pointwise in (None, "auto"):
-        return [both, filters] if mixable and math.prod(site.kernel) > 1 else [filters]
-    if wanted.pointwise == "none" or not (mixable or by_name):
+        asked = [wanted.cheap]
+    elif wanted.d is not None or wanted.pointwise is not None:
+        asked = _of_older_words(wanted.d or USUAL, wanted.pointwise or "auto", wide)
+    else:
+        asked = [mixture, filters] if wide else [filters]
+    chosen = wanted.cheap is not None or wanted.pointwise not in (None, "auto")
+    by_name = chosen and bool({"cheap", "pointwise"} & wanted.named)
+    if by_name or (site.groups == 1 and wanted.parts == "linear"):
+        return asked
+    # What is set for all says nothing of a layer that cannot have it, and its filters can be had everywhere.
+    return [Cheap(one.depthwise or USUAL) for one in asked]
+
+
+def _of_older_words(d: int, pointwise: Pointwise, wide: bool) -> list[Cheap]:
+    """The cheap operations to try where a recipe tells them by two words, as all did before there was one."""
+    filters, both = Cheap(d), Cheap(d, "full")
+    if pointwise == "auto":
+        return [both, filters] if wide else [filters]
+    if pointwise == "none":
         return [filters]
-    return [Cheap(filters.depthwise, wanted.pointwise) if isinstance(wanted.pointwise, int) else both]
+    return [Cheap(d, pointwise)]
