@@ -71,6 +71,7 @@ def save_checkpoint(
     """
     newest = len(run.history.epochs)
     tensors = _tensors_of(model, optimizer)
+    # the newest epoch is mostly the best, too: then its tensors are not written twice
     if run.history.kept != newest:
         tensors |= {f"best.{name}": value for name, value in best.items()}
     tensors = _own(tensors)
@@ -132,6 +133,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
 
     Raises ``RunError``, with nothing changed, when the checkpoint was made for another network.
     """
+    # all is compared before anything is changed: a network half loaded would be neither
     _require_same_network(checkpoint.model, model.state_dict())
     model.load_state_dict(dict(checkpoint.model))
     for name, parameter in model.named_parameters():
@@ -194,6 +196,7 @@ def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
+        # names and shapes are part of it, because equal bytes under exchanged names are another network
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

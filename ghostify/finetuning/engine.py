@@ -89,6 +89,7 @@ class Engine:
         """One step down the gradient of ``loss``."""
         self.optimizer.zero_grad()
         loss.backward()
+        # the norm of all gradients together, so that clipping keeps the direction of the step
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         for group in self.optimizer.param_groups:
@@ -113,6 +114,7 @@ class Engine:
         if taught is not None and not bool((taught.isfinite() | (taught == RULED_OUT)).all()):
             return "the teacher gives NaN or infinite scores for its images"
         outputs = class_scores(self._run(images))
+        # cross entropy of a class with a score of -inf is infinite whatever else the network says
         own = outputs.gather(1, labels.to(self.place).long()[:, None])
         return "the network rules out (with a score of -inf) a class that it holds" if RULED_OUT in own else ""
 
@@ -150,6 +152,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD
         )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        # decaying a norm's scale would shrink the maps that follow, and a bias has nothing to overfit with
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, settings.peak, settings.momentum, nesterov=settings.momentum > 0)
@@ -160,6 +163,7 @@ def seed_epoch(seed: int, epoch: int, place: torch.device) -> None:
 
     Not by ``torch.manual_seed``: it seeds all devices, also those whose state nobody here puts back.
     """
+    # by a hash of the text: seed + epoch would give epoch 1 of seed 0 the numbers of epoch 0 of seed 1
     number = random.Random(f"{seed} {epoch}").getrandbits(63)
     random.seed(number)
     numpy.random.seed(number % 2**32)

@@ -136,6 +136,7 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
 
     The peak is at step ``settings.warmup * total``, rounded; zero is at step ``total``, one after the last.
     """
+    # step + 1 over warm + 1: the first step already moves, and the peak is reached right after the warm-up
     warm = round(settings.warmup * total)
     if step < warm:
         return settings.peak * (step + 1) / (warm + 1)
@@ -173,6 +174,7 @@ class _Training:
             self._resume(self.checkpoint)
         else:
             self._remember()
+            # epoch 0: what any training must beat
             self.state = self.state.model_copy(update={"history": History(before=self._measured())})
 
     def _resume(self, folder: Path) -> None:
@@ -186,6 +188,7 @@ class _Training:
     def _train(self) -> None:
         first, last = len(self.state.history.epochs), self.state.settings.epochs
         for index in range(first, last):
+            # anew in every epoch, so that a resumed run draws what an uninterrupted one would have drawn
             seed_epoch(self.state.seed, index, self.engine.place)
             loader = self.data.train_loader(self.state.batch_size, self.state.seed, index, self.workers)
             if index == first:
@@ -195,6 +198,7 @@ class _Training:
     def _finish(self, epoch: Epoch) -> None:
         """Write a finished epoch down, on the disk too, and keep its weights if it is the best."""
         self.state = self.state.model_copy(update={"history": self.state.history.plus(epoch)})
+        # remembered before it is written, because the checkpoint holds the best weights, too
         if self.state.history.kept == epoch.epoch:
             self._remember()
         if self.checkpoint is not None:
@@ -210,11 +214,13 @@ class _Training:
             loss, right = self.engine.loss(images, labels)
             value = loss.item()
             if not math.isfinite(value):
+                # before the update, so that the weights are still those of the last good step
                 raise self._diverged(index, f"step {number + 1} of {batches}: the loss is {value}", images, labels)
             self.engine.update(loss, lr)
             size = samples_in(images, labels)
             correct, total, losses = correct + right, total + size, losses + value * size
             self.watcher.step(value)
+        # a loss can stay finite while the statistics of a norm, or a weight that nobody reads, overflow
         if name := self.engine.damaged():
             raise self._diverged(index, f"at its last step: {name!r} holds NaN or infinite numbers")
         return Epoch(

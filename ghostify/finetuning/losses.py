@@ -54,6 +54,7 @@ def _hard_loss(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     hard = nll_loss(log_q, labels)
     if not smoothing:
         return hard
+    # the share of label smoothing goes to classes that can be given, or else log q = -inf would make it infinite
     given = outputs != RULED_OUT
     spread = log_q.where(given, 0.0).sum(1) / given.sum(1)
     return (1 - smoothing) * hard - smoothing * spread.mean()
@@ -102,6 +103,7 @@ class OwnLoss:
         with failing_in_one_line(f"Loss {self.name!r}"):
             value = self.function(*given)
         if isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
+            # detectors of torchvision give a dict of losses, and are trained by their sum
             value = torch.stack([part.sum() for part in value.values()]).sum()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
             raise RecipeError(f"Loss {self.name!r} gives {described(value)}; it must give a tensor of one number.")
@@ -150,6 +152,7 @@ def outputs_missed(outputs: Batch, taught: Batch) -> Tensor:
 
 def _missed(found: Tensor, wanted: Tensor) -> Tensor:
     found, wanted = found.float(), wanted.float()
+    # in shares of its own variance, so that outputs of different scales (boxes and scores) count alike
     variance = wanted.var(correction=0)
     return (found - wanted).square().mean() / variance.clamp_min(torch.finfo(torch.float32).tiny)
 

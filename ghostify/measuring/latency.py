@@ -148,7 +148,9 @@ def measure(
     ready = {name: on_device(model, place) for name, model in models.items()}
     positional, named = _moved(args if isinstance(args, tuple) else (args,), place), _moved(dict(kwargs or {}), place)
     with pinned_threads(threads), evaluating(*ready.values()), torch.inference_mode():
+        # a network that does not run is told before any time is spent
         _try_once(ready, positional, named)
+        # first runs choose kernels and fill caches, and a processor takes a while to reach its clock
         _take_turns(ready, positional, named, place, WARM_UP_SHARE * seconds, WARM_UP_ROUNDS)
         times = _take_turns(ready, positional, named, place, seconds, MIN_ROUNDS)
     return Timings(times, threads, str(place))
@@ -183,6 +185,7 @@ def _take_turns(
     turns = 0
     while turns < at_least or time.perf_counter() < end:
         for name, model in models.items():
+            # one run of each in turn: what disturbs the machine for a while disturbs all of them alike
             times[name].append(_one_run(model, args, kwargs, place))
         turns += 1
     return times
@@ -225,6 +228,7 @@ def _moved(value: Any, place: torch.device) -> Any:
 
 
 def _ratios(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    # within a turn, so that a slow moment cancels out of the ratio
     return [b / a for b, a in zip(before, after, strict=True)]
 
 

@@ -88,11 +88,13 @@ class Metric:
         if inspect.isclass(metric):
             return cls(name, metric)
         if isinstance(metric, Running):
+            # a copy for each set, because an object adds up what it has seen
             return cls(name, lambda: copy.deepcopy(metric))
         if not callable(metric):
             raise RecipeError(
                 f"Metric {name!r} is {a(type(metric).__name__)}, not a function or an object with update."
             )
+        # a function that can be called without arguments, and not with two, makes the metric
         if required_arguments(metric) == 0 and not _takes_any(metric):
             return cls(name, metric)
         return cls(name, lambda: metric)
@@ -168,6 +170,7 @@ class _OfBatches:
     def add(self, outputs: Any, labels: Any, size: int) -> None:
         with failing_in_one_line(f"Metric {self.name!r}"):
             value = self.function(outputs, labels)
+        # by samples, because the last batch may be smaller
         self.sum += size * number(value, self.name)
 
     def value(self, total: int) -> float:

@@ -81,6 +81,7 @@ class Site(BaseModel):
     @property
     def part(self) -> str:
         """What it is to a reader: its role; of what has none of its own, its kind."""
+        # the role of a convolution or of a linear layer on maps says more than its kind
         own = self.kind == "conv" or (self.kind == "linear" and self.role != "classifier")
         return self.role if own else self.kind
 
@@ -171,6 +172,7 @@ class Scan(BaseModel):
 
     def within(self, name: str) -> Cost:
         """Counted cost of the module of that qualified name with everything below it."""
+        # with the dot, so that layer1 is not around layer10
         below = name + "."
         ops = [op for op in self.ops if op.module == name or op.module.startswith(below)]
         params = sum(n for module, n in self.params.items() if module == name or module.startswith(below))

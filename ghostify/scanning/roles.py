@@ -36,6 +36,7 @@ def role_of(module: nn.Module | None, seen: list[Role]) -> Role:
 
 def linear_role(outs: list[tuple[int, ...]], seen: list[Role]) -> Role:
     """On vectors it counts as a classifier, wherever it stands; on maps it may be first or last, as a convolution."""
+    # behind a pool there is one vector for each image, and a ghost would save next to nothing there
     if all(len(out) == 2 for out in outs):
         return "classifier"
     return next((role for role in ("stem", "classifier") if role in seen), "channels-last")

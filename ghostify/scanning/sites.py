@@ -29,6 +29,7 @@ def sites_in(traced: Traced, ops: list[Op]) -> Iterator[Site]:
     read = read_weights(traced, traced.module)
     for module, names in traced.names.items():
         if isinstance(module, CONVS) or (module in calls and _is_linear_site(module, calls[module], maps)):
+            # what is left over in the end are convolutions whose weight no module holds
             nodes = calls.pop(module, [])
             inner = [op for op in inside.get(module, []) if op.node not in {node.name for node in nodes}]
             site = _module_site(module, names, nodes, costs, inner, roles, sealed)
@@ -52,6 +53,7 @@ def weighted_calls(traced: Traced) -> dict[nn.Module | str, list[fx.Node]]:
 def _weight_owner(traced: Traced, node: fx.Node) -> nn.Module | None:
     """The module a convolution's weight belongs to; for a weight made on the way, the module the call ran in."""
     weight = weight_node(node) if node.op == "call_function" else None
+    # F.conv2d(x, other.weight) belongs to the module of the weight, wherever the call stands
     if weight is not None and weight.meta.get("parameter"):
         return traced.part(str(weight.meta["parameter"]).rpartition(".")[0])
     return traced.part(node.target if node.op == "call_module" else node.meta["module"])  # type: ignore[arg-type]

@@ -42,6 +42,7 @@ def scan_run(
 ) -> Scan:
     """The scan of one recorded run; what can be asked for is as in ``scan``."""
     plain = _plain(traced)
+    # a stage named by hand that was found anyway is not told twice
     known = {tuple(block.name for block in stage.blocks) for stage in plain.stages}
     named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
     asked: dict[str, Any] = {"stages": (*plain.stages, *named)} if named else {}
@@ -91,6 +92,7 @@ def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
     patterns = tuple(steady)
     held = {module for module, names in traced.names.items() if any(matches(n, p) for n in names for p in patterns)}
+    # a dict keeps the order of the nodes, so that the numbers given out later are the same every time
     called = {node: None for node in nodes if node.op.startswith("call_") and node.meta["shapes"]}
     kept = [node for node in called if any(owner in held for owner in _owners(traced, node))]
     read = [source for node in kept for source in node.all_input_nodes if source in called]
@@ -117,6 +119,7 @@ def _params_by_module(traced: Traced) -> dict[str, int]:
     seen: set[int] = set()
     sizes: dict[str, int] = {}
     for module, names in traced.names.items():
+        # by identity, because tied parameters are one object with several names
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for p in own)
         if own:
