@@ -24,7 +24,7 @@ from itertools import pairwise
 from torch import fx
 
 from ghostify.errors import PlanError
-from ghostify.stages.building import Description, named_part
+from ghostify.stages.building import Description, named_region
 from ghostify.stages.flow import Flow, chains
 from ghostify.stages.pieces import Chain, Span
 from ghostify.stages.runs import fitted, runs
@@ -65,12 +65,12 @@ def name_stage(traced: Traced, modules: Sequence[str]) -> Stage:
     Raises ``PlanError`` where they are no such thing.
     """
     flow = Flow(traced)
-    parts = [named_part(flow, name) for name in modules]
-    for (first, one), (second, other) in pairwise(zip(modules, parts, strict=True)):
+    regions = [named_region(flow, name) for name in modules]
+    for (first, one), (second, other) in pairwise(zip(modules, regions, strict=True)):
         if other[0] != one[-1]:
             raise PlanError(f"{second!r} does not read what {first!r} gives, so they are no blocks of one stage.")
     described = Description(flow)
-    stage = described.of([(part[0], part[1:]) for part in parts])
+    stage = described.of([(region[0], region[1:]) for region in regions])
     uneven = next((b for b in stage.blocks[1:] if not b.in_shape == b.out_shape == stage.blocks[0].out_shape), None)
     if len(modules) < MIN_BLOCKS or uneven:
         why = f"{uneven.name!r} changes its maps' shape" if uneven else f"a stage has at least {MIN_BLOCKS} blocks"

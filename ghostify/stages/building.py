@@ -47,32 +47,32 @@ class Description:
     def stage(self, chain: Chain, spans: list[Span]) -> Stage:
         return self.of([(chain.at[span.start], chain.nodes(span.start, span.end)) for span in spans])
 
-    def of(self, parts: list[tuple[int, list[int]]]) -> Stage:
-        """The stage of these blocks, each told by its entry and its nodes."""
-        parent = _shared_parent([self.flow.exact(part) for _, part in parts])
-        blocks = tuple(self._block(entry, part, parent) for entry, part in parts)
-        coupling, obstacle = self._coupling(blocks, parts)
-        name = self._name([i for _, part in parts for i in part], list(blocks))
+    def of(self, regions: list[tuple[int, list[int]]]) -> Stage:
+        """The stage of these blocks, each by its entry and the nodes of its region."""
+        parent = _shared_parent([self.flow.exact(region) for _, region in regions])
+        blocks = tuple(self._block(entry, region, parent) for entry, region in regions)
+        coupling, obstacle = self._coupling(blocks, regions)
+        name = self._name([i for _, region in regions for i in region], list(blocks))
         return Stage(name=name, blocks=blocks, parent=parent, coupling=coupling, obstacle=obstacle)
 
-    def _block(self, entry: int, part: list[int], parent: str | None) -> Block:
-        exact = self.flow.exact(part)
-        name = next((name for name in exact if parent_of(name) == parent), exact[0] if exact else self._ends(part))
+    def _block(self, entry: int, region: list[int], parent: str | None) -> Block:
+        exact = self.flow.exact(region)
+        name = next((name for name in exact if parent_of(name) == parent), exact[0] if exact else self._ends(region))
         return Block(
             name=name,
             entry=self.flow.nodes[entry].name,
-            exit=self.flow.nodes[part[-1]].name,
+            exit=self.flow.nodes[region[-1]].name,
             in_shape=self.flow.shape(entry),
-            out_shape=self.flow.shape(part[-1]),
-            cost=self._cost(part),
-            modules=(name,) if exact else tuple(self._chained(entry, part)),
+            out_shape=self.flow.shape(region[-1]),
+            cost=self._cost(region),
+            modules=(name,) if exact else tuple(self._chained(entry, region)),
         )
 
-    def _chained(self, entry: int, part: list[int]) -> list[str]:
+    def _chained(self, entry: int, region: list[int]) -> list[str]:
         """The children of one module that compute this block and nothing else, each from what the one before gives."""
-        flow, home = self.flow, self.flow.home(part)
+        flow, home = self.flow, self.flow.home(region)
         children: dict[str, list[int]] = {}
-        for index in part:
+        for index in region:
             child = child_of(flow.modules[index], home)
             if child is None:
                 return []
@@ -87,14 +87,14 @@ class Description:
         return list(children)
 
     def _coupling(
-        self, blocks: tuple[Block, ...], parts: list[tuple[int, list[int]]]
+        self, blocks: tuple[Block, ...], regions: list[tuple[int, list[int]]]
     ) -> tuple[Coupling | None, str | None]:
         """The channels of the blocks after the first, and what stands in the way of rewriting them."""
-        traced, later = self.flow.traced, parts[1:]
-        if len(self.flow.shape(parts[-1][1][-1])) != 4:
+        traced, later = self.flow.traced, regions[1:]
+        if len(self.flow.shape(regions[-1][1][-1])) != 4:
             return None, "works on other than two-dimensional maps, and G-Ghost stages are two-dimensional"
         try:
-            nodes = [[self.flow.nodes[index] for index in part] for _, part in later]
+            nodes = [[self.flow.nodes[index] for index in region] for _, region in later]
             coupling = follow(traced, nodes, self.flow.nodes[later[0][0]]).coupling
         except Unreadable as problem:
             return None, f"cannot be thinned: {problem}"
@@ -102,8 +102,8 @@ class Description:
         if apart:
             return coupling, f"has a block, {apart.name}, that computes outside the modules it calls"
         reasons = (
-            self._bound(block) or self._overwrites(block, part[1])
-            for block, part in zip(blocks[1:], later, strict=True)
+            self._bound(block) or self._overwrites(block, region[1])
+            for block, region in zip(blocks[1:], later, strict=True)
         )
         return coupling, next(filter(None, reasons), None)
 
@@ -127,34 +127,34 @@ class Description:
                     return f"has a block, {name}, that shares a weight with {other}, a tie a thinner copy would break"
         return None
 
-    def _overwrites(self, block: Block, part: list[int]) -> str | None:
+    def _overwrites(self, block: Block, region: list[int]) -> str | None:
         """Whether a block writes into its input, which the ghosts read, too."""
-        for node in (self.flow.nodes[index] for index in part):
+        for node in (self.flow.nodes[index] for index in region):
             if any(target.name == block.entry for target in overwritten(self.flow.traced, node)):
                 return f"has a block, {block.name}, that overwrites its input in place"
         return None
 
-    def _name(self, part: list[int], blocks: list[Block]) -> str:
-        home = self.flow.home(part)
+    def _name(self, region: list[int], blocks: list[Block]) -> str:
+        home = self.flow.home(region)
         # a module is named for the stage if all that costs anything in it lies in the blocks
-        inside = sum(self.flow.nodes[index].name in self.ops for index in part)
+        inside = sum(self.flow.nodes[index].name in self.ops for index in region)
         if home and inside == sum(within(op.module, home) for op in self.ops.values()):
             return home
         return f"{blocks[0].name.split('..')[0]}..{blocks[-1].name.split('..')[-1]}"
 
-    def _ends(self, part: list[int]) -> str:
+    def _ends(self, region: list[int]) -> str:
         """The first and the last module called; where none is, the nodes' own names."""
-        nodes = [self.flow.nodes[index] for index in part]
+        nodes = [self.flow.nodes[index] for index in region]
         names = [str(n.target) for n in nodes if n.op == "call_module"] or [n.name for n in nodes]
         return names[0] if names[0] == names[-1] else f"{names[0]}..{names[-1]}"
 
-    def _cost(self, part: list[int]) -> Cost:
-        ops = [op for index in part if (op := self.ops.get(self.flow.nodes[index].name))]
-        return Cost(params=self._params(part), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
+    def _cost(self, region: list[int]) -> Cost:
+        ops = [op for index in region if (op := self.ops.get(self.flow.nodes[index].name))]
+        return Cost(params=self._params(region), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
 
-    def _params(self, part: list[int]) -> int:
+    def _params(self, region: list[int]) -> int:
         """Parameters these nodes use, through what is computed from parameters alone too, each where first met."""
-        total, waiting, seen = 0, [self.flow.nodes[index] for index in part], set[fx.Node]()
+        total, waiting, seen = 0, [self.flow.nodes[index] for index in region], set[fx.Node]()
         while waiting:
             node = waiting.pop()
             for parameter in self._own(node):
@@ -180,18 +180,18 @@ def _shared_parent(blocks: list[list[str]]) -> str | None:
     return max(common, key=len, default=None)
 
 
-def named_part(flow: Flow, name: str) -> list[int]:
+def named_region(flow: Flow, name: str) -> list[int]:
     """The node a module (or several in a row, ``a..b``) reads and, behind it, its own nodes."""
     first, _, last = name.partition("..")
-    part = [
+    region = [
         index for index, module in enumerate(flow.modules) if within(module, first) or within(module, last or first)
     ]
-    part = list(range(part[0], part[-1] + 1)) if part and first and last else part
-    sources = {source for index in part for source in flow.before[index]} - set(part)
-    leaves = [i for i in part if not set(part).issuperset(flow.after[i])]
-    if not name or not part:
+    region = list(range(region[0], region[-1] + 1)) if region and first and last else region
+    sources = {source for index in region for source in flow.before[index]} - set(region)
+    leaves = [i for i in region if not set(region).issuperset(flow.after[i])]
+    if not name or not region:
         hint = did_you_mean(name, [n for names in flow.traced.names.values() for n in names])
         raise PlanError(f"The plan names a block {name!r}, which did not run or is not there.{hint}")
-    if len(sources) != 1 or leaves != [part[-1]]:
+    if len(sources) != 1 or leaves != [region[-1]]:
         raise PlanError(f"{name!r} cannot be a block of a stage: it has more than one input or output.")
-    return [*sources, *part]
+    return [*sources, *region]

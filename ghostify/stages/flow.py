@@ -60,13 +60,13 @@ class Flow:
                 writing.add(node)
         return {index for index, node in enumerate(self.nodes) if not writing.isdisjoint(node.users)}
 
-    def home(self, part: Iterable[int]) -> str:
+    def home(self, region: Iterable[int]) -> str:
         """The innermost module around these nodes."""
-        return common(self.modules[index] for index in part)
+        return common(self.modules[index] for index in region)
 
-    def exact(self, part: list[int]) -> list[str]:
+    def exact(self, region: list[int]) -> list[str]:
         """The modules that hold these nodes and no others, the innermost first."""
-        return [name for name in ancestors(self.home(part)) if name and self.sizes[name] == len(part)]
+        return [name for name in ancestors(self.home(region)) if name and self.sizes[name] == len(region)]
 
     def shape(self, index: int) -> Shape:
         """Of the one tensor that a node gives; empty if it gives several."""

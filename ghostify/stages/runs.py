@@ -79,8 +79,8 @@ def _repeats(chain: Chain, first: int, period: int) -> bool:
     return period > 1 and len(shapes) == 1 and all(piece.kinds == pieces[0].kinds for piece in pieces)
 
 
-def _is_resolution(flow: Flow, part: list[int], maps: Shape) -> bool:
-    return any(flow.shape(i)[2:] == maps and is_conv(op_name(flow.traced, flow.nodes[i])) for i in part)
+def _is_resolution(flow: Flow, region: list[int], maps: Shape) -> bool:
+    return any(flow.shape(i)[2:] == maps and is_conv(op_name(flow.traced, flow.nodes[i])) for i in region)
 
 
 def _alike(chain: Chain, one: Span, other: Span) -> bool:
@@ -132,7 +132,7 @@ def _trimmed(chain: Chain, spans: list[Span]) -> list[Span]:
     *others, last = spans
     flow, home = chain.flow, chain.flow.home(chain.nodes(spans[0].start, last.core))
     ends = [i for i in range(last.core, last.end + 1) if chain.shapes[i] == chain.shapes[last.core]]
-    whole = [end for end in ends if len(part := chain.nodes(last.start, end)) > 1 and flow.exact(part)]
+    whole = [end for end in ends if len(region := chain.nodes(last.start, end)) > 1 and flow.exact(region)]
     around = [end for end in ends if within(flow.home(chain.nodes(last.start, end)), home)]
     return [*others, replace(last, end=max(whole or around))]
 
