@@ -177,10 +177,9 @@ class _Job:
     def _fitting(self, index: int, samples: Samples) -> tuple[Fitting, Targets]:
         """What fits a part to all its calls, and the targets it has."""
         part, aims = self.parts[index], self.agenda.aims[index]
-        norms = [
-            None if aim.ours.norm is None else self.module.get_submodule(str(aim.ours.norm.target)) for aim in aims
-        ]
-        targets = Targets(self.networks, aims, samples, norms, self.settings.rectified)
+        norms = [self._module_at(aim.ours.norm) for aim in aims]
+        behind = [self._module_at(aim.ours.amplifier) for aim in aims]
+        targets = Targets(self.networks, aims, samples, norms, self.settings.rectified, behind)
         targets.takers = [None if norm in self.agenda.frozen else norm for norm in norms]
         require_finite(part, targets, self.networks)
         return fitting_of(part, self.networks.converted, targets, self.settings.joint), targets

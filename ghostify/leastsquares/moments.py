@@ -334,6 +334,18 @@ def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tenso
     return mix @ (basis @ weight)
 
 
+def mixing(g: Tensor, crossed: Tensor) -> Tensor:
+    """P (k, m) with which m maps make k others, of covariances ``g`` (m, m) and ``crossed`` (k, m).
+
+    By the weakest ridge of ``MIXING`` with which no entry is above ``LIMIT``.
+    """
+    for strength in MIXING:
+        mix = torch.cholesky_solve(crossed.T, factored(g[None], strength)[0]).T
+        if mix.abs().max() <= LIMIT:
+            break
+    return mix
+
+
 def _in_turns(g: Tensor, metric: Tensor, chosen: Tensor, others: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """A (n, m) and V (m, n)."""
     mix = torch.eye(len(g), dtype=g.dtype, device=g.device)[:, chosen]

@@ -1,10 +1,11 @@
 """What follows a layer, up to where its output is bent: norm, addition, activation.
 
-    layer → [norm] → [+ other] → act        z = a·y + b + r
+    layer → [norm] → [+ other] → act [→ norm]        z = a·y + b + r
 
 The *sum* z, what the activation reads, is where a layer is fitted: it is what the rest of the network sees.  Its target
 is the original's z, and r is what the converted network adds there, so what went wrong before on the other way is made
-good.  A norm in eval mode is the line a·y + b.
+good.  A norm in eval mode is the line a·y + b.  One behind the activation says how much an error of each channel
+counts: quiet channels are made as loud as the others (conv → ReLU → norm).
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Epilogue:
     """z."""
     ceiling: float | None
     """Where a rectifier that alone reads z cuts it off above; None where anything else reads it."""
+    amplifier: fx.Node | None = None
+    """The norm that alone reads what that rectifier gives."""
 
     @property
     def form(self) -> tuple[bool, bool]:
@@ -58,13 +61,26 @@ def epilogue(traced: Traced, output: fx.Node, outputs: Collection[fx.Node] = ())
     if after is not None and (found := _other(traced, after, here)) is not None:
         other, here = found, after
         after = _next(traced, here)
-    return Epilogue(output, norm, other, here, rectifier_after(traced, here))
+    amplifier = None if _gives_rows(traced, output) else _amplifier(traced, here)
+    return Epilogue(output, norm, other, here, rectifier_after(traced, here), amplifier)
 
 
 def rectifier_after(traced: Traced, node: fx.Node) -> float | None:
     """The ceiling of the rectifier that alone reads a node (infinite for ReLU), or None where there is none."""
     after = _next(traced, node)
     return None if after is None else _RECTIFIERS.get(_kind(traced, after))
+
+
+def _amplifier(traced: Traced, sum: fx.Node) -> fx.Node | None:
+    """The norm behind the rectifier that alone reads a sum, the largest of several pixels taken or not."""
+    if rectifier_after(traced, sum) is None:
+        return None
+    after = _next(traced, sum)
+    while after is not None:
+        after = _next(traced, after)
+        if after is None or not _kind(traced, after).startswith("maxpool"):
+            break
+    return after if after is not None and is_norm(traced, after) else None
 
 
 def without_addition(around: Epilogue) -> Epilogue:
@@ -89,11 +105,16 @@ def is_norm(traced: Traced, node: fx.Node) -> bool:
 
 def _is_own(traced: Traced, norm: fx.Node, output: fx.Node, outputs: Collection[fx.Node]) -> bool:
     """Whether a norm is that of one layer's channels, and no other's: of rows of vectors it norms the rows."""
-    linear = output.op == "call_module" and isinstance(traced.leaf(output), nn.Linear)
-    if linear and len(output.meta["shapes"][0]) > 2:
+    if _gives_rows(traced, output):
         return False
     calls = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == norm.target]
     return all(_source(traced, call) in outputs for call in calls)
+
+
+def _gives_rows(traced: Traced, output: fx.Node) -> bool:
+    """Whether a node is a linear layer's on rows of vectors, of which channels come last."""
+    linear = output.op == "call_module" and isinstance(traced.leaf(output), nn.Linear)
+    return linear and len(output.meta["shapes"][0]) > 2
 
 
 def _source(traced: Traced, node: fx.Node) -> fx.Node:

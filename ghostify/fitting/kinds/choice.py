@@ -12,6 +12,7 @@ from ghostify.fitting.interpreter import Interpreter
 from ghostify.fitting.kinds.features import unknowns
 from ghostify.fitting.kinds.ghosts import GhostFit, cheap_unknowns, solved_for
 from ghostify.fitting.kinds.layers import LayerFit
+from ghostify.fitting.kinds.pointwise import PointwiseFit, is_mixed_alone
 from ghostify.fitting.kinds.stages import StageFit
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.leastsquares.sampling import Block
@@ -44,6 +45,8 @@ def fitting_of(part: Part, walk: Interpreter, targets: Targets, joint: bool) -> 
 
     if part.kind == "ghost":
         assert part.start is not None, "or it is no ghost"
+        if joint and is_mixed_alone(part.module):
+            return PointwiseFit(part.module, inputs, targets, part.start)
         return GhostFit(part.module, inputs, targets, part.start, joint)
     if part.kind == "stage":
         return StageFit(part.module, inputs, pooled, targets)

@@ -157,7 +157,7 @@ class GhostFit(FiltersFit):
         """Write the primary filters, given the solution for what is ``wanted``, and its moments by place."""
         if self.joint:
             weight = serving(s[0], weight[0], self.targets.weights, self.parts[0])[None]
-        weight = self._alive(weight)
+        weight = self.alive(weight)
         biases = self.intercepts_of(moments, weight) or []
         if self.joint:
             weight, biases = weight[:, self.parts[0]], [bias[:, self.parts[0]] for bias in biases]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ghostify.fitting.kinds.features import Features
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts.narrowing import Conv
-from ghostify.leastsquares.moments import Moments, Solution, precision, solve, within
+from ghostify.leastsquares.moments import Moments, Normal, Solution, precision, solve, within
 from ghostify.leastsquares.sampling import Block
 
 ROUNDS = 3
@@ -63,16 +63,26 @@ class LeastSquares:
     def fit(self) -> float:
         """Fit the map in place; the strength of the ridge."""
         found, moments = self.solved()
-        weight, biases = self._alive(found.weight), self.intercepts_of(moments, found.weight)
-        if found.ridge < float("inf") and self.targets.rectified:
+        weight = self.attainable(found.weight, found.normal.s)
+        biases = self.intercepts_of(moments, weight)
+        normal = self.renewing(found)
+        if normal is not None and self.targets.rectified:
             for _ in range(ROUNDS):
                 for block in self.targets.samples.blocks:
                     self.targets.bend(block, self.given(block, weight, biases).flatten(1))
                 crossed = self.crossed()
-                weight = self._alive(found.normal.solve(within(crossed).crossed(self.constant)))
+                weight = self.attainable(normal.solve(within(crossed).crossed(self.constant)), normal.s)
                 biases = self.intercepts_of(crossed, weight)
         self.write(weight, biases)
         return found.ridge
+
+    def attainable(self, weight: Tensor, s: Tensor) -> Tensor:
+        """Of all that what is fitted can have, the weights nearest to some, for features of covariance ``s``."""
+        return self.alive(weight)
+
+    def renewing(self, found: Solution) -> Normal | None:
+        """What renewed targets are solved with; None where the weights it began with did best and stay."""
+        return found.normal if found.ridge < float("inf") else None
 
     def grouped(self, values: Tensor) -> Tensor:
         """Values by output (…, n) as those of the targets, by group: (…, g, n/g)."""
@@ -107,7 +117,7 @@ class LeastSquares:
         y = times(weight, self.read(block))
         return y if biases is None else y + biases[self.places[block.call]]
 
-    def _alive(self, weight: Tensor) -> Tensor:
+    def alive(self, weight: Tensor) -> Tensor:
         """With the weights it began with where a norm silences the output, so that training may wake it up."""
         return torch.where(self.grouped(self.targets.alive)[:, :, None], weight, self.start)
 

@@ -36,8 +36,9 @@ class Targets:
         samples: Samples,
         norms: Sequence[nn.Module | None],
         rectified: bool,
+        amplifiers: Sequence[nn.Module | None] | None = None,
     ) -> None:
-        """``aims`` and ``norms``: by call."""
+        """``aims``, and ``norms`` before and ``amplifiers`` behind the rectifier: by call."""
         self.networks, self.aims, self.samples, self.norms = networks, aims, samples, norms
         self.takers = norms
         """The norms whose means may take an intercept in, by call."""
@@ -54,6 +55,9 @@ class Targets:
         self.alive = torch.stack(self._alive).any(0)
         """The outputs that any norm lets through."""
         self._bent = self.sums
+        width, like = len(self.alive), next(iter(self.sums.values()))
+        self.amplified = [line(norm, width, like)[0] for norm in amplifiers or [None] * len(aims)]
+        """By call, the slopes behind the rectifier."""
 
     def refresh(self) -> None:
         """Read the norms anew, for a mean has taken an intercept in."""
@@ -68,8 +72,10 @@ class Targets:
 
     @property
     def weights(self) -> Tensor:
-        """How much an error of each output counts, (n,): by the square of its norm's slope, a mean over the calls."""
-        return torch.where(self.alive, torch.stack(self.slopes).square().mean(0), 0.0)
+        """How much an error of each output counts, (n,): by the square of the slopes of the norms before and behind the
+        rectifier, a mean over the calls."""
+        slopes = [own * after for own, after in zip(self.slopes, self.amplified, strict=True)]
+        return torch.where(self.alive, torch.stack(slopes).square().mean(0), 0.0)
 
     def is_held(self, block: Block) -> bool:
         return self.networks.is_held(block.batch)
