@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostify.ghosts import CGhost, GGhostStage
+from ghostify.ghosts.narrowing import prepared
+from ghostify.leastsquares.standardised import standardises
 from ghostify.module_calls import (
     READ_ELSEWHERE,
     ModuleCall,
@@ -172,8 +174,10 @@ class Matching:
     def _start(self, name: str) -> Tensor:
         """The filters that a ghost's module was built from: the original's, or what was left of them."""
         original: Any = self.original.part(name)
-        narrowed = self.origins.weights.get(name)
-        start: Tensor = original.weight if narrowed is None else narrowed
+        start: Tensor | None = self.origins.weights.get(name)
+        if start is None:
+            # What it convolves with, which it may make of its weight.
+            start = prepared(original)[0] if standardises(original) else original.weight
         return start.detach()
 
     def _layer(self, name: str) -> Part | None:

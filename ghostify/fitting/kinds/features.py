@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ghostify.leastsquares.sampling import Block, Samples, convolved
+from ghostify.leastsquares.standardised import standardises
 
 Input = Callable[[Block], Tensor]
 """What a layer reads of each block."""
@@ -82,6 +83,8 @@ class Features:
     def __init__(self, layers: Sequence[Any], inputs: Input, samples: Samples, trained: Tensor) -> None:
         """``layers``: what each call calls, with one weight; ``trained`` (g, r, D): the filters it begins with."""
         self.layers, self.inputs, self.samples = layers, inputs, samples
+        self.centred = standardises(layers[0])
+        """Whether filters must have a mean of zero: then they read how numbers differ from their mean."""
         self.growths = growths_of(trained.shape[2], trained.shape[1])
         """How often known filters may grow; where never, all that a filter reads is a feature."""
         self.known = trained
@@ -128,10 +131,12 @@ class Features:
             for block in blocks:
                 self._convolved(block, filters).backward(missed(block).to(filters.dtype))
         assert filters.grad is not None
-        return filters.grad.double().flatten(1).unflatten(0, (groups, each))
+        found = filters.grad.double().flatten(1).unflatten(0, (groups, each))
+        return found - found.mean(2, keepdim=True) if self.centred else found
 
     def _patches(self, block: Block) -> Tensor:
-        return self.samples.patches(self.inputs(block), self.layers[block.call], block)
+        u = self.samples.patches(self.inputs(block), self.layers[block.call], block)
+        return u - u.mean(2, keepdim=True) if self.centred else u
 
     def _responses(self, block: Block, filters: Tensor) -> Tensor:
         """What filters (g, r, D) give at a block's positions, (N, g, r)."""

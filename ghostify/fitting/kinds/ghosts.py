@@ -35,6 +35,7 @@ from ghostify.leastsquares.moments import MIXING, RIDGES, Moments, Normal, servi
 from ghostify.leastsquares.own_forwards import settable
 from ghostify.leastsquares.pointwise import Blocks, Both
 from ghostify.leastsquares.sampling import Block
+from ghostify.leastsquares.standardised import standardises
 
 _FEW = 16384
 _PER_UNKNOWN = 32
@@ -62,7 +63,7 @@ def cheap_unknowns(ghost: CGhost) -> int:
 
 def solved_for(layer: nn.Module) -> bool:
     """Whether the filters of a primary convolution (of a layer that is to become one) are solved for, or stay."""
-    return isinstance(layer, nn.Linear) or settable(layer).filters
+    return isinstance(layer, nn.Linear) or settable(layer).filters or standardises(layer)
 
 
 class GhostFit(FiltersFit):
@@ -158,15 +159,18 @@ class GhostFit(FiltersFit):
         if self.joint:
             weight = serving(s[0], weight[0], self.targets.weights, self.parts[0])[None]
         weight = self.alive(weight)
-        biases = self.intercepts_of(moments, weight) or []
-        if self.joint:
-            weight, biases = weight[:, self.parts[0]], [bias[:, self.parts[0]] for bias in biases]
+        weight = self.reached(weight[:, self.parts[0]] if self.joint else weight)
+        biases = self.intercepts_of([self._intrinsic(one) for one in moments], weight) or []
         put(self.primary, self.basis.filters(weight))
         for place, bias in enumerate(biases):
             self.offset[place, self.parts[0]] = bias.flatten()
         if self.primary.bias is not None and biases:
             self.intercepts.put([biases[0].flatten()])
         self._maps.forget()
+
+    def _intrinsic(self, moments: Moments) -> Moments:
+        """The moments of the intrinsic maps' targets."""
+        return moments.of_targets(self.parts[0]) if self.joint else moments
 
     def _put_means(self) -> None:
         """Write the intercepts with which filters that stay give the intrinsic maps their means."""

@@ -20,6 +20,7 @@ from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts.narrowing import Conv
 from ghostify.leastsquares.moments import Moments, Normal, Solution, precision, solve, within
 from ghostify.leastsquares.sampling import Block
+from ghostify.leastsquares.standardised import give, reach, standardises
 
 ROUNDS = 3
 """How often targets behind a rectifier are renewed."""
@@ -35,8 +36,11 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def put(layer: nn.Module, weight: Tensor) -> None:
-    """Write a weight (g, n/g, D) into a layer."""
+    """Let a layer have the filters (g, n/g, D), such as it can have."""
     assert isinstance(layer, Conv | nn.Linear)
+    if isinstance(layer, Conv) and standardises(layer):
+        give(layer, weight.flatten(0, 1))
+        return
     with torch.no_grad():
         layer.weight.copy_(weight.flatten(0, 1).reshape(layer.weight.shape))
 
@@ -63,21 +67,23 @@ class LeastSquares:
     def fit(self) -> float:
         """Fit the map in place; the strength of the ridge."""
         found, moments = self.solved()
-        weight = self.attainable(found.weight, found.normal.s)
+        weight = self.attainable(found.weight, found.normal.s, within(moments).crossed(self.constant))
         biases = self.intercepts_of(moments, weight)
         normal = self.renewing(found)
         if normal is not None and self.targets.rectified:
             for _ in range(ROUNDS):
                 for block in self.targets.samples.blocks:
                     self.targets.bend(block, self.given(block, weight, biases).flatten(1))
-                crossed = self.crossed()
-                weight = self.attainable(normal.solve(within(crossed).crossed(self.constant)), normal.s)
-                biases = self.intercepts_of(crossed, weight)
+                renewed = self.crossed()
+                c = within(renewed).crossed(self.constant)
+                weight = self.attainable(normal.solve(c), normal.s, c)
+                biases = self.intercepts_of(renewed, weight)
         self.write(weight, biases)
         return found.ridge
 
-    def attainable(self, weight: Tensor, s: Tensor) -> Tensor:
-        """Of all that what is fitted can have, the weights nearest to some, for features of covariance ``s``."""
+    def attainable(self, weight: Tensor, s: Tensor, c: Tensor) -> Tensor:
+        """Of all that what is fitted can have, the weights nearest to a solution, for the covariances it is of: ``s`` of
+        features, ``c`` of targets with these."""
         return self.alive(weight)
 
     def renewing(self, found: Solution) -> Normal | None:
@@ -152,6 +158,13 @@ class FiltersFit(LeastSquares):
                 break
             best, moments = grown, those
         return best, moments
+
+    def reached(self, weight: Tensor) -> Tensor:
+        """Maps of the features (g, n, D) in the nearest scale in which the layer can have them as its filters."""
+        layer = self.basis.layers[0]
+        if not self.basis.centred:
+            return weight
+        return weight * reach(layer, self.basis.filters(weight).flatten(0, 1)).reshape(*weight.shape[:2], 1)
 
     def _grow(self, found: Solution, moments: Sequence[Moments]) -> None:
         """Let known filters be more, by what a solution misses."""

@@ -3,8 +3,10 @@
     y ≈ W u + b       W = A V, of rank m       V: the primary filters, A: the identity in their rows and P in the others
 
 Any m maps that span the same space serve as well, so W is the reduced rank regression of all n outputs, in the basis in
-which the intrinsic maps are themselves (``serving``).  All of it comes of the moments of what the layer reads: with
-G = W S Vᵀ, P = G_J (V S Vᵀ + ρ ḡ I)⁻¹ for the ghosts J, and no map is looked at again.
+which the intrinsic maps are themselves (``serving``).  All of it comes of the moments of what the layer reads, and no map is
+looked at again: with S = cov(u) and C = cov(y, u),
+
+    P = C_J Vᵀ (V S Vᵀ + ρ ḡ I)⁻¹        for the ghosts J
 """
 
 from __future__ import annotations
@@ -49,11 +51,10 @@ class PointwiseFit(FiltersFit):
         self.basis = Features(layers, read, targets.samples, start.double().flatten(1)[None])
         self.start = self.basis.start
 
-    def attainable(self, weight: Tensor, s: Tensor) -> Tensor:
+    def attainable(self, weight: Tensor, s: Tensor, c: Tensor) -> Tensor:
         nearest = serving(s[0], weight[0], self.targets.weights, self.intrinsic)
-        basis = self.alive(nearest[None])[0, self.intrinsic]
-        crossed = weight[0, self.ghosts] @ s[0] @ basis.T
-        self.mix = mixing(basis @ s[0] @ basis.T, crossed)
+        basis = self.reached(self.alive(nearest[None])[:, self.intrinsic])[0]
+        self.mix = mixing(basis @ s[0] @ basis.T, c[0, self.ghosts] @ basis.T)
         found = torch.empty_like(nearest)
         found[self.intrinsic], found[self.ghosts] = basis, self.mix @ basis
         return found[None]
