@@ -82,8 +82,8 @@ class LeastSquares:
         return found.ridge
 
     def attainable(self, weight: Tensor, s: Tensor, c: Tensor) -> Tensor:
-        """Of all that what is fitted can have, the weights nearest to a solution, for the covariances it is of: ``s`` of
-        features, ``c`` of targets with these."""
+        """Of the weights that can be had, those nearest to a solution; ``s``: covariances of features, ``c``: of targets
+        with these."""
         return self.alive(weight)
 
     def renewing(self, found: Solution) -> Normal | None:

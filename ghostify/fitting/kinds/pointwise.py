@@ -3,8 +3,8 @@
     y ≈ W u + b       W = A V, of rank m       V: the primary filters, A: the identity in their rows and P in the others
 
 Any m maps that span the same space serve as well, so W is the reduced rank regression of all n outputs, in the basis in
-which the intrinsic maps are themselves (``serving``).  All of it comes of the moments of what the layer reads, and no map is
-looked at again: with S = cov(u) and C = cov(y, u),
+which the intrinsic maps are themselves (``serving``).  All of it comes of the moments of what the layer reads, and no
+map is looked at again: with S = cov(u) and C = cov(y, u),
 
     P = C_J Vᵀ (V S Vᵀ + ρ ḡ I)⁻¹        for the ghosts J
 """
