@@ -82,7 +82,7 @@ class LeastSquares:
         return found.ridge
 
     def attainable(self, weight: Tensor, s: Tensor, c: Tensor) -> Tensor:
-        """Of the weights that can be had, those nearest to a solution; ``s``: covariances of features, ``c``: of targets
+        """Of weights that can be had, those nearest to a solution; ``s``: covariances of features, ``c``: of targets
         with these."""
         return self.alive(weight)
 
