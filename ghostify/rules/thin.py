@@ -58,6 +58,11 @@ class ThinSwap(Swap):
         return f"thin={self.width:g}"
 
     @property
+    def form(self) -> tuple[object, ...]:
+        """The settings that decide which channels stay, wherever the block is."""
+        return self.width, self.group_width, self.keep, self.round_to, self.rounding
+
+    @property
     def touches(self) -> tuple[str, ...]:
         return self.inner
 
@@ -85,9 +90,9 @@ class ThinRule(Rule[ThinSwap]):
         return {name: name for name in (*(block.name for block in scan.inner_blocks), *scan.idle, *scan.closed)}
 
     def propose(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> list[ThinSwap | Skip]:
-        followed(scan)
         unfit = {site.name: site for site in unfittable(scan, settings.exclude)} if fitted else {}
-        entries = [_proposed(scan, block, settings, unfit) for block in scan.inner_blocks]
+        widths = Widths(followed(scan))
+        entries = [_proposed(scan, block, settings, unfit, widths) for block in scan.inner_blocks]
         swaps = [entry for entry in entries if isinstance(entry, ThinSwap)]
         left = [entry for entry in entries if isinstance(entry, Skip)]
         if not swaps and (settings.method == "thin" or not entries):
@@ -131,7 +136,9 @@ class ThinRule(Rule[ThinSwap]):
     def after(self, scan: Scan, swaps: Sequence[ThinSwap]) -> Scan:
         if not swaps:
             return scan
-        chosen = Chosen.of(followed(scan), scan.inner_blocks, swaps)
+        chosen, widths = Chosen.everything(followed(scan)), Widths(followed(scan))
+        for swap in swaps:
+            chosen = chosen.thinned(block_of(scan, swap), swap, widths)
         changed = {layer for swap in swaps for layer in self.touches(swap, scan)}
         sites = tuple(chosen.narrowed(site) if site.name in changed else site for site in scan.sites)
         stages = tuple(stage for stage in scan.stages if not any(map(stage.holds, changed)))
@@ -149,7 +156,7 @@ class ThinRule(Rule[ThinSwap]):
 
     def report(self, rows: Rows, swaps: Sequence[ThinSwap], before: Scan, after: Scan) -> None:
         coupling, blocks = followed(before), before.inner_blocks
-        everything = Chosen.of(coupling, (), ())
+        everything = Chosen.everything(coupling)
         for swap in swaps:
             segments = _segments(block_of(before, swap), swap)
             theory = _theory(coupling, blocks, [swap], segments, everything.cost(segments))
@@ -179,6 +186,24 @@ def block_of(scan: Scan, swap: ThinSwap) -> InnerBlock:
 # -- which channels stay ---------------------------------------------------------------------------------------
 
 
+class Widths:
+    """How many components of each segment settings ask for; worked out once for all swaps of the same settings.
+
+    It takes a walk over all tensors of the network, as many as there are blocks.
+    """
+
+    def __init__(self, coupling: Coupling) -> None:
+        self.coupling = coupling
+        self._known: dict[tuple[object, ...], list[int]] = {}
+
+    def of(self, swap: ThinSwap) -> list[int]:
+        """By segment, where the whole network has a swap's settings."""
+        if swap.form not in self._known:
+            target = thinner(swap.width, swap.round_to, swap.rounding)
+            self._known[swap.form] = self.coupling.keep(target, swap.group_width, apart=True, step=swap.round_to)
+        return self._known[swap.form]
+
+
 class Chosen(NamedTuple):
     """How much of each segment of a network stays."""
 
@@ -189,14 +214,16 @@ class Chosen(NamedTuple):
     """Share of a group of grouped convolutions, by segment."""
 
     @classmethod
-    def of(cls, coupling: Coupling, blocks: Sequence[InnerBlock], swaps: Sequence[ThinSwap]) -> Chosen:
-        counts, lanes = [segment.size for segment in coupling.segments], [1.0] * len(coupling.segments)
-        by_name = {block.name: block for block in blocks}
-        for swap in swaps:
-            asked = _counts(coupling, swap)
-            for segment in _segments(by_name[swap.target], swap):
-                counts[segment], lanes[segment] = asked[segment], swap.group_width
-        return cls(coupling, counts, lanes)
+    def everything(cls, coupling: Coupling) -> Chosen:
+        """All channels."""
+        return cls(coupling, [segment.size for segment in coupling.segments], [1.0] * len(coupling.segments))
+
+    def thinned(self, block: InnerBlock, swap: ThinSwap, widths: Widths) -> Chosen:
+        """The same with what a swap leaves of a block."""
+        counts, lanes, asked = [*self.counts], [*self.lanes], widths.of(swap)
+        for segment in _segments(block, swap):
+            counts[segment], lanes[segment] = asked[segment], swap.group_width
+        return self._replace(counts=counts, lanes=lanes)
 
     def cost(self, segments: Sequence[int]) -> Cost:
         """What the weights cost that make or read channels of some segments."""
@@ -229,12 +256,6 @@ def _segments(block: InnerBlock, swap: ThinSwap) -> list[int]:
     return [segment for segment, maker in zip(block.segments, block.makers, strict=True) if maker in swap.inner]
 
 
-def _counts(coupling: Coupling, swap: ThinSwap) -> list[int]:
-    """How many components of each segment stay where the whole network has a swap's settings."""
-    target = thinner(swap.width, swap.round_to, swap.rounding)
-    return coupling.keep(target, swap.group_width, apart=True, step=swap.round_to)
-
-
 def selected(traced: Traced, swaps: Sequence[ThinSwap]) -> tuple[Channels, np.ndarray]:
     """The channels of a network, and by number whether each stays.  Raises ``RewriteError`` where they resist."""
     try:
@@ -242,12 +263,18 @@ def selected(traced: Traced, swaps: Sequence[ThinSwap]) -> tuple[Channels, np.nd
     except Unreadable as problem:
         raise RewriteError(f"{type(traced.module).__name__} {_REFUSED}: {problem}.") from None
     blocks = {block.name: block for block in inner_blocks(channels.coupling)}
+    widths = Widths(channels.coupling)
+    strengths = channels.strengths() if any(swap.keep == "strongest" for swap in swaps) else None
+    # what the whole network would keep by each of the settings, of which every swap takes the part inside its block
+    by_form = {swap.form: swap for swap in swaps}
+    chosen = {
+        form: channels.kept(widths.of(swap), swap.group_width, strengths if swap.keep == "strongest" else None)
+        for form, swap in by_form.items()
+    }
     kept = np.ones(len(channels.roots), dtype=bool)
     for swap in swaps:
-        rank = channels.strengths() if swap.keep == "strongest" else None
-        chosen = channels.kept(_counts(channels.coupling, swap), swap.group_width, rank)
         inside = [channels.members[segment] for segment in _segments(blocks[swap.target], swap)]
-        kept &= chosen | ~np.isin(channels.components, np.concatenate(inside))
+        kept &= chosen[swap.form] | ~np.isin(channels.components, np.concatenate(inside))
     return channels, kept
 
 
@@ -256,16 +283,17 @@ def selected(traced: Traced, swaps: Sequence[ThinSwap]) -> tuple[Channels, np.nd
 
 def priced(scan: Scan, swaps: Sequence[ThinSwap]) -> Iterator[ThinSwap]:
     """Swaps with their costs, each given those before it."""
-    coupling = followed(scan)
-    for index, swap in enumerate(swaps):
-        segments = _segments(block_of(scan, swap), swap)
-        before, after = (
-            Chosen.of(coupling, scan.inner_blocks, swaps[:end]).cost(segments) for end in (index, index + 1)
-        )
-        yield swap.model_copy(update={"before": before, "after": after})
+    chosen, widths = Chosen.everything(followed(scan)), Widths(followed(scan))
+    for swap in swaps:
+        block = block_of(scan, swap)
+        segments, less = _segments(block, swap), chosen.thinned(block, swap, widths)
+        yield swap.model_copy(update={"before": chosen.cost(segments), "after": less.cost(segments)})
+        chosen = less
 
 
-def _proposed(scan: Scan, block: InnerBlock, settings: GhostSettings, unfit: Mapping[str, Site]) -> ThinSwap | Skip:
+def _proposed(
+    scan: Scan, block: InnerBlock, settings: GhostSettings, unfit: Mapping[str, Site], widths: Widths
+) -> ThinSwap | Skip:
     """A swap of a block, or the reason there is none."""
     coupling = followed(scan)
     reasons: list[str] = []
@@ -280,8 +308,8 @@ def _proposed(scan: Scan, block: InnerBlock, settings: GhostSettings, unfit: Map
     if not inner:
         return Skip(target=block.name, reason=reasons[0])
     swap = _swap(scan, block, tuple(dict.fromkeys(inner)), settings)
-    narrower = Chosen.of(coupling, scan.inner_blocks, [swap])
-    if narrower.cost(block.segments) == Chosen.of(coupling, (), ()).cost(block.segments):
+    whole = Chosen.everything(coupling)
+    if whole.thinned(block, swap, widths).cost(block.segments) == whole.cost(block.segments):
         return Skip(target=block.name, reason=f"keeps its inner width, because {_rounds(swap)}")
     return swap
 
