@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from ghostify.errors import DataError, GhostifyError, ModelError
 from ghostify.measuring import Accuracy, agreement, evaluate
-from ghostify.measuring.borrowing import on_device, place_for
+from ghostify.measuring.borrowing import device_for, on_device
 
 Batch = tuple[Tensor, Tensor]
 
@@ -154,9 +154,9 @@ def test_agreement_needs_the_same_classes() -> None:
 
 def test_a_model_elsewhere_is_copied_not_moved() -> None:
     model = net()
-    moved = on_device(model, place_for(model, "meta"))
+    moved = on_device(model, device_for(model, "meta"))
     assert next(moved.parameters()).is_meta and not next(model.parameters()).is_meta
-    assert on_device(model, place_for(model, None)) is model
+    assert on_device(model, device_for(model, None)) is model
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:

@@ -82,8 +82,8 @@ def analyze(
         shapes = " and ".join(str(tuple(leaf.shape)) for leaf in per_sample(images)) or "none"
         raise DataError(f"An analysis needs at least {LEAST_IMAGES} images (N, C, H, W), and was given {shapes}.")
     began = time.perf_counter()
-    module, place, floats = _prepared(model, device)
-    batches = [move(batch, place, torch.float32) for batch in batched(images)]
+    module, here, floats = _prepared(model, device)
+    batches = [move(batch, here, torch.float32) for batch in batched(images)]
     with evaluating(module), torch.no_grad():
         traced = trace(module, take(batches[0], slice(1)))
         seen = scan(traced)
@@ -272,11 +272,11 @@ def _prepared(model: nn.Module, device: torch.device | None) -> tuple[nn.Module,
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise FitError(f"{type(model).__name__} is on the meta device and has no weights to look at.")
-    place = device or next((tensor.device for tensor in tensors), torch.device("cpu"))
+    here = device or next((tensor.device for tensor in tensors), torch.device("cpu"))
     floats = all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point())
-    if floats and all(tensor.device == place for tensor in tensors):
-        return model, place, True
-    return copy.deepcopy(model).to(place, torch.float32), place, floats
+    if floats and all(tensor.device == here for tensor in tensors):
+        return model, here, True
+    return copy.deepcopy(model).to(here, torch.float32), here, floats
 
 
 def _unfit(site: Site, calls: int) -> str:

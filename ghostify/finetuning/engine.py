@@ -32,7 +32,7 @@ class Engine:
     teacher: nn.Module | None
     optimizer: torch.optim.Optimizer
     settings: TrainSettings
-    place: torch.device
+    device: torch.device
     finite: frozenset[str]
     """The tensors of the network that hold finite numbers only, and so must stay."""
     own: OwnLoss | None = None
@@ -43,12 +43,12 @@ class Engine:
         model: nn.Module,
         teacher: nn.Module | None,
         settings: TrainSettings,
-        place: torch.device,
+        device: torch.device,
         own: OwnLoss | None = None,
     ) -> Engine:
-        """An engine with a fresh optimiser, for networks that are at ``place``."""
+        """An engine with a fresh optimiser, for networks that are at ``device``."""
         finite = frozenset(name for name, tensor in _numbers(model) if bool(tensor.isfinite().all()))
-        return Engine(model, teacher, make_optimizer(model, settings), settings, place, finite, own)
+        return Engine(model, teacher, make_optimizer(model, settings), settings, device, finite, own)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -59,12 +59,12 @@ class Engine:
 
     def loss(self, images: Batch, labels: Any) -> tuple[Tensor, int]:
         """A batch's mean loss, with its graph, and how many of its images were right (0 by a loss of the user's)."""
-        images = move(images, self.place, non_blocking=True)
+        images = move(images, self.device, non_blocking=True)
         if self.own is not None:
-            return self._own_loss(self.own, images, move(labels, self.place, non_blocking=True)), 0
+            return self._own_loss(self.own, images, move(labels, self.device, non_blocking=True)), 0
         with self._precision():
             outputs = class_scores(self._run(images))
-        labels = move(checked_labels(labels, outputs), self.place, non_blocking=True)
+        labels = move(checked_labels(labels, outputs), self.device, non_blocking=True)
         taught = self._taught(images)
         if taught is not None:
             require_same_classes(outputs, taught)
@@ -77,7 +77,7 @@ class Engine:
         with self._precision():
             outputs = self._run(inputs)
         # A loss may not know half precision, and need not: the outputs are few.
-        loss = own.require_gradient(own(move(outputs, self.place, torch.float32), labels))
+        loss = own.require_gradient(own(move(outputs, self.device, torch.float32), labels))
         if self.teacher is None:
             return loss
         with torch.no_grad(), self._precision():
@@ -104,7 +104,7 @@ class Engine:
     @torch.no_grad()
     def blame(self, images: Batch, labels: Any) -> str:
         """What made the loss of a batch infinite or NaN, as a clause; nothing where it was the training itself."""
-        images = move(images, self.place)
+        images = move(images, self.device)
         floats = (leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor) and leaf.is_floating_point())
         if not all(bool(leaf.isfinite().all()) for leaf in floats):
             return "its images hold NaN or infinite numbers"
@@ -115,7 +115,7 @@ class Engine:
             return "the teacher gives NaN or infinite scores for its images"
         outputs = class_scores(self._run(images))
         # cross entropy of a class with a score of -inf is infinite whatever else the network says
-        own = outputs.gather(1, labels.to(self.place).long()[:, None])
+        own = outputs.gather(1, labels.to(self.device).long()[:, None])
         return "the network rules out (with a score of -inf) a class that it holds" if RULED_OUT in own else ""
 
     def _run(self, images: Batch) -> Any:
@@ -136,7 +136,7 @@ class Engine:
             return class_scores(call(self.teacher, images))
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.place.type, torch.bfloat16, enabled=self.settings.amp)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp)
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
@@ -158,7 +158,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD
     return torch.optim.SGD(groups, settings.peak, settings.momentum, nesterov=settings.momentum > 0)
 
 
-def seed_epoch(seed: int, epoch: int, place: torch.device) -> None:
+def seed_epoch(seed: int, epoch: int, device: torch.device) -> None:
     """Start all random states anew from (seed, epoch), far apart for neighbouring pairs.
 
     Not by ``torch.manual_seed``: it seeds all devices, also those whose state nobody here puts back.
@@ -168,8 +168,8 @@ def seed_epoch(seed: int, epoch: int, place: torch.device) -> None:
     random.seed(number)
     numpy.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number)
-    if place.type == "cuda":
-        with torch.cuda.device(place):
+    if device.type == "cuda":
+        with torch.cuda.device(device):
             torch.cuda.manual_seed(number)
 
 

@@ -30,7 +30,7 @@ from ghostify.finetuning.history import TOP1, Epoch, History
 from ghostify.finetuning.losses import MinusLoss, OwnLoss
 from ghostify.measuring import evaluate
 from ghostify.measuring.accuracy import images_and_labels, samples_in
-from ghostify.measuring.borrowing import Device, on_device, place_for
+from ghostify.measuring.borrowing import Device, device_for, on_device
 from ghostify.recipe import TrainSettings, make_settings
 from ghostify.rewriting import Ghosted
 from ghostify.running import as_called, evaluating, random_states_kept, undisturbed
@@ -119,12 +119,12 @@ def finetune(
     module, fitted = (model.module, model.fit is not None) if isinstance(model, Ghosted) else (network(model), False)
     _require_protocol(data)
     settings = make_settings(TrainSettings, settings, {}).resolved(fitted)
-    place = place_for(module, device)
+    here = device_for(module, device)
     own = loss if isinstance(loss, OwnLoss) or loss is None else OwnLoss.of(loss)
-    engine = Engine.of(module.to(place), _teacher_at(place, teacher, settings, own), settings, place, own)
+    engine = Engine.of(module.to(here), _teacher_at(here, teacher, settings, own), settings, here, own)
     state = RunState(settings=settings, seed=seed, batch_size=batch_size)
     run = _Training(engine, data, state, measure or _usual(own), workers, checkpoint, progress or _Silent())
-    with engine.training(), random_states_kept(place):
+    with engine.training(), random_states_kept(here):
         try:
             return run.carried_out()
         finally:
@@ -189,7 +189,7 @@ class _Training:
         first, last = len(self.state.history.epochs), self.state.settings.epochs
         for index in range(first, last):
             # anew in every epoch, so that a resumed run draws what an uninterrupted one would have drawn
-            seed_epoch(self.state.seed, index, self.engine.place)
+            seed_epoch(self.state.seed, index, self.engine.device)
             loader = self.data.train_loader(self.state.batch_size, self.state.seed, index, self.workers)
             if index == first:
                 self.watcher.start(_batches_in(loader) * (last - first), f"Training, {last - first} epochs")
@@ -306,7 +306,7 @@ def _batches_in(loader: DataLoader[Any]) -> int:
 
 
 def _teacher_at(
-    place: torch.device, teacher: nn.Module | None, settings: TrainSettings, own: OwnLoss | None
+    device: torch.device, teacher: nn.Module | None, settings: TrainSettings, own: OwnLoss | None
 ) -> nn.Module | None:
     if not settings.distill:
         return None
@@ -314,7 +314,7 @@ def _teacher_at(
         raise RecipeError(f"distill = {settings.distill:g} needs the original network as teacher; set distill = 0.")
     if own is not None:
         own.require_outputs(settings.distill)
-    return on_device(teacher, place)
+    return on_device(teacher, device)
 
 
 def _require_same_run(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

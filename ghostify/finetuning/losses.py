@@ -135,9 +135,9 @@ class MinusLoss:
 
     def __call__(self, model: nn.Module, loader: Iterable[Any]) -> float:
         total, value = 0, 0.0
-        place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         for inputs, labels, size in sized_batches(loader):
-            value += size * float(self.loss(call(model, move(inputs, place)), move(labels, place)))
+            value += size * float(self.loss(call(model, move(inputs, device)), move(labels, device)))
             total += size
         return -value / max(1, total)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ghostify.arguments import batches, network, takes
 from ghostify.batches import Batch, call, count, move
 from ghostify.errors import DataError, GhostifyError, ModelError
-from ghostify.measuring.borrowing import Device, on_device, place_for
+from ghostify.measuring.borrowing import Device, device_for, on_device
 from ghostify.running import as_called, evaluating, undisturbed
 
 
@@ -60,14 +60,14 @@ def evaluate(
     Raises ``DataError`` for an empty loader, or labels that are no classes of the network; ``ModelError`` when the
     output is not ``(N, classes)``; ``GhostifyError`` when it is not finite.
     """
-    place = place_for(model, device)
-    borrowed = on_device(model, place)
+    here = device_for(model, device)
+    borrowed = on_device(model, here)
     correct, total, loss = 0, 0, 0.0
     with evaluating(borrowed), torch.no_grad():
         for batch in loader:
             images, labels = images_and_labels(batch)
-            outputs = _finite_scores(borrowed, move(images, place))
-            labels = checked_labels(labels, outputs).to(place)
+            outputs = _finite_scores(borrowed, move(images, here))
+            labels = checked_labels(labels, outputs).to(here)
             correct += count_correct(outputs, labels)
             loss += float(cross_entropy(outputs, labels, reduction="sum"))
             total += len(labels)
@@ -86,12 +86,12 @@ def agreement(model: nn.Module, reference: nn.Module, loader: Iterable[Any], *, 
     The loader gives ``images (N, C, H, W)`` or tuples that begin with them; labels are not looked at.  ``device`` None
     means where ``model`` is.  Raises as ``evaluate`` does, and ``ModelError`` when the networks' classes differ.
     """
-    place = place_for(model, device)
-    ours, theirs = on_device(model, place), on_device(reference, place)
+    here = device_for(model, device)
+    ours, theirs = on_device(model, here), on_device(reference, here)
     equal, total = 0, 0
     with evaluating(ours, theirs), torch.no_grad():
         for batch in loader:
-            images = move(_images(batch), place)
+            images = move(_images(batch), here)
             mine, other = _finite_scores(ours, images), _finite_scores(theirs, images)
             require_same_classes(mine, other)
             equal += count_correct(mine, other.argmax(1))

@@ -17,14 +17,14 @@ Device = str | torch.device
 _KINDS = ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "meta")
 
 
-def on_device(model: nn.Module, place: torch.device) -> nn.Module:
-    """``model`` itself when all of it is at ``place``, else a copy there."""
-    if all(tensor.device == place for tensor in chain(model.parameters(), model.buffers())):
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` itself when all of it is at ``device``, else a copy there."""
+    if all(tensor.device == device for tensor in chain(model.parameters(), model.buffers())):
         return model
-    return copy.deepcopy(model).to(place)
+    return copy.deepcopy(model).to(device)
 
 
-def place_for(model: nn.Module, device: Device | None) -> torch.device:
+def device_for(model: nn.Module, device: Device | None) -> torch.device:
     """``device`` with its index, or where ``model`` is when None.  Raises ``GhostifyError`` when it is not there."""
     if device is None:
         first = next(chain(model.parameters(), model.buffers()), None)
@@ -39,10 +39,10 @@ def pick_device(name: str) -> torch.device:
     """The device of that name to compute on; ``auto`` is the first GPU, else the CPU.  Raises ``GhostifyError``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = place_for(nn.Identity(), name)
-    if place.type == "meta":
+    device = device_for(nn.Identity(), name)
+    if device.type == "meta":
         raise GhostifyError(f"Device {name!r} cannot be used: it holds shapes only, no numbers; give cpu or cuda.")
-    return place
+    return device
 
 
 def _why(device: Any, problem: BaseException) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ghostify.errors import ModelError, RecipeError
-from ghostify.measuring.borrowing import Device, on_device, place_for
+from ghostify.measuring.borrowing import Device, device_for, on_device
 from ghostify.running import as_called, evaluating, undisturbed
 
 Arguments = Tensor | tuple[Any, ...]
@@ -144,16 +144,16 @@ def measure(
     Raises ``RecipeError`` for a setting out of range, ``ModelError`` when a model does not take the example.
     """
     _require_sensible(models, seconds, threads)
-    place = place_for(next(iter(models.values())), device)
-    ready = {name: on_device(model, place) for name, model in models.items()}
-    positional, named = _moved(args if isinstance(args, tuple) else (args,), place), _moved(dict(kwargs or {}), place)
+    here = device_for(next(iter(models.values())), device)
+    ready = {name: on_device(model, here) for name, model in models.items()}
+    positional, named = _moved(args if isinstance(args, tuple) else (args,), here), _moved(dict(kwargs or {}), here)
     with pinned_threads(threads), evaluating(*ready.values()), torch.inference_mode():
         # a network that does not run is told before any time is spent
         _try_once(ready, positional, named)
         # first runs choose kernels and fill caches, and a processor takes a while to reach its clock
-        _take_turns(ready, positional, named, place, WARM_UP_SHARE * seconds, WARM_UP_ROUNDS)
-        times = _take_turns(ready, positional, named, place, seconds, MIN_ROUNDS)
-    return Timings(times, threads, str(place))
+        _take_turns(ready, positional, named, here, WARM_UP_SHARE * seconds, WARM_UP_ROUNDS)
+        times = _take_turns(ready, positional, named, here, seconds, MIN_ROUNDS)
+    return Timings(times, threads, str(here))
 
 
 def speedup(before_ms: Sequence[float], after_ms: Sequence[float]) -> float:
@@ -176,7 +176,7 @@ def _take_turns(
     models: Mapping[str, nn.Module],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    place: torch.device,
+    device: torch.device,
     seconds: float,
     at_least: int,
 ) -> dict[str, list[float]]:
@@ -186,23 +186,23 @@ def _take_turns(
     while turns < at_least or time.perf_counter() < end:
         for name, model in models.items():
             # one run of each in turn: what disturbs the machine for a while disturbs all of them alike
-            times[name].append(_one_run(model, args, kwargs, place))
+            times[name].append(_one_run(model, args, kwargs, device))
         turns += 1
     return times
 
 
-def _one_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.device) -> float:
-    _wait_for(place)
+def _one_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> float:
+    _wait_for(device)
     start = time.perf_counter()
     model(*args, **kwargs)
-    _wait_for(place)
+    _wait_for(device)
     return 1e3 * (time.perf_counter() - start)
 
 
-def _wait_for(place: torch.device) -> None:
+def _wait_for(device: torch.device) -> None:
     """An accelerator only queues work; its clock stops when the queue is empty."""
-    if place.type != "cpu":
-        torch.accelerator.synchronize(place)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _try_once(models: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -214,16 +214,16 @@ def _try_once(models: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: di
             raise ModelError(f"Model {name!r} does not run on the example: {reason}") from problem
 
 
-def _moved(value: Any, place: torch.device) -> Any:
+def _moved(value: Any, device: torch.device) -> Any:
     match value:
         case Tensor():
-            return value.to(place)
+            return value.to(device)
         case dict():
-            return {key: _moved(part, place) for key, part in value.items()}
+            return {key: _moved(part, device) for key, part in value.items()}
         case tuple() if hasattr(value, "_fields"):
-            return type(value)(*(_moved(part, place) for part in value))
+            return type(value)(*(_moved(part, device) for part in value))
         case list() | tuple():
-            return type(value)(_moved(part, place) for part in value)
+            return type(value)(_moved(part, device) for part in value)
     return value
 
 

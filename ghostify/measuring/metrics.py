@@ -26,7 +26,7 @@ from ghostify.arguments import a
 from ghostify.batches import Batch, call, move
 from ghostify.errors import DataError, GhostifyError, RecipeError
 from ghostify.measuring.accuracy import images_and_labels, samples_in
-from ghostify.measuring.borrowing import Device, on_device, place_for
+from ghostify.measuring.borrowing import Device, device_for, on_device
 from ghostify.running import evaluating
 from ghostify.sources.named import find_object, reason_of
 
@@ -120,12 +120,12 @@ class Metric:
 
         Raises ``DataError`` for an empty loader, and ``RecipeError`` where the metric fails or gives no finite number.
         """
-        place = place_for(model, device)
+        here = device_for(model, device)
         judge = self._judge()
-        with evaluating(borrowed := on_device(model, place)), torch.no_grad():
+        with evaluating(borrowed := on_device(model, here)), torch.no_grad():
             total = 0
             for inputs, labels, size in sized_batches(loader):
-                outputs = move(call(borrowed, move(inputs, place)), _CPU)
+                outputs = move(call(borrowed, move(inputs, here)), _CPU)
                 judge.add(outputs, labels, size)
                 total += size
                 if progress:
@@ -139,8 +139,8 @@ class Metric:
         judge = self._judge()
         with evaluating(model), torch.no_grad():
             for inputs, labels, size in islice(sized_batches(loader), 1):
-                place = place_for(model, None)
-                judge.add(move(call(model, move(inputs, place)), _CPU), labels, size)
+                here = device_for(model, None)
+                judge.add(move(call(model, move(inputs, here)), _CPU), labels, size)
 
     def _judge(self) -> _Judge:
         with failing_in_one_line(f"Metric {self.name!r}"):
