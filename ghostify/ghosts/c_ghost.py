@@ -135,26 +135,23 @@ class CGhost(nn.Module):
         check(out_channels, s, cheap, groups, linear=norm is None and act is None, m=asked)
         m = intrinsic_maps(out_channels, s, groups) if asked is None else asked
         conv: Any = primary(m)
-        self.m, self._dimensions = m, dimensions(conv)
-        self._channels = -1 - self._dimensions
-        """The dimension of the channels, counted from the right, for an image may come without a batch."""
+        self.m, self.s, self.d, self.rank = m, s, cheap.d, cheap.rank(out_channels, m)
+        self.out_channels, self.groups = out_channels, groups
+        self._take_geometry(conv)
         plain: Any = PLAIN[self._dimensions]
-        self.in_channels, self.out_channels, self.groups, self.s = conv.in_channels, out_channels, groups, s
-        # A forward may ask a layer for these, as one does who pads by hand.
-        self.kernel_size, self.stride, self.padding, self.dilation = (
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-        )
-        self.padding_mode = conv.padding_mode
         self.primary = _part(conv, m, norm, act, place)
-        self.d = cheap.d
         filters = cheap.filters(plain, m, s, bias, **place)
         self.cheap = nn.ModuleList(_part(conv, m, norm, act, place) for conv in filters)
-        self.rank = cheap.rank(out_channels, m)
         self.pointwise = _one_module(cheap.mixing(plain, out_channels, m, bias, **place))
         self.register_buffer("order", torch.arange(out_channels, device=place["device"]) if ordered else None)
+
+    def _take_geometry(self, conv: Any) -> None:
+        """Have the fields of the primary convolution: a forward may ask a layer for them, as one does who pads."""
+        self.in_channels, self.kernel_size, self.stride = conv.in_channels, conv.kernel_size, conv.stride
+        self.padding, self.dilation, self.padding_mode = conv.padding, conv.dilation, conv.padding_mode
+        self._dimensions = dimensions(conv)
+        self._channels = -1 - self._dimensions
+        """The dimension of the channels, counted from the right, for an image may come without a batch."""
 
     @classmethod
     def from_conv(
@@ -310,24 +307,29 @@ class CGhost(nn.Module):
         self.train(old.training)
 
     def _carry(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Fill all convolutions from a filter bank (n, c/g, k, k) and its bias (n).
-
-        Of a pointwise convolution of low rank only A is zero, for a gradient must find its way: B takes the first maps.
-        """
-        primary, *cheap = (_conv_of(part) for part in (self.primary, *self.cheap))
+        """Fill all convolutions from a filter bank (n, c/g, k, k) and its bias (n)."""
         if weight.is_meta:
             return
         banks = self._by_part(weight)
         biases = self._by_part(bias) if bias is not None else None
         if self._own_primary is None:
+            primary = _conv_of(self.primary)
             primary.weight.copy_(banks[0])
             if biases is not None:
                 primary.bias.copy_(biases[0])  # type: ignore[union-attr]
-        if not cheap:
+        if len(self.cheap):
+            self._carry_taps(banks, biases)
+        else:
             self._carry_mixture(banks, biases)
-            return
-        for i, conv in enumerate(cheap, start=1):
-            tap = _projection(banks[i], banks[0])
+
+    def _carry_taps(self, banks: list[Tensor], biases: list[Tensor] | None) -> None:
+        """Fill the depthwise convolutions, each with a number in its centre, and a pointwise one beside them by zero.
+
+        Of a pointwise convolution of low rank only A is zero, because a gradient must find its way: B takes the first
+        maps.
+        """
+        for i, part in enumerate(self.cheap, start=1):
+            conv, tap = _conv_of(part), _projection(banks[i], banks[0])
             conv.weight.zero_()
             conv.weight.flatten(1)[:, self.d**self._dimensions // 2] = tap
             if biases is not None:
@@ -339,9 +341,8 @@ class CGhost(nn.Module):
 
     def _carry_mixture(self, banks: list[Tensor], biases: list[Tensor] | None) -> None:
         """Fill a pointwise convolution that is alone: ghosts are the mixtures nearest to their filters."""
-        left = self.out_channels - self.m
-        ghosts = torch.cat(banks[1:])[:left]
-        mixture = _mixture(ghosts, banks[0])
+        left = self.out_channels - self.m  # parts of m maps may be a few more
+        mixture = _mixture(torch.cat(banks[1:])[:left], banks[0])
         convs = [part for part in self.pointwise.modules() if isinstance(part, Conv)]  # type: ignore[union-attr]
         for conv, factor in zip(convs, _factors(mixture, self.rank if len(convs) > 1 else 0), strict=True):
             conv.weight.copy_(factor.reshape(conv.weight.shape))

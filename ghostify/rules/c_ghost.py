@@ -187,31 +187,41 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
     Raises ``PlanError`` for what was set by name and cannot be: an s above the width, or a pointwise convolution.
     """
     wanted = _wanted(site, settings)
-    s, parts = wanted.s, wanted.parts
-    reason = site.obstacle or _left_alone(site, settings)
-    if reason is None and s > site.out_channels // site.groups:
-        if "s" in wanted.named:
-            _require_buildable(site, s, Cheap(USUAL))
-        reason = f"has {site.out_channels // site.groups} output maps per group, fewer than s = {s}"
-    if reason is None and parts == "norm-act" and site.kind == "linear":
-        reason = "is a linear layer, whose outputs take no normalisation"
+    reason = site.obstacle or _left_alone(site, settings) or _unable(site, wanted)
     if reason is not None:
         return Skip(target=site.name, reason=reason)
     for cheap in _forms(site, wanted):
-        m = _rounded(site, s, cheap, settings.round_to)
-        swap = CGhostSwap(
-            target=site.name,
-            geometry=site.geometry,
-            s=s,
-            m=m,
-            cheap=cheap.for_width(site.out_channels, m or intrinsic_maps(site.out_channels, s, site.groups)),
-            parts=parts,
-            before=site.cost,
-        )
-        proposed = _priced(site, swap, settings)
+        proposed = _priced(site, _swap_of(site, wanted, cheap, settings.round_to), settings)
         if isinstance(proposed, CGhostSwap):
             break
     return proposed
+
+
+def _unable(site: Site, wanted: _Wanted) -> str | None:
+    """Why no ghost of these settings can stand for a site; ``PlanError`` where its own s is too large for it."""
+    width = site.out_channels // site.groups
+    if wanted.s > width:
+        if "s" in wanted.named:
+            _require_buildable(site, wanted.s, Cheap(USUAL))
+        return f"has {width} output maps per group, fewer than s = {wanted.s}"
+    if wanted.parts == "norm-act" and site.kind == "linear":
+        return "is a linear layer, whose outputs take no normalisation"
+    return None
+
+
+def _swap_of(site: Site, wanted: _Wanted, cheap: Cheap, round_to: int) -> CGhostSwap:
+    """The swap of one form, without its cost."""
+    m = _rounded(site, wanted.s, cheap, round_to)
+    usual = intrinsic_maps(site.out_channels, wanted.s, site.groups)
+    return CGhostSwap(
+        target=site.name,
+        geometry=site.geometry,
+        s=wanted.s,
+        m=m,
+        cheap=cheap.for_width(site.out_channels, m or usual),
+        parts=wanted.parts,
+        before=site.cost,
+    )
 
 
 def predict(site: Site, swap: CGhostSwap) -> Cost:
