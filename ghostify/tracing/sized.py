@@ -79,7 +79,8 @@ class _Shapes(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         calls = n.op.startswith("call_")
-        result = run_node(self, n, *self.fetch_args_kwargs_from_env(n)) if calls else super().run_node(n)
+        made = run_node(self, n, *self.fetch_args_kwargs_from_env(n)) if calls else super().run_node(n)
+        result = on_meta(made)  # what makes tensors of its own (torch.arange) makes them where it says
         if n.op != "output":
             n.meta["shapes"] = [tuple(tensor.shape) for tensor in tensors_in(result)]
         return result
