@@ -60,6 +60,7 @@ def _said(plan: Plan, scan: Scan) -> dict[tuple[str, str], Swap | Skip]:
         named = _named_skip(entry, known, scan) if isinstance(entry, Skip) else rule_of(entry).named(entry, scan)
         place = _opened_by(named), named.target
         if place in said:
+            # told in the words of the plan, which may have another name for it than the one it is known by
             raise PlanError(f"The plan names {entry.target!r} twice: {_places(entries, said[place], entry)}.")
         said[place] = named
     return said
@@ -127,7 +128,7 @@ def _require_apart(swaps: Sequence[Swap], scan: Scan) -> None:
             if other is not None:
                 by = "by itself" if module == swap.target else f"with {swap.target!r}"
                 raise PlanError(f"The plan swaps {module!r} twice: {by} and with {other.target!r}.")
-        if not rule_of(swap).opens:
+        if not rule_of(swap).opens:  # or what comes later may lie inside
             taken += [(module, swap) for module in touched]
 
 

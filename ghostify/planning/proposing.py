@@ -55,7 +55,7 @@ def plan(
     for rule in rules:
         rule.admit(scan, settings.model_copy(update={"method": method}))
     for pattern, own in settings.set.items():
-        require_effect_by_name(settings, pattern, own)
+        require_effect_by_name(settings, pattern, own)  # by the method as it was asked for: auto takes all of them
     proposals, left = _proposals(rules, scan, settings.model_copy(update={"method": method}), fitted)
     _require_reached(scan, settings, proposals)
     entries = [*(entry for own in proposals.values() for entry in own), *left]

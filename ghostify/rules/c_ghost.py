@@ -233,6 +233,7 @@ def predict(site: Site, swap: CGhostSwap) -> Cost:
     weights = m * site.fan_in + work.weights
     norms = 2 * (m + work.biases) if swap.parts == "norm-act" else 0
     biases = m + work.biases if site.bias else 0
+    # what a class of its own has for each filter goes with the filters, and what belongs to none stays
     return Cost(
         params=weights + norms + biases + m * site.extras + site.shared,
         macs=site.positions * weights,

@@ -103,7 +103,7 @@ class WidthRule(Rule[WidthSwap]):
 
     def check(self, said: Mapping[str, Swap | Skip], scan: Scan) -> list[WidthSwap | Skip]:
         swap = said.get(WHOLE)
-        if not isinstance(swap, WidthSwap):
+        if not isinstance(swap, WidthSwap):  # a plan of other rules
             return []
         if swap.geometry != geometry(scan):
             raise PlanError(
@@ -115,6 +115,7 @@ class WidthRule(Rule[WidthSwap]):
         return [checked, *steady(scan), *told]
 
     def require_kept(self, swap: WidthSwap, scan: Scan, kept: Sequence[str]) -> None:
+        # It touches everything, so the plan may exclude only what the swap itself was told to leave.
         own = meant(scan, swap.exclude)
         apart = next((name for name in kept if not any(within(name, home) for home in own)), None)
         if apart is not None:
@@ -191,6 +192,7 @@ def predict(scan: Scan, swap: WidthSwap) -> Cost:
     coupling = scan.coupling
     counts = _counts(coupling, swap)
     everything = [segment.size for segment in coupling.segments]
+    # what has no channels that may change stays in the sum as it was
     return scan.cost - coupling.cost(0, everything) + coupling.cost(0, counts, swap.group_width)
 
 
