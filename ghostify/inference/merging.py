@@ -12,6 +12,7 @@ are few), it takes their place.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,18 +61,18 @@ def merged(ghost: CGhost, on_vectors: bool = False) -> nn.Module | None:
         return None
     matrix, bias = mixing
     (n, m), filter_size = matrix.shape, primary.weight[0].numel()
-    one, two = _cost((filter_size, n)), _cost((filter_size, m), (m, n))
-    prepares = has_own_forward(primary)  # its weight is not what it convolves with
-    if min(two, two if prepares else one) > MOST_MACS * _cost_of(ghost):
+    # A class of its own prepares its weight before it convolves, so nothing can be multiplied into that.
+    one = math.inf if has_own_forward(primary) else _cost((filter_size, n))
+    two = _cost((filter_size, m), (m, n))
+    if min(one, two) > MOST_MACS * _cost_of(ghost):
         return None
-    return (
-        _two_layers(ghost, primary, matrix, bias) if prepares or two < one else _one_layer(ghost, primary, matrix, bias)
-    )
+    layers = _one_layer if one <= two else _two_layers
+    return layers(ghost, primary, matrix, bias)
 
 
 def _cost(*layers: tuple[int, int]) -> int:
     """What layers of (filter size, filters) cost a runtime for one place of their maps: MACs in full vectors."""
-    return sum(size * -(-filters // LANES) * LANES for size, filters in layers)
+    return sum(size * math.ceil(filters / LANES) * LANES for size, filters in layers)
 
 
 def _cost_of(ghost: CGhost) -> int:

@@ -62,6 +62,7 @@ class _Folding:
         if not calls or not all(call.is_plain and _is_bare(self.traced, call) for call in calls):
             return None
         sources = [call.reads[0] for call in calls]
+        # A norm that is called more than once is folded once, so it must stand behind one layer every time.
         layers = {self.givers.get(source) for source in sources}
         layer = layers.pop()
         if layers or layer is None or not self._reads_all_of(layer, sources, calls):
@@ -77,14 +78,18 @@ class _Folding:
         if not isinstance(module, Layer) or has_hooks(module) or not holds_its_weights(module):
             return False
         if isinstance(module, _TRANSPOSED):
-            foldable = module.groups == 1  # of several groups, no dimension of the weight is all the maps
-            return foldable and not self._is_read_elsewhere(module, calls_of(self.traced, name))
-        return not has_own_forward(module) and not self._is_read_elsewhere(module, calls_of(self.traced, name))
+            usual = module.groups == 1  # of several groups, no dimension of the weight is all the maps
+        elif has_own_forward(module):
+            usual = False  # what it convolves with is not its weight
+        else:
+            usual = True
+        return usual and not self._is_read_elsewhere(module, calls_of(self.traced, name))
 
     def _reads_all_of(self, layer: str, sources: list[fx.Node], calls: list[ModuleCall]) -> bool:
         """Whether these calls of a norm are all that reads a layer's outputs, one call for one output."""
         outputs = [node for node, giver in self.givers.items() if giver == layer]
         inside = {node for call in calls for node in call.nodes}
+        # What reads an output and is no call of the norm (a second norm, a tap, a hook) would see it normed.
         alone = all(user in inside or _is_idle(self.traced, user) for node in outputs for user in node.users)
         return alone and len(set(sources)) == len(sources) and set(sources) == set(outputs)
 
