@@ -91,6 +91,15 @@ def test_the_chapters_one_by_one_share_a_scan(counted: dict[str, int]) -> None:
     assert counted == {"recordings": 2, "scans": 2}
 
 
+def test_the_scan_of_a_result_tells_costs_and_says_so_where_stages_are_asked_of_it() -> None:
+    net = next(net for net in ZOO if net.name == "residual-stage")
+    ghosted = convert(net.build().eval(), sized(net, 1), min_saving=0, pointwise="none")
+    again = scan(ghosted.module, sized(net, 1))
+    assert ghosted.after == again.model_copy(update={"stages": (), "searched": False}) and again.stages
+    with pytest.raises(ghostify.errors.PlanError, match="stages were not looked for"):
+        plan(ghosted.after, method="g-ghost")
+
+
 # -- the other runs --------------------------------------------------------------------------------------------
 
 

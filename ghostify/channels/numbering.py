@@ -88,8 +88,8 @@ class Numbering(ABC):
         left, right = a[small].reshape(-1).numpy(), b[small].reshape(-1).numpy()
         both = (left >= 0) & (right >= 0) & (left != right)
         if both.any():
-            pairs = np.unique(np.stack([left[both], right[both]]), axis=1)
-            self.ties.append((pairs[0], pairs[1]))
+            pairs = np.unique(left[both] * self.count + right[both])  # each pair once, as one number
+            self.ties.append((pairs // self.count, pairs % self.count))
         if (left < 0).any():
             # where one side is a constant, the result is the channel of the other side
             merged = torch.where(a[small] >= 0, a[small], b[small])

@@ -50,6 +50,11 @@ def plan(
     method = resolved(settings.method, device)
     if all(site.kind == "linear" and site.role != "channels-last" for site in scan.sites):
         raise PlanError(f"{scan.network} has no convolutions, so there is nothing to ghost.")
+    if not scan.searched and method != "c-ghost":
+        raise PlanError(
+            f"The scan of {scan.network} is that of a result, in which stages were not looked for; scan the network "
+            "again: ghostify.scan(ghosted.module, example)."
+        )
     require_all_match(scan, settings)
     rules = proposing(method)
     for rule in rules:

@@ -20,7 +20,7 @@ from ghostify.names import overlap, within
 from ghostify.planning import Plan, check, scan_for
 from ghostify.rewriting.result import Ghosted
 from ghostify.rules import Choices, Original, Swap, by_rule, rule_of
-from ghostify.scanning import Scan, scan
+from ghostify.scanning import Scan, scan_result
 from ghostify.tracing import Traced, private_copy, recorded_shapes, trace
 
 
@@ -36,7 +36,7 @@ def rewrite_run(traced: Traced, plan: Plan, choices: Choices | None = None) -> G
     # deepcopy looks into its memo before it copies: what is found there is put in place under every name
     module = copy.deepcopy(traced.module, _replacements(original, plan.swaps))
     run = _checked(module, traced, plan, before)
-    return Ghosted(module, plan, before, scan(run), run=run)
+    return Ghosted(module, plan, before, scan_result(run), run=run)
 
 
 def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> nn.Module:
@@ -105,7 +105,7 @@ def _judged(again: Traced, original: Traced, plan: Plan, before: Scan) -> Traced
     _require_same_shapes(again, original)
     if in_place(plan.swaps):
         _require_same_course(original, again, [swap.target for swap in plan.swaps])
-    verify(plan, before, scan(again))
+    verify(plan, before, scan_result(again))
     return again
 
 

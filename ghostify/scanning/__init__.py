@@ -2,6 +2,6 @@
 
 from ghostify.scanning.result import InParts, Scan, Site
 from ghostify.scanning.scan import scan
-from ghostify.scanning.whole import forms, network_nodes
+from ghostify.scanning.whole import forms, network_nodes, scan_result
 
-__all__ = ["InParts", "Scan", "Site", "forms", "network_nodes", "scan"]
+__all__ = ["InParts", "Scan", "Site", "forms", "network_nodes", "scan", "scan_result"]

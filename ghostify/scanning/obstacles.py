@@ -9,7 +9,7 @@ from ghostify.ghosts import CGhost
 from ghostify.ghosts.narrowing import PLAIN, Conv, has_own_forward, not_narrowable
 from ghostify.module_calls import READ_ELSEWHERE, calls_of, is_plain_layer, unfit
 from ghostify.scanning.roles import WEIGHTED, kind_of
-from ghostify.tracing import Traced
+from ghostify.tracing import Traced, own_parameters
 
 IDLE = "did not run on the example in eval mode, so its output is unknown"
 
@@ -68,7 +68,7 @@ def _placed(traced: Traced) -> dict[str, str]:
     # the same parameter held by two modules is one tensor for both: a ghost takes it from neither
     owners: dict[int, list[str]] = {}
     for module, names in traced.names.items():
-        for parameter in module.parameters(recurse=False):
+        for parameter in own_parameters(module):
             owners.setdefault(id(parameter), []).append(names[0])
     tied = {
         name: f"shares its weight with {next(other for other in group if other != name)!r}, a tie a ghost would break"

@@ -60,6 +60,7 @@ def merged(recording: Recording, module: nn.Module, scans: Mapping[str, Scan]) -
         ),
         ops=tuple(op for part in parts for op in part.ops),
         stages=tuple(stage for part in parts for stage in part.stages),
+        searched=all(part.searched for part in parts),
         unknown=dict(sum((Counter(part.unknown) for part in parts), Counter[str]())),
         params={name: n for part in parts for name, n in part.params.items()},
         modules=tuple(map(tuple, qualified_names(module).values())),

@@ -112,6 +112,8 @@ class Scan(BaseModel):
     ops: tuple[Op, ...]
     stages: tuple[Stage, ...] = ()
     """Runs of three or more blocks of one width and resolution, in the order they run."""
+    searched: bool = True
+    """Whether stages were looked for; they are not in the scan of a result."""
     others: dict[str, str] = {}
     """Layers that multiply by weights and are no sites, and why each is left alone, as the end of a sentence."""
     unknown: dict[str, int]

@@ -17,7 +17,7 @@ from ghostify.scanning.others import others_in
 from ghostify.scanning.result import Scan
 from ghostify.scanning.sites import sites_in
 from ghostify.stages import find_stages, name_stage
-from ghostify.tracing import Traced
+from ghostify.tracing import Traced, own_parameters
 
 _scans: WeakKeyDictionary[fx.Graph, Scan] = WeakKeyDictionary()
 """By the graph of a recorded run, its scan: runs that share a graph differ in weights alone, which no scan tells."""
@@ -41,7 +41,7 @@ def scan_run(
     stream: Stream = "scaled",
 ) -> Scan:
     """The scan of one recorded run; what can be asked for is as in ``scan``."""
-    plain = _plain(traced)
+    plain = _plain(traced, searched=True)
     # a stage named by hand that was found anyway is not told twice
     known = {tuple(block.name for block in stage.blocks) for stage in plain.stages}
     named = [name_stage(traced, blocks) for blocks in stages if tuple(blocks) not in known]
@@ -55,14 +55,20 @@ def scan_run(
     return plain.model_copy(update=asked) if asked else plain
 
 
-def _plain(traced: Traced) -> Scan:
+def scan_result(traced: Traced) -> Scan:
+    """The scan of what was rewritten, for its costs: stages are not looked for, which takes most of a scan's time."""
+    return _plain(traced, searched=False)
+
+
+def _plain(traced: Traced, searched: bool) -> Scan:
     """The scan of a recorded run with nothing more asked of it: the same each time, so it is made once."""
-    if traced.graph not in _scans:
-        _scans[traced.graph] = _made(traced)
-    return _scans[traced.graph]
+    known = _scans.get(traced.graph)
+    if known is None or (searched and not known.searched):
+        known = _scans[traced.graph] = _made(traced, searched)
+    return known
 
 
-def _made(traced: Traced) -> Scan:
+def _made(traced: Traced, searched: bool) -> Scan:
     ops, unknown = count(traced)
     kinds, names = forms(traced.example)
     cost = Cost(params=own_params(traced.module), macs=sum(op.macs for op in ops), acts=sum(op.acts for op in ops))
@@ -76,7 +82,8 @@ def _made(traced: Traced) -> Scan:
         others=others_in(traced, {site.name for site in sites}),
         cost=cost,
         ops=tuple(ops),
-        stages=tuple(find_stages(traced)),
+        stages=tuple(find_stages(traced)) if searched else (),
+        searched=searched,
         unknown=dict(unknown),
         params=_params_by_module(traced),
         modules=tuple(map(tuple, traced.names.values())),
@@ -120,7 +127,7 @@ def _params_by_module(traced: Traced) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for module, names in traced.names.items():
         # by identity, because tied parameters are one object with several names
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        own = [p for p in own_parameters(module) if id(p) not in seen]
         seen.update(id(p) for p in own)
         if own:
             sizes[names[0]] = sum(p.numel() for p in own)

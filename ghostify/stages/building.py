@@ -15,6 +15,7 @@ from ghostify.running import overwritten
 from ghostify.stages.flow import Flow
 from ghostify.stages.pieces import Chain, Span
 from ghostify.stages.stage import Block, Stage
+from ghostify.tracing import own_parameters
 
 
 class Description:
@@ -30,7 +31,7 @@ class Description:
         """By the ``id`` of each parameter, the modules that have it as their own."""
         owners: dict[int, list[str]] = {}
         for module, names in self.flow.traced.names.items():
-            for parameter in module.parameters(recurse=False):
+            for parameter in own_parameters(module):
                 owners.setdefault(id(parameter), []).append(names[0])
         return owners
 

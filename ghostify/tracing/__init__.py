@@ -14,7 +14,7 @@ of the memory; a module that writes to its parameters while running is copied wh
 
 from ghostify.tracing.again import recorded_again, recorded_shapes, without_numbers
 from ghostify.tracing.copies import private_copy
-from ghostify.tracing.naming import is_leaf, qualified_names
+from ghostify.tracing.naming import is_leaf, own_parameters, qualified_names
 from ghostify.tracing.others import other_runs
 from ghostify.tracing.parts import one_example, recordable
 from ghostify.tracing.record import reason_of, record, record_parts, run_watched
@@ -37,6 +37,7 @@ __all__ = [
     "is_leaf",
     "one_example",
     "other_runs",
+    "own_parameters",
     "private_copy",
     "qualified_names",
     "reason_of",

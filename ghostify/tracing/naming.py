@@ -22,3 +22,8 @@ def qualified_names(root: nn.Module) -> dict[nn.Module, list[str]]:
     for name, module in root.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
     return names
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module that lie in no module of it; ``parameters(recurse=False)`` is slow to tell."""
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
