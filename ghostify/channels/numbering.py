@@ -1,4 +1,4 @@
-"""The numbers of channels, as they are given out and tied on the way through a graph (``following.py``)."""
+"""The numbers of channels, as they are given out and tied on the way through a graph (``propagation.py``)."""
 
 from __future__ import annotations
 

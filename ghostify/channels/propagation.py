@@ -10,7 +10,6 @@ of this describes stops the reading, and is named.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -24,17 +23,16 @@ from ghostify.channels.grouping import (
     Channels,
     Read,
     Resolved,
-    Selection,
     Ties,
     Unreadable,
     along,
     constant_along,
 )
 from ghostify.channels.idle import exposed, idle_modules, outermost, seen_in
-from ghostify.channels.numbering import Numbering, argument, lies_along, shape_of, unspread
+from ghostify.channels.moves import Moves
+from ghostify.channels.numbering import argument, lies_along, shape_of, unspread
 from ghostify.channels.operations import (
     CREATIONS,
-    CUTS,
     MOVES,
     NORMS,
     PADS,
@@ -46,7 +44,7 @@ from ghostify.channels.operations import (
     SUMS,
 )
 from ghostify.ghosts import CGhost, GGhostStage
-from ghostify.running import groups_of, is_conv, is_transposed, op_name, run_node, weight_node, weight_shape
+from ghostify.running import groups_of, is_conv, is_transposed, op_name, weight_node, weight_shape
 from ghostify.tracing import Traced, other_runs
 
 
@@ -78,25 +76,13 @@ def follow(
     return _Follower(traced, entry, sums).followed(blocks, fixed, others)
 
 
-class _Follower(Numbering):
+class _Follower(Moves):
     """One pass over the nodes."""
 
     def followed(
         self, blocks: Sequence[Sequence[fx.Node]], fixed: Iterable[fx.Node], others: Sequence[Traced] = ()
     ) -> Channels:
-        ends = []
-        if self.entry is not None:
-            shape = shape_of(self.entry)
-            self.ids[self.entry] = self._spread(self._fresh(shape[1]), shape, 1)
-            # the input of the first block is an end like any output of a block: its width is chosen with theirs
-            ends.append(self._vector(self.entry, self.entry, 1))
-        for self.block, nodes in enumerate(blocks):
-            self.shortcuts.append(False)
-            for node in nodes:
-                self._step(node)
-            if self.entry is not None:
-                self.block_entry = nodes[-1]
-                ends.append(self._vector(nodes[-1], nodes[-1], 1))
+        ends = self._follow_blocks(blocks)
         # other runs come last, so that the numbers of the first one, and its costs, are what they are without them
         for run in others:
             self._follow_run(run)
@@ -127,6 +113,23 @@ class _Follower(Numbering):
             closed=tuple(closed),
             idle=tuple(outermost(self.whole, idle)),
         )
+
+    def _follow_blocks(self, blocks: Sequence[Sequence[fx.Node]]) -> list[np.ndarray]:
+        """The numbers between the blocks; none without an entry."""
+        ends = []
+        if self.entry is not None:
+            shape = shape_of(self.entry)
+            self.ids[self.entry] = self._spread(self._fresh(shape[1]), shape, 1)
+            # the input of the first block is an end like any output of a block: its width is chosen with theirs
+            ends.append(self._vector(self.entry, self.entry, 1))
+        for self.block, nodes in enumerate(blocks):
+            self.shortcuts.append(False)
+            for node in nodes:
+                self._step(node)
+            if self.entry is not None:
+                self.block_entry = nodes[-1]
+                ends.append(self._vector(nodes[-1], nodes[-1], 1))
+        return ends
 
     def _follow_run(self, run: Traced) -> None:
         """Another run of the network, which ties the channels of its weights as it uses them and costs nothing."""
@@ -439,72 +442,3 @@ class _Follower(Numbering):
         for index in range(1, ids.shape[dim]) if not constant_along(ids, dim) else ():
             self._tied(ids.narrow(dim, 0, 1), ids.narrow(dim, index, 1))
         return ids
-
-    # -- moving --------------------------------------------------------------------------------------------------
-
-    def _moved(self, node: fx.Node, name: str) -> Any:
-        if name == "index_select":
-            return self._selected(node)
-        args: Any = fx.node.map_arg(node.args, lambda source: self._moving(source, node))
-        kwargs: Any = fx.node.map_arg(node.kwargs, lambda source: self._moving(source, node))
-        if name == "view":
-            result = args[0].reshape(*args[1:], **kwargs)  # numbers that are spread have no view
-        elif name == "channel_shuffle":
-            result = _shuffled(args[0], args[1] if len(args) > 1 else kwargs["groups"])
-        else:
-            result = run_node(self.traced, node, args, kwargs)
-        if name in CUTS or node.target is operator.getitem:
-            self._mark(node, result)
-        return [_compact(one) for one in result] if isinstance(result, (tuple, list)) else _compact(result)
-
-    def _selected(self, node: fx.Node) -> Tensor:
-        """Some channels, by a buffer of their places: it is cut with them."""
-        source, dim, index = (argument(node, place, name) for place, name in enumerate(("input", "dim", "index")))
-        ids = self._ids(source, node)
-        if index.op != "get_attr":
-            raise self._stop(node, "selects channels by indices that are computed on the way")
-        # a buffer is the network's own in every run; a constant is held by the run that recorded it
-        places = self.whole.tensor(index) if index.target not in self.traced.constants else self.traced.tensor(index)
-        if places.is_meta:
-            raise self._stop(node, "selects channels by indices that have no values on the meta device")
-        if not constant_along(ids, dim):
-            self._note_selection(str(index.target), along(ids, dim % ids.dim()))
-        return _compact(ids.index_select(dim, places.cpu()))
-
-    def _note_selection(self, name: str, channels: np.ndarray) -> None:
-        known = self.selections.setdefault(name, Selection(name, channels))
-        self._tied(torch.from_numpy(known.channels), torch.from_numpy(channels))
-
-    def _moving(self, source: fx.Node, node: fx.Node) -> Any:
-        return self.ids[source] if isinstance(self.ids.get(source), list) else self._ids(source, node)
-
-    def _mark(self, node: fx.Node, result: Any) -> None:
-        """Pieces cut from a tensor must lose as many channels each, because the code cuts by size: tell them apart."""
-        pieces = result if isinstance(result, (tuple, list)) else [result]
-        whole = node.all_input_nodes[0]
-        total = self.ids[whole]
-        if isinstance(total, list) or len(pieces) == 0:
-            return
-        everything = np.unique(unspread(total))
-        for piece in pieces:
-            # a piece that holds some numbers twice has cut through copies of a channel: those are told apart by how
-            # often
-            part, times = np.unique(unspread(piece), return_counts=True)
-            if 0 < len(part) < len(everything):
-                self.marks.append(part)
-            if len(often := np.unique(times)) > 1:  # the cut took one of the places that some channels have
-                self.marks += [part[times == one] for one in often]
-
-
-def _compact(ids: Tensor) -> Tensor:
-    """The same numbers, held once where they do not vary."""
-    shape = ids.shape
-    for dim in range(ids.dim()):
-        if constant_along(ids, dim):
-            ids = ids.narrow(dim, 0, 1)
-    return ids.expand(shape)
-
-
-def _shuffled(ids: Tensor, groups: int) -> Tensor:
-    n, c, *rest = ids.shape
-    return ids.reshape(n, groups, c // groups, *rest).transpose(1, 2).reshape(ids.shape)
