@@ -21,7 +21,7 @@ from ghostify.ghosts import CGhost, GGhostStage
 from ghostify.networks import resnet8, resnet20
 from ghostify.planning import Plan, check, scan_for
 from ghostify.reporting import compare
-from ghostify.rules import CGhostSwap, GGhostSwap, Swap, ThinSwap, c_ghost
+from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, ThinSwap, c_ghost
 from ghostify.rules.thin import ThinRule, selected
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced
@@ -75,6 +75,10 @@ def mixture(name: str) -> Ghosted:
     blocks = blocks_drawn(name)
     ghosts = ghosts_drawn(name, ThinRule().after(seen, blocks))
     return rewrite(traced, planned(name, [*ghosts, *blocks]))
+
+
+def entries(plan: Plan) -> list[Swap | Skip]:
+    return [*plan.swaps, *plan.skips]
 
 
 def outputs(model: nn.Module, example: Any) -> list[Tensor]:
@@ -176,6 +180,8 @@ def test_a_block_of_one_layer_is_thinned_and_its_layer_a_ghost() -> None:
     assert sorted(swap.rule for swap in ghosted.plan.swaps if swap.target == "1.0") == ["c-ghost", "thin"]
     new = ghosted.module[1][0]
     assert isinstance(new, CGhost) and (new.in_channels, new.out_channels) == (4, 8)
+    stem = [entry.rule if isinstance(entry, Swap) else "" for entry in entries(ghosted.plan) if entry.target == "0.0"]
+    assert stem == ["thin"]  # and no second entry that says it is left alone, though it becomes no ghost
 
 
 def test_blocks_that_are_left_alone_say_why() -> None:

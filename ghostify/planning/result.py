@@ -135,9 +135,10 @@ def _listed(names: Sequence[str]) -> str:
 def assembled(scan: Scan, entries: Sequence[Swap | Skip], exclude: Sequence[str]) -> Plan:
     """A plan of priced entries for a network; its cost is the network's, less what each swap saves."""
     swaps = tuple(entry for entry in entries if not isinstance(entry, Skip))
+    swapped = {swap.target for swap in swaps}
     told: dict[str, Skip] = {}
     for entry in entries:
-        if isinstance(entry, Skip):
+        if isinstance(entry, Skip) and entry.target not in swapped:  # a layer that is thinned may be no ghost
             told.setdefault(entry.target, entry)  # a stage may run repeatedly, and a module may have two reasons
     after = scan.cost
     for swap in swaps:
