@@ -83,33 +83,27 @@ class Method:
 C_GHOST = {"method": "c-ghost", "s": 2, "also": ["stem"], "min_saving": 0}
 WIDTH = {"method": "width", "keep": "strongest"}
 MIXED = {"method": "mixed", "cheap": "pointwise", "min_saving": 0, "round_to": 1}
-BY_STAGE: dict[str, dict[str, dict[str, Any]]] = {
-    "1.85": {
-        "resnet20": {
-            "include": ["layer1", "layer2"],
-            "set": {"layer1": {"width": 0.5, "s": 3}, "layer2": {"width": 0.75, "s": 2}},
+MIXES: dict[str, dict[str, Any]] = {
+    "mixed-1.85": {
+        "include": ["layer1", "layer2"],
+        "set": {"layer1": {"width": 0.5, "s": 3}, "layer2": {"width": 0.75, "s": 2}},
+    },
+    "mixed-2.4": {
+        "include": ["layer[123]"],
+        "set": {
+            "layer1": {"width": 0.5},
+            "layer2": {"width": 0.75},
+            "layer3": {"width": 0.75},
+            "layer3.*.conv1": {"s": 1},
         },
     },
-    "2.4": {
-        "resnet20": {
-            "include": ["layer1", "layer2", "layer3.*.conv2"],
-            "set": {"layer1": {"width": 0.5, "s": 3}, "layer2": {"width": 0.5, "s": 2}},
-        },
-    },
-    "2.9": {
-        "resnet20": {
-            "include": ["layer[123]"],
-            "set": {
-                "layer1": {"width": 0.5, "s": 3},
-                "layer2": {"width": 0.5, "s": 2},
-                "layer3": {"width": 1, "s": 2},
-            },
-        },
+    "mixed-2.9": {
+        "include": ["layer[123]"],
+        "set": {"layer1": {"width": 0.5, "s": 3}, "layer2": {"width": 0.5, "s": 2}, "layer3": {"width": 1, "s": 2}},
     },
 }
-"""How much each stage becomes narrower inside, and of how many maps one is intrinsic, by the ratio of MACs and network.
-
-Later stages keep more: a layer there costs as many MACs, and the network misses its channels more.
+"""Settings by stage, for at least so many times fewer MACs: how much of a block's inner width stays, and of how many
+maps one is intrinsic.  Later stages keep more: a layer there costs as many MACs, and is missed more.
 """
 METHODS = {
     "c-ghost-plain": Method(C_GHOST | {"cheap": "depthwise 3"}),
@@ -128,9 +122,7 @@ METHODS = {
         {"method": "g-ghost", "ratio": 0.55, "end": False, "cheap_input": "full", "entry": "projection"}
     ),
     "thin": Method({"method": "thin"}, matched=True),
-    "mixed-1.85": Method(MIXED, on=BY_STAGE["1.85"]),
-    "mixed-2.4": Method(MIXED, on=BY_STAGE["2.4"]),
-    "mixed-2.9": Method(MIXED, on=BY_STAGE["2.9"]),
+    **{name: Method(MIXED | mix) for name, mix in MIXES.items()},
     "width": Method(WIDTH, matched=True),
     "width-sliced": Method(WIDTH, matched=True, fitted=False),
     "torch-pruning": Method({"importance": "magnitude"}, matched=True, fitted=False),

@@ -184,7 +184,7 @@ class _OlderWords(Settings):
 class SiteSettings(StageForm, _OlderWords):
     """What may be set for one convolution or stage, or for a pattern of them; what is None is inherited."""
 
-    s: Ratio | None = None
+    s: Annotated[int, Field(ge=1, description="as s for all; 1 leaves a layer as it is")] | None = None
     parts: Parts | None = None
     ratio: GhostRatio | None = None
     width: Annotated[float, Field(gt=0, le=1, description="as width for all; 1 leaves a block as it is")] | None = None
@@ -204,7 +204,7 @@ class GhostSettings(StageForm, _OlderWords):
             "mixed: thin, then c-ghost inside"
         ),
     ] = "c-ghost"
-    s: Annotated[Ratio, _CONVS] = 2
+    s: Annotated[Ratio, replace(_CONVS, harmless=(1,))] = 2
     parts: Annotated[
         Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part"), _CONVS
     ] = "linear"

@@ -164,6 +164,13 @@ def test_blocks_are_chosen_by_name() -> None:
     assert (new[2].body[0][0].out_channels, new[2].body[1][0].out_channels) == (2, 2)
 
 
+def test_an_s_of_one_leaves_a_layer_as_its_block_leaves_it() -> None:
+    plan = convert(nn.Sequential(conv_bn(3, 8), basic(8, 8), head(8)), X, **M, set={"1.body.0.0": {"s": 1}}).plan
+    assert [(swap.rule, swap.target) for swap in plan.swaps] == [("thin", "1.body"), ("c-ghost", "1.body.1")]
+    reasons = {skip.target: skip.reason for skip in plan.skips}
+    assert reasons["1.body.0.0"] == "is no ghost, because its s is set to 1"
+
+
 def test_a_width_of_one_leaves_a_block_as_it_is() -> None:
     """So that layers in it become ghosts, and its channels stay."""
     model = nn.Sequential(conv_bn(3, 8), basic(8, 8), basic(8, 8), head(8))

@@ -199,6 +199,8 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
 
 def _unable(site: Site, wanted: _Wanted) -> str | None:
     """Why no ghost of these settings can stand for a site; ``PlanError`` where its own s is too large for it."""
+    if wanted.s == 1:
+        return "is no ghost, because its s is set to 1"
     width = site.out_channels // site.groups
     if wanted.s > width:
         if "s" in wanted.named:
