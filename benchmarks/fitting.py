@@ -105,6 +105,11 @@ MIXES: dict[str, dict[str, Any]] = {
 """Settings by stage, for at least so many times fewer MACs: how much of a block's inner width stays, and of how many
 maps one is intrinsic.  Later stages keep more: a layer there costs as many MACs, and is missed more.
 """
+DEEPER: dict[str, Any] = {
+    "include": ["layer[123]"],
+    "set": {"layer1": {"width": 0.75}, "layer2": {"width": 1}, "layer3": {"width": 0.75}, "layer3.*.conv1": {"s": 1}},
+}
+"""A ResNet56 has so many blocks that each may lose a little of its width, those of the last stage, too."""
 METHODS = {
     "c-ghost-plain": Method(C_GHOST | {"cheap": "depthwise 3"}),
     "c-ghost-both": Method(C_GHOST | {"cheap": "depthwise 3 + pointwise"}),
@@ -122,7 +127,10 @@ METHODS = {
         {"method": "g-ghost", "ratio": 0.55, "end": False, "cheap_input": "full", "entry": "projection"}
     ),
     "thin": Method({"method": "thin"}, matched=True),
-    **{name: Method(MIXED | mix) for name, mix in MIXES.items()},
+    **{
+        name: Method(MIXED | mix, on={"resnet56": DEEPER} if name == "mixed-1.85" else {})
+        for name, mix in MIXES.items()
+    },
     "width": Method(WIDTH, matched=True),
     "width-sliced": Method(WIDTH, matched=True, fitted=False),
     "torch-pruning": Method({"importance": "magnitude"}, matched=True, fitted=False),
