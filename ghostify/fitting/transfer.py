@@ -54,15 +54,15 @@ def fit_run(
     with the parts fitted and to be fitted.
     """
     how = settings.resolved(images is not None)
-    place = device or _place(traced.module)
+    device = device or _device_of(traced.module)
     _require_fittable(traced)
     if how != "weights":
         images = _asked_for(_as_recorded(traced, images), settings)
     plan = check(plan, scan_for(traced, plan)).require_changes()
-    work = _working_copy(traced, place)
+    work = _working_copy(traced, device)
     if how == "weights" or images is None:
         images = noise(work, settings.images)
-    images = move(images, place, torch.float32)
+    images = move(images, device, torch.float32)
     calibration = Calibration.of(images)
     notes = looks(work, calibration.batches)
     arrangement = _arranged(work, plan, calibration, settings)
@@ -193,18 +193,18 @@ def _in_kind(given: Any, example: Any) -> Any:
     return given.to(example.dtype) if isinstance(given, Tensor) and not given.is_floating_point() else given
 
 
-def _place(module: nn.Module) -> torch.device:
+def _device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
 
 
-def _working_copy(traced: Traced, place: torch.device) -> Traced:
-    """The network in float32 at ``place``: itself where it is that."""
+def _working_copy(traced: Traced, device: torch.device) -> Traced:
+    """The network in float32 at ``device``: itself where it is that."""
     tensors = [*traced.module.parameters(), *traced.module.buffers()]
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    if all(tensor.dtype == torch.float32 for tensor in floats) and all(tensor.device == place for tensor in tensors):
+    if all(tensor.dtype == torch.float32 for tensor in floats) and all(tensor.device == device for tensor in tensors):
         return traced
-    example = move(traced.example, place, torch.float32)
-    return trace(copy.deepcopy(traced.module).to(place, torch.float32), example, verify=False)
+    example = move(traced.example, device, torch.float32)
+    return trace(copy.deepcopy(traced.module).to(device, torch.float32), example, verify=False)
 
 
 def _arranged(traced: Traced, plan: Plan, images: Calibration, settings: FitSettings) -> Arrangement:
@@ -238,7 +238,7 @@ def _as_before(module: nn.Module, original: nn.Module) -> nn.Module:
     for name, tensor in _tensors(module):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(_kind(kinds, name) or tensor.dtype)
-    return module.to(_place(original))
+    return module.to(_device_of(original))
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

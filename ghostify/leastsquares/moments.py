@@ -57,6 +57,7 @@ class Moments:
         block = Moments(self.squares)
         block.count = float(len(u))
         block.mean_u, block.mean_t = u.mean(0, dtype=torch.float64), t.mean(0, dtype=torch.float64)
+        # About the block's own mean, so that a product in float32 loses nothing to a mean much larger than the spread.
         u = (u.to(kind) - block.mean_u.to(kind)).transpose(0, 1)  # (g, N, D)
         t = (t.to(kind) - block.mean_t.to(kind)).transpose(0, 1)
         block.uu = (u.mT @ u).double() if self.squares else block.uu
@@ -69,6 +70,7 @@ class Moments:
             self.__dict__.update((self if self.count else other).__dict__)
             return
         total = self.count + other.count
+        # Sums about two means become sums about the common one by what lies between these (Chan et al. 1983).
         du, dt, share = other.mean_u - self.mean_u, other.mean_t - self.mean_t, self.count * other.count / total
         if self.squares:
             self.uu = other.uu.add_(self.uu).baddbmm_(du[:, :, None], du[:, None], alpha=share)
@@ -95,6 +97,7 @@ class Moments:
         dist.all_reduce(sizes, dist.ReduceOp.MAX)
         if not sizes.any():
             return self
+        # A process that saw no image of this layer takes part all the same, or the others would wait for it.
         own = self if self.count else self._of_nothing(*sizes.tolist())
         sums = [torch.tensor(own.count, dtype=torch.float64, device=own.mean_u.device)]
         sums += [own.count * own.mean_u, own.count * own.mean_t]
@@ -106,6 +109,7 @@ class Moments:
         total.uu = own.uu + own.count * du[:, :, None] * du[:, None] if self.squares else own.uu
         total.tu = own.tu + own.count * dt[:, :, None] * du[:, None]
         total.tt = own.tt + own.count * dt.square()
+        # Each process's sums are now about the mean of all, and simply add up.
         for tensor in (total.uu, total.tu, total.tt) if self.squares else (total.tu, total.tt):
             dist.all_reduce(tensor)
         return total
@@ -142,6 +146,7 @@ class Moments:
 
     def error(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Mean squared error of ``weight`` (g, n, D) and ``bias`` (g, n) for each target, (g, n)."""
+        # Σ (t − W u)² about the means, and what the bias misses of these.
         spread = self.tt - 2 * (weight * self.tu).sum(2) + ((weight @ self.uu) * weight).sum(2)
         offset = self.intercept(weight)
         return spread.clamp_min(0) / self.count + (offset if bias is None else offset - bias).square()
@@ -266,6 +271,7 @@ def best_strength(
     ridges: Sequence[float] = RIDGES,
 ) -> tuple[int, float, float]:
     """Which of ``ridges`` does best on what was held out; the error there of ``start``, and that of the ridge."""
+    # Few targets tell as much of a ridge as all, and one factor serves any number of them.
     judges = torch.arange(0, start.shape[1], -(-start.shape[1] // _JUDGES), device=start.device)
     seen, held, start, weights = seen.of_targets(judges), held.of_targets(judges), start[:, judges], weights[:, judges]
     s, c = seen.features(constant), seen.crossed(constant)
@@ -286,6 +292,7 @@ def best_strength(
     best = min(_START, len(ridges) - 1)
     attempt(best)
     if held.count:
+        # Errors fall towards one strength and rise beyond it, so a search goes on only as long as they fall.
         for step in (-1, 1):
             while 0 <= best + step < len(ridges) and attempt(best + step) < tried[best]:
                 best += step
@@ -351,6 +358,7 @@ def _in_turns(g: Tensor, metric: Tensor, chosen: Tensor, others: Tensor, strengt
     mix = torch.eye(len(g), dtype=g.dtype, device=g.device)[:, chosen]
     basis = mix.T
     for _ in range(_TURNS):
+        # With the maps V y given, the best P is a regression on them; with A given, the best V a weighted projection.
         inner = loaded((basis @ g @ basis.T)[None], strength)[0]
         mix = mix.clone()
         mix[others] = torch.linalg.solve(inner, (g[others] @ basis.T).T).T

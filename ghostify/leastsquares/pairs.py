@@ -84,6 +84,7 @@ class PairMoments:
         variances, found = self.variances, []
         for rows in torch.arange(n, device=variances.device).split(max(1, _ROWS // (area * n))):
             c = self._with_all(rows)
+            # R_i is the same for every j, so one inverse of d² x d² serves all n filters that are compared.
             taps = torch.linalg.inv(self._around(rows)).to(c.dtype) @ c
             errors = (variances - c.mul_(taps).sum(1)).clamp_min(0)
             errors[torch.arange(len(rows)), rows] = 0

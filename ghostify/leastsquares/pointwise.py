@@ -113,6 +113,7 @@ class Both:
 
 def _at_once(blocks: Blocks, strength: float) -> tuple[Tensor, Tensor]:
     """k and P at the head of this file: (n−m, d²) and (n−m, m)."""
+    # Eliminating P first leaves d² − 1 unknowns for each filter, however many maps are mixed (Schur complement).
     factor = factored(blocks.s[None], strength)[0]
     solved = torch.cholesky_solve(blocks.c_all.T, factor)  # (m, n−m)
     taps = torch.zeros_like(blocks.c_own)

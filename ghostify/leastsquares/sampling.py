@@ -205,6 +205,7 @@ def convolved(x: Tensor, layer: nn.Module, filters: Tensor) -> Tensor:
 
 def window(x: Tensor, corners: Sequence[Tensor], kernel: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """(B, C, H, W) at windows with their first corners at P places, (P,) by dimension → (B, P, C, k·k')."""
+    # A window is its first corner and the same steps from there everywhere: one index over flattened pixels each.
     pixels = _channels_last(x)
     strides = [math.prod(x.shape[axis + 1 :]) for axis in range(2, x.dim())]
     first = torch.stack([corner * stride for corner, stride in zip(corners, strides, strict=True)]).sum(0)

@@ -36,6 +36,7 @@ def _split(errors: np.ndarray, members: np.ndarray, parts: np.ndarray, content: 
     rest = [j for j in np.argsort(-_best(errors)) if j not in owned and j not in ghosts]
     while len(owned) < m:
         owned[int(rest.pop(0))] = []
+    # Where groups differ in size, the maps with most ghosts get those with most room.
     heads = sorted(owned, key=lambda head: -len(owned[head]))
     groups = np.argsort(-(parts[1:] >= 0).sum(0), kind="stable")
     for head, size in zip(heads, room, strict=True):

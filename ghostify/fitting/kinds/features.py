@@ -95,6 +95,7 @@ class Features:
         """(N, g, D) or (N, g, r)."""
         if not self.growths:
             return self._kept[0][1].of(block, self._patches)
+        # Each lot of known filters keeps its own responses: those of before are not convolved again when more come.
         given = [kept.of(block, partial(self._responses, filters=filters)) for filters, kept in self._kept]
         return given[0] if len(given) == 1 else torch.cat(given, 2)
 

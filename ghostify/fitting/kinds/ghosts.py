@@ -112,6 +112,7 @@ class GhostFit(FiltersFit):
         s = found.normal.s
         self._put_primary(s, found.weight, everything)
         self._fit_cheap()
+        # Filters carried over may do best, and yet renewed targets want others: then by the strongest ridge to them.
         normal = found.normal if found.ridge < float("inf") else Normal(s, self.start, RIDGES[-1])
         for _ in range(rounds):
             for block in self.targets.samples.blocks:
@@ -250,6 +251,7 @@ class GhostFit(FiltersFit):
             return Both(blocks, strength, self.targets.weights[self.ghosts], self._rank, filters=bool(self.cheap))
 
         judge = Blocks.of(*((held, shared_held) if held.count else (seen, shared)), area, self.constant)
+        # Mixtures with large entries cancel each other, and the first step of training would tell them apart.
         tried = [solved(seen, shared, strength) for strength in MIXING]
         sound = [one for one in tried if one.sound] or tried[-1:]
         strength = min(sound, key=lambda one: one.error(judge)).strength

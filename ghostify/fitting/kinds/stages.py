@@ -36,6 +36,7 @@ class StageFit(LeastSquares):
         self.norm: Any = stage.cheap[1] if isinstance(stage.cheap, nn.Sequential) else None
         self.fc: Any = stage.mix.fc if stage.mix is not None and stage.mix.layers == 1 else None
         self.constant = self.fc is not None or self.norm is not None
+        # Pixels and pooled means differ in scale by far, and one ridge is to hold both as tightly.
         rows = self._raw(targets.samples.blocks[0])
         deviation = rows.double().std(0, unbiased=False)
         self.scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
