@@ -373,7 +373,9 @@ def test_a_changed_run_is_refused(cli: Cli, change: str) -> None:
         content[-1] ^= 1
         weights.write_bytes(content)
     elif change == "plan":
-        plan.write_text(plan.read_text().replace("depthwise 3", "depthwise 5"))
+        text = plan.read_text()
+        assert "  s: 2\n" in text
+        plan.write_text(text.replace("  s: 2\n", "  s: 4\n"))
     else:
         weights.unlink()
     refused(cli("scan", "runs/tiny"), "runs/tiny/")
@@ -390,10 +392,10 @@ def _process(*args: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=listen, **pipes)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_where_it_stopped(cli: Cli, tmp_path: Path) -> None:
     """Ctrl-C after the first epoch: exit code 130, how to go on, and a resumed run equal to one never stopped."""
     args = ("compress", "--recipe", "digits", "--set", "model.source=ghostify:resnet8", "--set", "pretrain.epochs=2")
-    args = (*args, "--set", "finetune.epochs=1", "--set", "data.limit=200")
+    args = (*args, "--set", "finetune.epochs=1", "--set", "data.limit=64", "--batch-size", "32")
     stopped = _process(*args, "--output", "stopped", folder=tmp_path)
     assert stopped.stderr
     said = []
@@ -405,10 +407,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert stopped.returncode == 130
     assert "ghostify compress --resume stopped" in said[-1]
 
-    resumed = _process("compress", "--resume", "stopped", "--json", folder=tmp_path)
-    straight = _process(*args, "--output", "straight", "--json", folder=tmp_path)
-    outs = [json.loads(process.communicate()[0]) for process in (resumed, straight)]
-    assert outs[0]["accuracy"] == outs[1]["accuracy"]
+    resumed = json.loads(cli("compress", "--resume", "stopped", "--json").out)
+    straight = json.loads(cli(*args, "--output", "straight", "--json").out)
+    assert resumed["accuracy"] == straight["accuracy"]
     files = ["weights-original.safetensors", "weights-converted.safetensors", "weights-finetuned.safetensors"]
     for name in files:
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
