@@ -81,14 +81,14 @@ def test_the_table_of_what_to_expect_has_the_counts_that_its_commands_give(cli: 
         plan = json.loads(cli("plan", network, *changes, "--json").out)
         before, after = plan["before"]["macs"], plan["after"]["macs"]
         assert f"{quantity(before)} → {quantity(after)} ({ratio(before, after)} fewer)" in row
-        assert len(re.findall(r"\d\.\d\dx(?: faster|: no gain)", row)) == 2
+        assert len(re.findall(r"\| \d\.\d\dx(?: faster|: no gain)", row)) == 2
 
 
 def test_the_accuracy_to_expect_stands_in_the_table_it_is_from() -> None:
     (sentence,) = re.findall(r"On CIFAR-10 .*?\.md\)", section("What to expect"), re.DOTALL)
     page = (ROOT / re.findall(r"\((\S*\.md)\)", sentence)[0]).read_text(encoding="utf-8")
     told = re.findall(r"\d\d\.\d\d", sentence)
-    assert len(told) == 3
+    assert len(told) == 4
     assert [share for share in told if share not in page] == []
 
 
