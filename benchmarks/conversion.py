@@ -5,8 +5,8 @@
 
 Each checkout has a process of its own, and the two take turns, so that whatever else the machine does meets both.
 Times are CPU seconds of one thread; a ratio is the median, over the rounds, of the other checkout's time by this one's:
-more than 1 is faster than the other.  ``--images 0`` converts without a fit, any other number fits to as many.  Networks
-are torchvision's and the papers' for CIFAR (``resnet20 --size 32``).
+more than 1 is faster than the other.  ``--images 0`` converts without a fit, any other number fits to as many.
+Networks are torchvision's and the papers' for CIFAR (``resnet20 --size 32``).
 """
 
 from __future__ import annotations
