@@ -67,6 +67,7 @@ class _Layer:
         """(n, n): what place p costs with the content x in it, the others as they are."""
         n, content = len(self.roots), self.content
         costs = np.zeros((n, n))
+        # A content counts at both ends: as the intrinsic map of what stands at j, and as the ghost of what stands at i.
         for ghosts in self.parts[1:]:
             there = ghosts >= 0
             i, j = self.parts[0][there], ghosts[there]
@@ -87,6 +88,8 @@ class _Layer:
         moved = costs[np.ix_(places, now)]
         stays = costs[places, now]
         gains = moved + moved.T - stays[:, None] - stays[None]
+        # Within one group the sum above counts terms twice: there all depends on who is intrinsic, and two ghosts that
+        # are exchanged change nothing.
         group = self.groups()[places]
         same = group[:, None] == group[None]
         first = np.isin(places, self.parts[0])
@@ -135,6 +138,8 @@ def arranged(
     with evaluating(traced.module), torch.no_grad():
         walk = Interpreter(sized_as(traced, batches[0]), traced.module, batches)
         layers = list(_layers(splits, walk, ordering))
+    # A layer that shares its order with no other is given the best one by moving weights; only the others gain by
+    # selecting at run time.
     shared = Counter(label for layer in layers for label in set(layer.classes.tolist()) if label >= 0)
     alone = [layer for layer in layers if (layer.classes >= 0).all() and all(shared[c] == 1 for c in layer.classes)]
     together = [layer for layer in layers if layer not in alone]
@@ -175,6 +180,7 @@ def _layers(splits: Sequence[Split], walk: Interpreter, ordering: Ordering | Non
         roots = ordering.roots(wish.target) if ordering else None
         classes = ordering.movable(wish.target) if ordering else None
         if roots is None or classes is None or len(set(roots.tolist())) < n:
+            # A layer whose channels cannot be followed moves with nobody: no root of the network, and no class.
             roots, classes = -1 - np.arange(n), np.full(n, -1)
         maps = linear_maps if isinstance(conv, nn.Linear) else as_maps
         shape = maps(torch.empty(node.meta["shapes"][0], device="meta")).shape
@@ -235,12 +241,14 @@ def _sweep(layers: Sequence[_Layer], roots: np.ndarray, content: dict[int, int])
     concerned = [layer for layer in layers if int(roots[0]) in layer.place]
     places = [np.array([layer.place[int(root)] for root in roots]) for layer in concerned]
     gains = np.sum([layer.gains(at) for layer, at in zip(concerned, places, strict=True)], 0)
+    # A gain below rounding may be one in both directions, and the sweeps would never end.
     rows, columns = np.nonzero(np.triu(gains, 1) < -1e-9)
     order = np.argsort(gains[rows, columns])[: 4 * len(roots)]
     touched: list[set[int]] = [set() for _ in concerned]
     groups = [layer.groups() for layer in concerned]
     done = 0
     for a, b in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        # Gains were computed before the sweep: they hold for groups that nothing was exchanged in since.
         met = [{int(group[at[a]]), int(group[at[b]])} for group, at in zip(groups, places, strict=True)]
         if any(one & seen for one, seen in zip(met, touched, strict=True)):
             continue

@@ -65,6 +65,7 @@ def fit(
         job = _Job(networks, agenda, original, module, settings, progress)
         layers = job.run()
         missed = judge.error(networks.converted.traced, module)
+        # Said so that an error of NaN counts as worse.
         if missed is not None and unfitted is not None and not missed <= unfitted:
             module.load_state_dict(before)
             missed = unfitted
@@ -88,6 +89,7 @@ def _on_their_way(
     agenda = Agenda(first, second, second.module, settings, origins)
     ahead = Interpreter(first, first.module, images.batches, agenda.order_of_original())
     behind = Interpreter(second, second.module, images.batches, agenda.schedule.order)
+    # Up to there both networks are one, so the second takes the values of the first.
     ahead.advance(agenda.begin)
     behind.follow(ahead, agenda.same, agenda.begin)
     return Networks(ahead, behind, held=images.held, judged=images.judged), agenda
@@ -171,6 +173,7 @@ class _Job:
         original, converted = self.networks.original, self.networks.converted
         self.started |= set(samples.started)
         converted.advance(self.agenda.stops[index], self.started)
+        # The original need only have come past what this part is compared with.
         last = max(original.index[node] for node in self.agenda.needed(index))
         original.advance(last + 1, self.started)
 
@@ -263,6 +266,7 @@ class _Job:
         """Put what stands in for late inputs where the converted network's own values will be."""
         original, converted = self.networks.original, self.networks.converted
         for node in needs:
+            # It has been run, and its own value is what the part will read.
             if converted.index[node] < converted.reached[batch]:
                 continue
             if self.last_turn is None:

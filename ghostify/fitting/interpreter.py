@@ -55,6 +55,7 @@ class Interpreter:
         self.index = {node: index for index, node in enumerate(self.nodes)}
         self.watched: dict[fx.Node, Callable[[Tensor], None]] = {}
         """Who is told the first input of a node when it runs, batch by batch."""
+        # The output node is not run, so what it reads counts as read beyond the end, and is never let go.
         self._last = {node: max((self.index.get(user, len(self.nodes)) for user in node.users), default=-1)
                       for node in self.nodes}  # fmt: skip
         self._pinned: set[fx.Node] = set()
@@ -106,6 +107,7 @@ class Interpreter:
                 node = self.nodes[index]
                 if node.op != "placeholder":
                     values[node] = self._run(node, values)
+                # The node itself, too: what nobody reads need not be held at all.
                 for read in (*node.all_input_nodes, node):
                     if self._last[read] <= index and read not in self._pinned:
                         values.pop(read, None)
@@ -154,6 +156,8 @@ class Interpreter:
         if not isinstance(written, Tensor) or not written.numel():
             return {}
         inside = [leaf for leaf in tree_leaves(list(values.values())) if _overlap(leaf, written)]
+        # Views share one storage.  The span they take is copied once, and each is made anew within the copy, so that
+        # they overlap there as they did.
         begin = min(leaf.storage_offset() for leaf in inside)
         memory = written.as_strided((max(map(_end, inside)) - begin,), (1,), begin).clone()
 

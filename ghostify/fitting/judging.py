@@ -84,6 +84,7 @@ class _Varying:
     def add(self, y: Tensor) -> None:
         """Take a batch in, (B, …)."""
         y = real(y)[None] if y.dim() == 0 else real(y)
+        # Welford's update, number by number, for each may be finite in other images.
         for one in y:
             finite = one.isfinite()
             step = torch.where(finite, one - self.mean, 0.0)

@@ -41,6 +41,7 @@ def noise(traced: Traced, images: int) -> Batch:
     ways = list(product(_EXPONENTS, _GAINS)) if maps else [(0.0, gain) for gain in _GAINS]
     distances = [distance(traced, [_like(example, _TRIAL, exponent, gain)]) for exponent, gain in ways]
     known = [value for value in distances if value is not None]
+    # Without norms nothing tells one noise from another: 1/f is what photographs have.
     exponent, gain = ways[distances.index(min(known))] if known else (1.0 if maps else 0.0, 1.0)
     return _like(example, images, exponent, gain)
 
@@ -80,6 +81,7 @@ def _off(norm: nn.Module, walk: Interpreter, node: fx.Node) -> Tensor:
     found = walk.watched[node]
     assert isinstance(found, Statistics) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
+    # With eps on both sides, as the norm has it: a channel that is constant in both is no distance.
     var = norm.running_var.double() + norm.eps
     ratio = ((found.variance + norm.eps) / var).sqrt()
     return ((found.mean - norm.running_mean.double()).square() / var + (ratio - 1).square()).mean()
@@ -110,6 +112,7 @@ def _coloured(shape: tuple[int, ...], exponent: float, gain: float, seed: int = 
     if exponent:
         *sizes, last = shape[2:]
         axes = torch.meshgrid(*map(torch.fft.fftfreq, sizes), torch.fft.rfftfreq(last), indexing="ij")
+        # The lowest frequency stands in for zero, where 1/fᵅ would be infinite.
         f = torch.stack(axes).square().sum(0).sqrt().clamp_min(1 / max(shape[2:]))
         dims = tuple(range(2, len(shape)))
         x = torch.fft.irfftn(torch.fft.rfftn(x, dim=dims) * f**-exponent, s=shape[2:], dim=dims)

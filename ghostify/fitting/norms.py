@@ -29,6 +29,7 @@ class Statistics:
         """Take a batch in: (B, C, …)."""
         y = y.transpose(0, 1).flatten(1).double()
         count, mean = float(y.shape[1]), y.mean(1)
+        # Chan's update, as in ``leastsquares.moments``: a large mean takes nothing from the variance.
         total, step = self.count + count, mean - self.mean
         self.sum = self.sum + (y - mean[:, None]).square().sum(1) + step.square() * (self.count * count / total)
         self.mean = self.mean + step * (count / total)
@@ -76,6 +77,7 @@ def renew(norm: nn.Module, statistics: Statistics) -> None:
         return
     if not holds_its_weights(norm):
         return
+    # With σ' next to nothing, γ' would be so, too, and what training gave the channel would be lost.
     varies = statistics.variance > 1e-8 * var.double().clamp_min(norm.eps)
     slope = weight.detach().double() * (var.double() + norm.eps).rsqrt()
     with torch.no_grad():

@@ -61,6 +61,7 @@ def _one_pass(
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
+        # One pass over many images may take longer than there is time.
         if time.perf_counter() > until:
             break
     optimizer.zero_grad()
@@ -88,6 +89,7 @@ def _error(module: nn.Module, batches: Sequence[Batch], aims: Sequence[list[Tens
 def _missed(found: Tensor, wanted: Tensor) -> Tensor:
     """Squared difference in shares of what is wanted's variance over the batch, of what is finite in both."""
     both = found.isfinite() & wanted.isfinite()
+    # Replaced before they are subtracted: masked afterwards, a NaN would still be in the gradient.
     found, wanted = found.where(both, 0.0), wanted.where(both, 0.0)
     variance = (wanted - wanted.mean(0)).square().mean()
     return (found - wanted).square().mean() / variance.clamp_min(torch.finfo(wanted.dtype).tiny)

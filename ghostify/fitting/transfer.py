@@ -103,7 +103,9 @@ def _polished(
         if error is not None and found.error is not None and not error <= found.error:
             tried.load_state_dict(module.state_dict())
             error = found.error
+        # The descent changed what norms read, so their statistics are of a network that is no more.
         renew_all(tried, images.batches, came_from.keeps)
+    # Norms whole, and of the others the parameters alone: their buffers may remember the runs of the copy.
     for part, other in zip(module.modules(), tried.modules(), strict=True):
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.load_state_dict(other.state_dict())

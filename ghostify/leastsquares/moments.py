@@ -72,6 +72,7 @@ class Moments:
         total = self.count + other.count
         # Sums about two means become sums about the common one by what lies between these (Chan et al. 1983).
         du, dt, share = other.mean_u - self.mean_u, other.mean_t - self.mean_t, self.count * other.count / total
+        # In the other's sums, because a third array of D x D would decide how much memory a wide layer takes.
         if self.squares:
             self.uu = other.uu.add_(self.uu).baddbmm_(du[:, :, None], du[:, None], alpha=share)
         self.tu = other.tu.add_(self.tu).baddbmm_(dt[:, :, None], du[:, None], alpha=share)
@@ -161,6 +162,7 @@ def within(groups: Sequence[Moments]) -> Moments:
     if not filled:
         return both
     both.count = sum(group.count for group in filled)
+    # Means of zero make the common intercept zero, too: each group's own is computed from its moments later.
     both.mean_u, both.mean_t = torch.zeros_like(filled[0].mean_u), torch.zeros_like(filled[0].mean_t)
     both.tu = torch.stack([group.tu for group in filled]).sum(0)
     both.tt = torch.stack([group.tt for group in filled]).sum(0)
@@ -220,6 +222,7 @@ def factored(s: Tensor, strength: float) -> Tensor:
     NaN where none is strong enough, for S is not finite.
     """
     while strength < _STRONGEST:
+        # All groups are factored at once, so a singular one makes the ridge stronger for all of them.
         factor, failed = torch.linalg.cholesky_ex(loaded(s, strength))
         if not failed.any():
             return factor
@@ -229,6 +232,7 @@ def factored(s: Tensor, strength: float) -> Tensor:
 
 def loaded(s: Tensor, strength: float) -> Tensor:
     """S + ρ s̄ I, (g, D, D)."""
+    # Features that never vary have a scale of zero, and no multiple of it would make S positive definite.
     scale = s.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_NOTHING)[:, None]
     ridged = s.clone()
     ridged.diagonal(dim1=1, dim2=2).add_(strength * scale)
@@ -255,6 +259,7 @@ def solve(
     index, before, error = best_strength(seen, held, start, weights, constant, ridges)
     everything = seen.plus(held)
     normal = Normal(everything.features(constant), start, ridges[index])
+    # An error that is NaN is not better, so what the solve began with stays.
     better = error <= before
     weight = normal.solve(everything.crossed(constant)) if better else start
     bias = everything.intercept(weight) if constant else None
@@ -305,6 +310,7 @@ def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:
     Errors of the n targets count by ``weights`` (n,).  Returns (n, D), of that rank: U Uᵀ W with U the leading
     eigenvectors of W S Wᵀ, in the scale the weights give.
     """
+    # Rows times √weight make the weighted error a plain one, which eigenvectors minimise.
     scale = _shares(weights, _UNWEIGHTED).sqrt()[:, None]
     scaled = scale * weight
     _, vectors = torch.linalg.eigh(scaled @ s @ scaled.T)

@@ -67,9 +67,11 @@ def settable(conv: nn.Module) -> Settable:
     if not has_own_forward(conv):
         return Settable(True, True)
     twin = copy.deepcopy(conv).eval()
+    # Wider than the dilated kernel, so that even a convolution without padding has something to give.
     image = [2 * step * size + 1 for step, size in zip(conv.dilation, conv.kernel_size, strict=True)]
     call = call_of(twin, twin.weight.new_zeros(1, conv.in_channels, *image))
     geometry = (tuple(call.stride), tuple(call.dilation), call.groups)
+    # The very parameter has to arrive: a prepared copy may be equal to it for these weights and not for others.
     plain = call.weight is twin.weight and geometry == (conv.stride, conv.dilation, conv.groups)
     bias = call.bias is twin.bias
     return Settable(plain and bias, bias)

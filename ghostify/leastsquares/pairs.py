@@ -87,6 +87,7 @@ class PairMoments:
             # R_i is the same for every j, so one inverse of d² x d² serves all n filters that are compared.
             taps = torch.linalg.inv(self._around(rows)).to(c.dtype) @ c
             errors = (variances - c.mul_(taps).sum(1)).clamp_min(0)
+            # A map makes itself without error; what was added to R_i would say otherwise.
             errors[torch.arange(len(rows)), rows] = 0
             found.append(errors)
         return torch.cat(found)
@@ -95,6 +96,7 @@ class PairMoments:
         """Of every two maps as they are, (n, n); zero where a map does not vary."""
         area = self._mean.shape[1]
         mean = self._mean[:, area // 2] / self.count
+        # Rows lie map by map, d² of each: every d²-th one from the centre on is a map as it is.
         covariances = self._crossed[area // 2 :: area].double() / self.count - mean[:, None] * mean
         scale = self.variances.clamp_min(0).sqrt()
         scale = torch.where(scale > 0, 1 / scale, 0.0)
@@ -104,6 +106,7 @@ class PairMoments:
         """The best filters (k, d²) of maps ``sources`` (k,) for maps ``made`` (k,), and their errors (k,)."""
         n, area = self._mean.shape
         mean = self._mean / self.count
+        # Indices on both sides of a slice go in pairs, and the pairs come first: (k, d²).
         crossed = self._crossed.unflatten(0, (n, area))[sources, :, made].double() / self.count
         c = crossed - mean[sources] * mean[made, area // 2][:, None]
         taps = torch.linalg.solve(self._around(sources), c)

@@ -52,6 +52,8 @@ class Blocks:
         crossed, m = shared.crossed(constant)[0], own.mean_u.shape[0]
         ghosts = torch.arange(len(crossed) - m * area, device=crossed.device)
         variance, mean = shared.tt[0, m * area :] / shared.count, shared.mean_t[0, m * area :]
+        # The targets in ``shared`` are all m·d² shifts, map by map, and then the ghosts, m to a part: X and c_j come of
+        # one product, and ghost g is made of map g mod m.
         return Blocks(
             s=shared.features(constant)[0],
             r=own.features(constant),
@@ -95,6 +97,7 @@ class Both:
     def error(self, blocks: Blocks) -> float:
         """Weighted mean squared error, from the moments of what was held out."""
         p, k = self.pointwise, self.taps
+        # E (y − k·u − P·Y')², multiplied out: second moments are enough, and no position is looked at again.
         products = (p * blocks.c_all).sum(1) + (k * blocks.c_own).sum(1)
         squares = ((p @ blocks.s) * p).sum(1) + (torch.einsum("gab,gb->ga", blocks.r[blocks.map], k) * k).sum(1)
         mixed = (torch.einsum("gam,gm->ga", blocks.x[blocks.map], p) * k).sum(1)
@@ -130,5 +133,6 @@ def _at_once(blocks: Blocks, strength: float) -> tuple[Tensor, Tensor]:
 def _cut(s: Tensor, p: Tensor, weights: Tensor, rank: int) -> list[Tensor]:
     """P (n−m, m) cut to a rank in the metric of S, as the factors B (r, m) and A (n−m, r) of A·B."""
     cut = spanning(s, p, weights, rank)
+    # The product alone says nothing of its two factors; an SVD gives them, and A takes the sizes.
     left, values, right = torch.linalg.svd(cut, full_matrices=False)
     return [right[:rank], left[:, :rank] * values[:rank]]

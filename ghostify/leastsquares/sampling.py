@@ -74,6 +74,7 @@ class Positions:
         """The batches that are used to judge by."""
         self.each = min(rows, math.ceil(wanted / (len(self.batches) * images)))
         generator = torch.Generator().manual_seed(seed)
+        # Drawn for all batches, also those not used: what is drawn for one must not depend on how many are.
         self.chosen = [torch.randperm(rows, generator=generator)[: self.each] for _ in range(batches + judged)]
         self.total = self.each * images * len(self.batches)
 
@@ -99,6 +100,7 @@ class Positions:
         places = self._places(batch, x.device)
         corners = [place * step for place, step in zip(places, layer.stride, strict=True)]
         taps = window(padded(x, layer), corners, layer.kernel_size, layer.dilation)
+        # (B, P, C, k·k') → (B·P, g, C/g·k·k'): a group's channels with their taps, as a filter's weights lie.
         return taps.reshape(-1, layer.groups, taps.shape[2] // layer.groups * taps.shape[3])
 
     def shifts(self, y: Tensor, d: int, batch: int) -> Tensor:
@@ -185,6 +187,7 @@ def padded(x: Tensor, conv: Conv) -> Tensor:
     """The input as the convolution sees it, padding and all else that a forward of its own prepares it by included."""
     if has_own_forward(conv):
         call = call_of(conv, x)
+        # A convolution names its padding from the first dimension on, ``F.pad`` from the last.
         return F.pad(call.input, [side for size in reversed(call.padding) for side in (size, size)])
     sides = list(conv._reversed_padding_repeated_twice)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode

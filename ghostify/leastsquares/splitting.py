@@ -33,6 +33,7 @@ def _split(errors: np.ndarray, members: np.ndarray, parts: np.ndarray, content: 
     m = parts.shape[1]
     room = np.sort((parts[1:] >= 0).sum(0))[::-1]
     owned, ghosts = _pairs(errors, m, int(room[0]))
+    # What nobody makes well comes first, so that it is an intrinsic map if more of these are wanted.
     rest = [j for j in np.argsort(-_best(errors)) if j not in owned and j not in ghosts]
     while len(owned) < m:
         owned[int(rest.pop(0))] = []
@@ -61,6 +62,7 @@ def _pairs(errors: np.ndarray, m: int, room: int) -> tuple[dict[int, list[int]],
     if not count or not room:
         return owned, ghosts
     others = errors + np.where(np.eye(n, dtype=bool), np.inf, 0)
+    # Sorting all n² pairs is what takes time in wide layers, and only near ones are ever chosen.
     near = np.argpartition(others, count - 1, axis=0)[:count]
     order = np.argsort(np.take_along_axis(others, near, 0), axis=None, kind="stable")
     for head, ghost in zip(near.flatten()[order].tolist(), (order % n).tolist(), strict=True):

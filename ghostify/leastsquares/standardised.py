@@ -27,6 +27,7 @@ def standardises(layer: nn.Module) -> bool:
         return False
     twin = copy.deepcopy(layer).cpu().float()
     weight = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0))
+    # Scale and mean are what must be lost: w and 3 w + 1 have to give the same filters.
     given, other = (_prepared_of(twin, each) for each in (weight, 3 * weight + 1))
     centred = _centred(weight.flatten(1))
     expected = centred * (given.norm(dim=1) / centred.norm(dim=1))[:, None]
@@ -58,6 +59,8 @@ def reach(conv: Conv, filters: Tensor) -> Tensor:
 def give(conv: Conv, filters: Tensor) -> None:
     """Write weights, and gains where there are any, with which such a convolution convolves with ``filters`` (n, D)."""
     spread = conv.weight.detach().flatten(1).std(1, correction=0).to(filters.dtype)
+    # In the scale that the weights had: the filters do not depend on it, but what guards their division does, and how
+    # far a step of training goes.
     scaled = filters * (spread / filters.std(1, correction=0).clamp_min(torch.finfo(filters.dtype).tiny))[:, None]
     gain = gain_of(conv)
     with torch.no_grad():

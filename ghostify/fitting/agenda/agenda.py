@@ -55,6 +55,7 @@ class Agenda:
         found = {its.inputs: its.twin_inputs}
         if aim.added is not None and aim.theirs.other is not None:
             found[aim.added] = aim.theirs.other
+        # A thinned layer's output has fewer channels than the original's, which then cannot stand in for it.
         alike = all(one.meta["shapes"] == other.meta["shapes"] for one, other in found.items())
         return found if alike and len(found) == len(set(self.needs[part].calls[call])) else {}
 
@@ -89,6 +90,8 @@ class Agenda:
 
     def _aim(self, part: Part, call: Call) -> Aim:
         if part.kind == "stage":
+            # The stage holds its activation, so the sum before it is the original's whole one.  Without a cheap
+            # operation Y1 is passed on as it is, and the mix operation is fitted to what is left.
             ceiling = rectifier_after(self.original, call.twin) if part.module.act is not None else None
             around = Epilogue(call.twin, None, None, call.twin, ceiling)
             passed = call.inputs if isinstance(part.module.cheap, nn.Identity) else None

@@ -138,6 +138,7 @@ class Matching:
         calls = []
         for ran, block in zip(ours, theirs, strict=True):
             begin, last = ran.nodes[0], block.nodes[-1]
+            # The block ends with its activation; where the stage has one, ghosts are fitted to what that reads.
             twin = last.all_input_nodes[0] if stage.act is not None else last
             pools = [node for node in ran.nodes if within(str(node.meta["module"]), f"{name}.mix")]
             pooled = tuple(n.all_input_nodes[0] for n in pools if "pool" in str(n.target) or "pool" in str(n.name))
@@ -196,6 +197,7 @@ class Matching:
             if name in self.origins.layers:
                 self.skipped[name] = reason
             return None
+        # Modules with one weight are listed by name, and a part is fitted where the first of its calls runs.
         calls.sort(key=lambda call: self.order[call.begin])
         kept = origins[0][1]
         made = calls[0].twin.meta["shapes"][0][-1 if isinstance(module, nn.Linear) else 1]
@@ -248,6 +250,7 @@ def ghost_channels(stage: GGhostStage) -> list[int]:
     ghosts = stage.width - stage.kept if isinstance(cheap, nn.Identity) else cheap[0].out_channels
     if stage.order is None:
         return list(range(stage.width - ghosts, stage.width))
+    # Output c is the map at place order[c] of what is concatenated; the inverse says where each place comes out.
     made: list[int] = stage.order.argsort().tolist()
     return made[stage.width - ghosts :]
 
@@ -273,6 +276,7 @@ def changed(
 ) -> tuple[dict[fx.Node, fx.Node], set[fx.Node]]:
     """Which nodes of the converted network give what one of the original does, up to the first that differs, and which
     nodes depend on anything ``touched`` (a test of a module's name)."""
+    # Both recordings run in step up to the first surgery; behind it, nodes of one index are no longer counterparts.
     same: dict[fx.Node, fx.Node] = {}
     for one, other in zip(converted.graph.nodes, original.graph.nodes, strict=False):
         alike = one.op == other.op and one.target == other.target and one.op != "output"

@@ -76,6 +76,7 @@ def _amplifier(traced: Traced, sum: fx.Node) -> fx.Node | None:
     if rectifier_after(traced, sum) is None:
         return None
     after = _next(traced, sum)
+    # A maximum passes one of its values on, so the norm behind it scales an error as if it stood before.
     while after is not None:
         after = _next(traced, after)
         if after is None or not _kind(traced, after).startswith("maxpool"):
@@ -161,6 +162,7 @@ def _other(traced: Traced, node: fx.Node, one: fx.Node) -> fx.Node | None:
     if op_name(traced, node) not in _ADDS or len(node.args) != 2 or node.kwargs:
         return None
     others = [operand for operand in node.args if isinstance(operand, fx.Node) and operand is not one]
+    # ``x + x`` has no other operand, and a constant carries no earlier error.
     if len(others) != 1 or others[0].op == "get_attr":
         return None
     shapes = {tuple(operand.meta["shapes"][0]) for operand in (one, others[0], node)}

@@ -87,6 +87,7 @@ class Order:
             if node not in missing:
                 missing.add(node)
                 waiting += [source for source in self.before[node] if source not in self._there]
+        # The recorded order puts inputs first, so among the missing it does, too.
         self.placed += sorted(missing, key=self._index.__getitem__)
         self._there |= missing
         return len(self.placed)
@@ -125,6 +126,7 @@ def before(traced: Traced) -> dict[fx.Node, list[fx.Node]]:
     found = {node: list(node.all_input_nodes) for node in traced.graph.nodes}
     families = _families(traced)
     for family in families:
+        # A read must stay between the writes it stood between, or it finds other values.
         touching = [node for node in found if node in family or not family.isdisjoint(node.all_input_nodes)]
         last_write, since = None, list[fx.Node]()
         for node in touching:
@@ -145,6 +147,7 @@ def _families(traced: Traced) -> list[set[fx.Node]]:
         targets = overwritten(traced, node)
         written += targets
         sources = node.all_input_nodes if targets or not _makes_its_own(traced, node) else []
+        # What gives a view joins all that its source may share memory with; nobody can say of which part.
         joined = set().union({node}, *(family[source] for source in sources))
         for member in joined:
             family[member] = joined

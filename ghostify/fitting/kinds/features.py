@@ -105,6 +105,7 @@ class Features:
         if not self.growths:
             return self.known
         groups, filters, _ = self.known.shape
+        # Features are what the trained filters give, so each of these filters is one feature.
         return torch.eye(filters, dtype=self.known.dtype, device=self.known.device).repeat(groups, 1, 1)
 
     def filters(self, weight: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class GhostFit(FiltersFit):
         self.inputs: Input = (lambda b: linear_maps(inputs(b))) if isinstance(ghost, CGhostLinear) else inputs
         self.parts = layout(ghost.out_channels, ghost.s, ghost.groups, ghost.m).to(start.device)
         if ghost.order is not None:
+            # A module that selects gives place p of what is concatenated as output argsort(order)[p].
             self.parts = torch.where(self.parts >= 0, ghost.order.argsort()[self.parts.clamp_min(0)], -1)
         self.primary, *self.cheap = (part for part in (ghost.primary, *ghost.cheap) if isinstance(part, Conv))
         self.dimensions, self.settable = dimensions(self.primary), solved_for(self.primary)
@@ -142,6 +143,7 @@ class GhostFit(FiltersFit):
             made = made if conv.bias is None else made + conv.bias
             y[:, part[part >= 0]] = made[:, part >= 0]
         if self.ghost.pointwise is not None:
+            # Positions as images of one pixel, so that the module's own convolution is run, whatever its form.
             pixels = maps.reshape(*maps.shape, *[1] * self.dimensions)
             y[:, self.ghosts] += self.ghost.pointwise(pixels).flatten(1)
         return y.double() + self.offset[self.places[block.call]] if self.primary.bias is None else y.double()
@@ -228,6 +230,7 @@ class GhostFit(FiltersFit):
     def _put_depthwise(self, seen: Moments, held: Moments) -> None:
         start = torch.stack([conv.weight.detach().double().flatten(1) for conv in self.cheap], 1)
         weights = self._spread(self.targets.weights[None])[0]
+        # The ridge leads to zero, for a ghost's filter has no trained one to be held to.
         found = solve(seen, held, torch.zeros_like(start), weights=weights, constant=self.constant)
         self._put_depthwise_weights(found.weight, found.bias)
 
@@ -292,6 +295,7 @@ class GhostFit(FiltersFit):
     def _by_map(self, values: Tensor) -> Tensor:
         """By ghost (n−m, D) → by intrinsic map and part (m, s−1, D); zeros where there is no ghost."""
         m, parts = self.parts.shape[1], self.parts.shape[0] - 1
+        # Only the last part may be short, so ghosts fill the grid from its beginning.
         filled = values.new_zeros(parts * m, values.shape[1])
         filled[: len(values)] = values
         return filled.unflatten(0, (parts, m)).transpose(0, 1)

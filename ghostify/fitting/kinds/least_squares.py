@@ -74,6 +74,7 @@ class LeastSquares:
             for _ in range(ROUNDS):
                 for block in self.targets.samples.blocks:
                     self.targets.bend(block, self.given(block, weight, biases).flatten(1))
+                # What is read stays the same, so S and its factor do: only C is summed anew.
                 renewed = self.crossed()
                 c = within(renewed).crossed(self.constant)
                 weight = self.attainable(normal.solve(c), normal.s, c)

@@ -54,6 +54,7 @@ class PointwiseFit(FiltersFit):
     def attainable(self, weight: Tensor, s: Tensor, c: Tensor) -> Tensor:
         nearest = serving(s[0], weight[0], self.targets.weights, self.intrinsic)
         basis = self.reached(self.alive(nearest[None])[:, self.intrinsic])[0]
+        # Silenced and rescaled filters are not those that ``serving`` mixed, so the mix is solved for again.
         self.mix = mixing(basis @ s[0] @ basis.T, c[0, self.ghosts] @ basis.T)
         found = torch.empty_like(nearest)
         found[self.intrinsic], found[self.ghosts] = basis, self.mix @ basis

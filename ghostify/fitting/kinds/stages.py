@@ -39,6 +39,7 @@ class StageFit(LeastSquares):
         # Pixels and pooled means differ in scale by far, and one ridge is to hold both as tightly.
         rows = self._raw(targets.samples.blocks[0])
         deviation = rows.double().std(0, unbiased=False)
+        # What hardly varies is noise, and in units of its own deviation it would count as much as the rest.
         self.scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
         self.start = (self._now() * self.scale)[None]
 
@@ -48,6 +49,7 @@ class StageFit(LeastSquares):
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
         weight = weight[0] / self.scale
         convolved = self._convolved
+        # Weights are in the scale of the sums; behind the norm, the convolution's count by its slope.
         slope, offset = line(self.norm, len(weight), weight)
         bias = weight.new_zeros(1, len(weight)) if biases is None else biases[0]
         with torch.no_grad():
@@ -87,6 +89,7 @@ class StageFit(LeastSquares):
         if self.conv is not None:
             parts.append(samples.patches(self.base(block), self.conv, block)[:, 0])
         if self.fc is not None:
+            # Pooled maps have one value an image, and rows lie image by image.
             means = torch.cat([maps.mean((2, 3)) for maps in self.pooled(block)], 1)
             parts.append(means.repeat_interleave(samples.each(block), 0))
         return torch.cat(parts, 1)

@@ -42,6 +42,7 @@ class Targets:
         self.networks, self.aims, self.samples, self.norms = networks, aims, samples, norms
         self.takers = norms
         """The norms whose means may take an intercept in, by call."""
+        # Where the two networks have different activations, sums are compared as they are.
         self.ceilings = [
             aim.ours.ceiling if rectified and aim.theirs.ceiling == aim.ours.ceiling else None for aim in aims
         ]
@@ -83,6 +84,7 @@ class Targets:
     def outputs(self, block: Block) -> Tensor:
         """What the layer should give there, (N, n) in float64; zero for what its norm silences."""
         alive, slope, offset = self._alive[block.call], self.slopes[block.call], self.offsets[block.call]
+        # A silenced channel has a slope near zero, and z/a would be anything at all.
         y = (self._bent[block].double() - offset - self.added[block]) / torch.where(alive, slope, 1.0)
         return torch.where(alive, y, 0.0)
 
@@ -92,6 +94,7 @@ class Targets:
         if ceiling is None:
             return
         if self._bent is self.sums:
+            # The sums themselves stay: errors are measured by them.
             self._bent = dict(self.sums)
         now, wanted = self._sum(block, y), self.sums[block].double()
         bent = torch.where(wanted > 0, wanted, now.clamp_max(0))
