@@ -39,6 +39,7 @@ class Advisor:
         if not able:
             return _leave(site, f"{_losing(splits[0].lost, self.asked)} already at s = {splits[0].s}", splits[0].error)
         refused = ""
+        # Large ratios first, since they save most; and a smaller filter only where the better one does not pay.
         for split, d in product(sorted(able, key=lambda one: -one.s), _sizes(filters)):
             found = c_ghost.propose(site, GhostSettings(s=split.s, d=d))
             if not isinstance(found, Skip):
@@ -71,6 +72,7 @@ def advised(layers: Iterable[LayerRedundancy], stages: Iterable[StageRedundancy]
     of_stages = {stage.name: stage for stage in stages if method != "c-ghost"}
     taken = [stage for stage in of_stages.values() if stage.advice.ratio is not None]
     chosen = {stage.name: SiteSettings(ratio=stage.advice.ratio) for stage in taken}
+    # The later blocks of a stage are made anew, so their layers need no advice of their own.
     replaced = [end for stage in taken for block in stage.blocks[1:] for end in block.split("..")]
     apart = {name: one for name, one in of_layers.items() if not any(within(name, block) for block in replaced)}
     chosen |= {name: SiteSettings(s=one.s, d=one.d) for name, one in apart.items() if one.s is not None}

@@ -294,6 +294,7 @@ class CGhost(nn.Module):
             part.to_empty(device=weight.device, recurse=False)
         if self.order is not None and order is not None:
             self.order = torch.tensor(order, device=weight.device)
+            # Output c is the map at place order[c], so the filter of a place is that of the output it comes out as.
             inverse = self.order.argsort()
             weight, bias = weight[inverse], None if bias is None else bias[inverse]
         for part in parts:
@@ -499,6 +500,7 @@ def _conv_of(part: nn.Module) -> Conv:
 
 def _projection(filters: Tensor, onto: Tensor) -> Tensor:
     """Row by row ``⟨w, v⟩ / ⟨v, v⟩``: (m, …), (m, …) → (m,); 1 where the intrinsic filter is zero."""
+    # In half precision sums of squares overflow, or vanish.
     wide = torch.promote_types(filters.dtype, torch.float32)
     w, v = filters.flatten(1).to(wide), onto.flatten(1).to(wide)
     norm = torch.einsum("mi,mi->m", v, v)

@@ -57,6 +57,7 @@ def _pooled_norm(
     rate = 0.0 if momentum is None else momentum
     if learns and batches is not None:
         batches.add_(1)
+        # Without a momentum the statistics are means over all batches so far, as those of ``nn.BatchNorm2d``.
         rate = 1.0 / float(batches) if momentum is None else momentum
     return F.batch_norm(x, mean, var, weight, bias, learns, rate, eps)
 

@@ -49,6 +49,7 @@ def narrowed(conv: Conv, filters: Sequence[int]) -> Conv:
 
     Its groups stay as many, so ``filters`` must be as many of every group.
     """
+    # By the memo of a copy, which puts the fewer in the place of a tensor wherever and by whatever name it is held.
     held = [tensor for tensor in (*conv.parameters(), *conv.buffers()) if per_filter(tensor, conv.out_channels)]
     narrow = copy.deepcopy(conv, {id(tensor): _picked(tensor, filters) for tensor in held})
     narrow.out_channels = len(filters)

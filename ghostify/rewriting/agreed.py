@@ -49,6 +49,7 @@ def agreed(
         try:
             return agreed_in_parts(model, example, wanted, reason_of(problem), device, fitted=fitted)
         except (NoParts, TraceError):
+            # A doubt says why parts were tried; what went wrong is the failure behind it.
             raise problem.__cause__ if isinstance(problem, _Doubtful) and problem.__cause__ else problem from None
 
 
@@ -83,6 +84,7 @@ def carried_out(
     try:
         return how(recording, plan)
     except RewriteError:
+        # Without doubts the recording is true, and its parts would fail alike.
         if not (recording.whole and recording.whole.doubts):
             raise
         reason = recording.whole.doubts[0].removesuffix(".")
@@ -137,6 +139,7 @@ def _agreed_as_a_whole(
     run = trace(model, example)
     recording = Recording(model, example, Recording.of(run).parts)
     plan = _plan_for(recording, wanted, device, fitted)
+    # A trial takes a whole rewrite, so only doubts are put to it.
     if run.doubts:
         try:
             rewrite(recording, plan)

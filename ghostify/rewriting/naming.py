@@ -15,6 +15,7 @@ _Entry = TypeVar("_Entry", Swap, Skip)
 def of_part(plan: Plan, part: str) -> Plan:
     """What a plan says of one part, in that part's names."""
     inside = (leaving(part, name) for name in plan.exclude if within(name, part) and name != part)
+    # A pattern that keeps all around a part keeps all of it: in the part's own names, its root.
     around = ("",) if any(within(part, name) for name in plan.exclude) else ()
     return Plan(
         network=part or plan.network,

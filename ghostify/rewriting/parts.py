@@ -50,6 +50,7 @@ def rewrite_each(recording: Recording, plan: Plan, how: Callable[[str, Traced, P
     plan = check(plan, scan_for(recording, plan))
     ghosted: dict[str, Ghosted] = {}
     left = dict(recording.left)
+    # One part that cannot be rewritten is no reason to leave the others.
     for name, run in recording.parts.items():
         try:
             ghosted[name] = how(name, run, of_part(plan, name).require_changes())
@@ -80,6 +81,7 @@ def rebuilt(module: nn.Module, plan: Plan, example: Any = None) -> nn.Module:
         return replaced(module, plan.swaps, example)
     inside = {name: of_part(plan, name).swaps for name in plan.parts.inputs}
     outside = [swap for swap in plan.swaps if not any(within(swap.target, name) for name in inside)]
+    # These first, so that parts are recorded on what they will be given.
     module = replaced(module, outside, example) if outside else module
     given = {} if in_place(plan.swaps) else recordable(module, example)
     made = {}
@@ -103,6 +105,7 @@ def _as_done(plan: Plan, ghosted: Mapping[str, Ghosted], left: Mapping[str, str]
         for swap in plan.swaps
         if within(swap.target, part)
     ]
+    # Summed anew, because parts that were left alone cost what they did.
     after = plan.before
     for swap in swaps:
         after = after - swap.before + swap.after

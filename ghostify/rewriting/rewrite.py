@@ -46,6 +46,7 @@ def replaced(module: nn.Module, swaps: Sequence[Swap], example: Any = None) -> n
     """
     module = private_copy(module, share_parameters=False)
     for group in _in_turn(swaps):
+        # Recorded anew for each group, since stages are found in a graph, and the last group changed it.
         traced = None if in_place(group) else trace(module, example, verify=False)
         original = Original(traced.module if traced else module, traced)
         module = copy.deepcopy(original.module, _replacements(original, group))

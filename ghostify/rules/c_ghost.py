@@ -190,6 +190,7 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
     reason = site.obstacle or _left_alone(site, settings) or _unable(site, wanted)
     if reason is not None:
         return Skip(target=site.name, reason=reason)
+    # The best form comes first; where none pays, the reason told is that of the last.
     for cheap in _forms(site, wanted):
         proposed = _priced(site, _swap_of(site, wanted, cheap, settings.round_to), settings)
         if isinstance(proposed, CGhostSwap):
@@ -324,6 +325,7 @@ def _require_buildable(site: Site, s: int, cheap: Cheap, parts: Parts = "linear"
 def _priced(site: Site, swap: CGhostSwap, settings: GhostSettings) -> CGhostSwap | Skip:
     """The swap with its cost, unless it loses."""
     swap = swap.model_copy(update={"after": predict(site, swap)})
+    # Zero asks for every ghost, also one that costs more than its layer.
     if settings.min_saving == 0:
         return swap
     saving = saving_per_element(site, swap)

@@ -69,15 +69,18 @@ def _differs(original: nn.Module, module: nn.Module, name: str) -> bool:
 
 def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.ndarray, refused: str) -> None:
     """Refuse a narrower network that fails, or does something else than the network with channels silenced."""
+    # Code that asks for its size or its mode goes other ways there, of which the example shows nothing.
     for run in other_runs(traced):
         _require_run(run, copy.deepcopy(traced.module, dict(memo)), refused)
     inputs = [leaf for leaf in tree_leaves((traced.args, traced.kwargs)) if isinstance(leaf, Tensor)]
+    # Without numbers there is nothing to compare but the shapes, which the rewrite does.
     if any(leaf.is_meta for leaf in inputs) or any(parameter.is_meta for parameter in traced.module.parameters()):
         return
     given = _run(traced, copy.deepcopy(traced.module, dict(memo)), refused)
     values = silenced(channels, kept, *inputs)
     wanted = [values[node] for node in network_nodes(traced)[2]]
     found = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    # NaN counts as the same as NaN, so two networks that give nothing else would agree.
     if not any(tensor.isfinite().any() for tensor in wanted):
         raise RewriteError(
             f"{refused}: it gives no finite number on the example, so nothing checks what it gives narrower; "

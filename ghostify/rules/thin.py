@@ -273,6 +273,7 @@ def selected(traced: Traced, swaps: Sequence[ThinSwap]) -> tuple[Channels, np.nd
     }
     kept = np.ones(len(channels.roots), dtype=bool)
     for swap in swaps:
+        # A swap speaks for the channels inside its block, and leaves all others to the others.
         inside = [channels.members[segment] for segment in _segments(blocks[swap.target], swap)]
         kept &= chosen[swap.form] | ~np.isin(channels.components, np.concatenate(inside))
     return channels, kept
@@ -309,6 +310,7 @@ def _proposed(
         return Skip(target=block.name, reason=reasons[0])
     swap = _swap(scan, block, tuple(dict.fromkeys(inner)), settings)
     whole = Chosen.everything(coupling)
+    # Whether rounding leaves anything to be changed is simplest seen by the cost.
     if whole.thinned(block, swap, widths).cost(block.segments) == whole.cost(block.segments):
         return Skip(target=block.name, reason=f"keeps its inner width, because {_rounds(swap)}")
     return swap

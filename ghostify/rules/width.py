@@ -87,6 +87,7 @@ class WidthRule(Rule[WidthSwap]):
             raise PlanError("Method width takes the whole network, so include and set say nothing to it; exclude does.")
 
     def propose(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> list[WidthSwap | Skip]:
+        # What cannot be fitted is planned as if it were excluded, and the plan says why.
         unfit = unfittable(scan, settings.exclude) if fitted else []
         exclude = (*settings.exclude, *(site.name for site in unfit))
         kept = [Skip(target=site.name, reason=cannot_be_fitted(f"it {site.unfit}")) for site in unfit]
@@ -122,6 +123,7 @@ class WidthRule(Rule[WidthSwap]):
             raise PlanError(f"The plan's exclude names {apart!r}, which its swap does not; write it under both.")
 
     def after(self, scan: Scan, swaps: Sequence[WidthSwap]) -> Scan:
+        # Every layer is in the swap, so a later rule finds nothing.
         return scan.model_copy(update={"sites": (), "others": {}, "stages": ()}) if swaps else scan
 
     def replacements(self, original: Original, swaps: Sequence[WidthSwap], memo: Mapping[int, Any]) -> dict[int, Any]:

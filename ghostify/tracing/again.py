@@ -35,6 +35,7 @@ def recorded_again(module: nn.Module, example: Any, *, training: bool = False, t
     Where the graph is ``to_run``, no device that the code asked for may be written into it.  Raises ``TraceError`` when
     the module does not run on the example.
     """
+    # Shapes alone cost next to nothing, so they are tried first; code that needs numbers fails there.
     with suppress(TraceError):
         run = recorded_shapes(module, example, training=training)
         if runs_on_numbers(run) or not to_run:
@@ -57,6 +58,7 @@ def without_numbers(module: nn.Module) -> nn.Module:
     """A copy on the meta device, with parameters and buffers of the same names and shapes."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
+        # What is in the memo is put wherever the copy holds it, so ties stay ties and no weight is copied.
         shape = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
     return copied(module, memo)

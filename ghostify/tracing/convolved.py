@@ -64,6 +64,7 @@ class Convolved:
 
     def again(self, node: fx.Node, layer: nn.Module, given: Tensor) -> Tensor | None:
         """What a convolution gave, where it is as it was and reads now what it read then."""
+        # A replay comes by each node once, so what was kept for it can be let go.
         read, gave, state = self._kept.pop(node, (None, None, None))
         if read is None or gave is None or not (read.as_it_was and gave.as_it_was):
             return None

@@ -42,6 +42,7 @@ def _given_to_parts(model: nn.Module, example: Any) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for module, names in qualified_names(private).items():
         if _has_convolution(module):
+            # Before hooks of the user's: a part that is run by itself runs these again.
             module.register_forward_pre_hook(_noting(given, names[0]), prepend=True, with_kwargs=True)
     with quiet(private), uncompiled():
         seed()

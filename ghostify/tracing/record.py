@@ -37,6 +37,7 @@ def record(model: nn.Module, example: Any) -> Recording:
         try:
             return record_parts(model, example, reason_of(problem)).require_parts()
         except (NoParts, TraceError):
+            # Parts were only a way out: what is wrong with the whole is what a person asked about.
             raise problem from None
 
 
@@ -63,6 +64,7 @@ def reason_of(problem: Exception) -> str:
 def run_watched(module: nn.Module, example: Any, watch: Callable[[nn.Module], None]) -> None:
     """Run a module that nobody else has, in eval mode, and show ``watch`` every module that is called."""
     args, kwargs = cloned(call_arguments(example))
+    # For all modules there are: a forward may hold on to one that is none of this module's.
     hook = register_module_forward_pre_hook(lambda part, args: watch(part))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=()):
@@ -87,6 +89,7 @@ def _shares(model: nn.Module, part: nn.Module) -> bool:
     while waiting:
         module = waiting.pop()
         outside.add(module)
+        # Never through the part: what is reached there alone is its own.
         waiting.extend(child for child in module.children() if child is not part and child not in outside)
     parameters = {id(parameter) for module in outside for parameter in module.parameters(recurse=False)}
     return any(module in outside for module in part.modules()) or any(id(p) in parameters for p in part.parameters())

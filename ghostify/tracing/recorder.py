@@ -68,6 +68,7 @@ def record(
     recorder = Recorder(private, given, may_write, fingerprints, known or {})
     recorder.convolved = Convolved() if remember and not may_write else None
     args, kwargs = cloned((args, kwargs))
+    # Of the copies, because these are what the run is given, and values are known by identity.
     recorder.placeholders((args, kwargs))
     try:
         seed()
@@ -121,6 +122,7 @@ class Recorder(TorchFunctionMode):
         """What convolutions read and gave, for a replay."""
         self._fingerprints = fingerprints
         self._known = known
+        # By identity, since tensors compare number by number; and weak, or no value of the run would ever be freed.
         self._nodes = WeakIdKeyDictionary()
         self._attributes = tensor_names(root)
         self._held = set(held_tensors(root))
@@ -139,6 +141,7 @@ class Recorder(TorchFunctionMode):
         if not self.outputs:
             raise TraceError(f"{type(self.root).__name__} returned no tensor, so there is nothing to verify it by.")
         self.graph.output([self._node_of(leaf) for leaf in self.outputs])
+        # Copies, because the replay is compared with what was returned, and may write into it.
         self.outputs = [leaf.detach().clone() for leaf in self.outputs]
 
     @contextmanager
@@ -150,6 +153,7 @@ class Recorder(TorchFunctionMode):
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return recorder._call_module(original, module, args, kwargs)
 
+        # The mode sees functions and not whose code calls them; every module is called by this one method.
         nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
             with uncompiled(), self:
@@ -165,6 +169,7 @@ class Recorder(TorchFunctionMode):
             return call(module, *args, **kwargs)
         self.stack.append(names[0])
         outer = self.running
+        # A dict of its own for each call, because nodes keep the one of the time they ran.
         self.running = {**outer, names[0]: self._times[names[0]]}
         self._times[names[0]] += 1
         try:
@@ -207,6 +212,7 @@ class Recorder(TorchFunctionMode):
 
     def _call_leaf(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._require_plain_tensors()
+        # Or the functions that a layer of torch's is made of would be recorded beside it.
         self.paused = True
         try:
             if getattr(module, "inplace", False):
@@ -258,6 +264,7 @@ class Recorder(TorchFunctionMode):
         self._require_plain_tensors()
         if isinstance(generator := kwargs.get("generator"), torch.Generator):
             self.state.keep(generator)
+        # Before it runs: what works in place gives the tensor it was given, which then is the new node's.
         read = self._argument(args), self._argument(kwargs)
         result = func(*args, **kwargs)
         self.reads_sizes = self.reads_sizes or reads_size(func, args)
@@ -272,6 +279,7 @@ class Recorder(TorchFunctionMode):
     def _create(self, func: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
         owner = getattr(func, "__self__", None)
         if function_name(func) == "__get__" and owner is not None:
+            # A property's getter can be called by no name, but the property has one.
             return self.graph.call_function(getattr, (args[0], owner.__name__))
         if type(func).__name__ in ("method_descriptor", "wrapper_descriptor") and isinstance(args[0], fx.Node):
             return self.graph.call_method(func.__name__, args, kwargs)

@@ -34,6 +34,7 @@ def require_reproduced(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[s
 
 def _first_difference(first: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The module in which a second recording and its replay first disagree, by fingerprints of every value."""
+    # Once more with fingerprints: they take a pass over every value, so only a recording that failed has them.
     recorder = record(first.root, first.given, args, kwargs, may_write=True, fingerprints=True)
     replay = _Replay(recorder, fingerprints=True)
     replay.through(args, kwargs)

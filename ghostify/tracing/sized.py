@@ -56,6 +56,7 @@ def _reshaped(run: Traced, batch: Any) -> Traced:
     if run.doubts or not runs_on_numbers(run):
         return _recorded(run, batch)
     graph = fx.Graph()
+    # A copy, because shapes are noted at its nodes, and the first size's stay valid for the first.
     graph.output(graph.graph_copy(run.graph, {}))
     args, kwargs = call_arguments(batch)
     private = without_numbers(run.module)

@@ -33,6 +33,7 @@ class State:
         """Put back the tensors that were changed."""
         with torch.no_grad():
             for holder, name, tensor, before in self._tensors:
+                # The very tensor first, since code may have put another one under its name.
                 holder[name] = tensor
                 if before is not None and not torch.equal(tensor, before):
                     tensor.detach().copy_(before)

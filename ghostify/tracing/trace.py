@@ -38,6 +38,7 @@ def recorded_run(module: nn.Module, example: Any, *, verify: bool = False, train
         private = private_copy(module, share_parameters=True)
         return one_run(private, kept, module, example, verify=verify, training=training)
     except WritesParameter:
+        # Once more with parameters of its own, which take as much memory again: few networks write to theirs.
         private = private_copy(module, share_parameters=False)
         return one_run(private, kept, module, example, verify=verify, training=training, may_write=True)
 

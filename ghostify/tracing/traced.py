@@ -93,6 +93,7 @@ class Traced:
     @cached_property
     def parameter_names(self) -> dict[int, str]:
         """By the ``id`` of each parameter, the first of its names: a tied one has several."""
+        # Backwards, so that the first name of a tied one is the last to be written, and stays.
         names = self.module.named_parameters(remove_duplicate=False)
         return {id(parameter): name for name, parameter in reversed(list(names))}
 

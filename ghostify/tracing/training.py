@@ -33,6 +33,7 @@ def _has_idle(traced: Traced) -> bool:
         elif node.op == "get_attr":
             used.add(id(traced.tensor(node)))
     held = (*traced.module.parameters(), *traced.module.buffers())
+    # One number alone is a counter, as of a norm's batches, and tells of no code.
     return any(tensor.numel() > 1 and id(tensor) not in used for tensor in held)
 
 
@@ -74,6 +75,7 @@ def _own_functions(module: nn.Module) -> Iterator[FunctionType]:
 
 def _functions_in(values: Mapping[Any, Any]) -> Iterator[FunctionType]:
     for value in values.values():
+        # Methods, properties and wrapped functions hold the function whose code is to be read.
         found = getattr(value, "__func__", value)
         found = found.fget if isinstance(found, property) else getattr(found, "__wrapped__", found)
         if isinstance(found, FunctionType):

@@ -43,6 +43,7 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())
     if isinstance(value, (list, tuple)):
         return list(value)
+    # These hold tensors that are no values of the run: weights, and what functions enclose.
     if isinstance(value, (type, nn.Module)) or callable(value):
         return []
     if dataclasses.is_dataclass(value):
@@ -68,6 +69,7 @@ def cloned(value: Any) -> Any:
 def _cloned_leaf(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.detach().clone()
+    # Tensors with a history refuse to be copied, so the copy finds clones of them in its memo.
     inner = tensors_in(leaf)
     return copy.deepcopy(leaf, {id(tensor): tensor.detach().clone() for tensor in inner}) if inner else leaf
 
