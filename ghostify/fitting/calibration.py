@@ -63,5 +63,6 @@ def judged_of(batches: int, size: int) -> int:
     """How many of so many batches of a size are judged."""
     if batches < 2:
         return 0
+    # A quarter at most, because a fit to few images needs the others more than its error does.
     wanted = min(batches // 4, math.ceil(_JUDGES / size))
     return max(1, batches // HELD, wanted)

@@ -96,6 +96,7 @@ def fitted(
             with watched(name) as told:
                 return fit_run(run, own, given.get(name), settings, device=device, told=told)
         except FitError as problem:
+            # A proposal may leave the part alone, which a ``PlanError`` does; what a plan swaps is swapped, unfitted.
             if proposed:
                 raise PlanError(f"{name} cannot be fitted: {problem}") from None
             unfitted[name] = str(problem)
@@ -146,6 +147,7 @@ def _are_alike(inputs: Sequence[Batch]) -> bool:
 def _noting(kept: list[Batch]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         one = one_example(module, *cloned((args, kwargs)))
+        # As images of a whole are given: a lone tensor, and no tuple of one.
         kept.append(one[0] if isinstance(one, tuple) and len(one) == 1 and isinstance(one[0], Tensor) else one)
 
     return note

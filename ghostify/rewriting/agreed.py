@@ -113,6 +113,7 @@ def rehearse(
                 _try(recording, seen, swap)  # only to see whether it can be built; the rewrite builds it again
             except RewriteError as problem:
                 obstacles[swap.target] = str(problem).removeprefix(f"{swap.target} ").removesuffix(".")
+    # Planned anew, because a stage that is left alone leaves its layers to other rules.
     return plan(seen.hindered(obstacles), settings, device=device, fitted=fitted) if obstacles else proposed
 
 

@@ -29,6 +29,7 @@ class Aim:
         """One call of a convolution, linear layer or C-Ghost module."""
         theirs = epilogue(original, call.twin, part.twins)
         ours = epilogue(matching.converted, call.output, part.outputs)
+        # Where only one of the networks has a norm or an addition there, their sums are not of the same things.
         if theirs.form != ours.form:
             theirs, ours = bare(theirs), bare(ours)
         if not compensate:

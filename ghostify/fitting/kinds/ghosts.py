@@ -162,6 +162,7 @@ class GhostFit(FiltersFit):
         if self.joint:
             weight = serving(s[0], weight[0], self.targets.weights, self.parts[0])[None]
         weight = self.alive(weight)
+        # All n rows were served; those of intrinsic maps are the filters, and cheap operations make the others.
         weight = self.reached(weight[:, self.parts[0]] if self.joint else weight)
         biases = self.intercepts_of([self._intrinsic(one) for one in moments], weight) or []
         put(self.primary, self.basis.filters(weight))
@@ -204,6 +205,7 @@ class GhostFit(FiltersFit):
             few = self.targets.samples.rows(self.few, block)
             v = self._maps.of(block, self._shifts)[few].double()
             t = self.targets.outputs(block)[few]
+            # By map: its d² shifts with the ghosts that are made of it, so each system has d² unknowns.
             own[side][place].add(v, self._spread(t))
             if self.ghost.pointwise is not None:
                 ghosts = t[:, self.ghosts]

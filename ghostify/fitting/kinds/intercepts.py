@@ -22,6 +22,7 @@ class Intercepts:
         found = [_place(layer, norm) for layer, norm in zip(layers, norms, strict=True)]
         self.there = all(place is not None for place in found)
         """Whether every call has such a place; else there is no intercept at all."""
+        # Calls with one bias, or one norm, behind them can only have one intercept.
         distinct = {id(place): place for place in found if place is not None} if self.there else {}
         self._places = list(distinct.values())
         self.of = [list(distinct).index(id(place)) if self.there else 0 for place in found]
@@ -50,4 +51,5 @@ def _place(layer: nn.Module, norm: nn.Module | None) -> nn.Module | Tensor | Non
 def shift_mean(norm: nn.Module | None, bias: Tensor) -> None:
     """Let a norm in eval mode see its input with ``bias`` (n,) added."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    # (y + b) − μ = y − (μ − b)
     norm.running_mean.sub_(bias.to(norm.running_mean.dtype))

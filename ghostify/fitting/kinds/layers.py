@@ -41,6 +41,7 @@ class LayerFit(FiltersFit):
     def outputs(self, block: Block) -> Tensor:
         """What the layer as it is gives at the positions: (N, n)."""
         y = self.given(block, self.weight, None).flatten(1)
+        # An intercept that a norm has taken in is in the targets already, and not in what the layer gives.
         bias = getattr(self.layers[block.call], "bias", None)
         return y if bias is None else y + bias.detach()
 
@@ -50,4 +51,5 @@ def error(targets: Targets, outputs: Callable[[Block], Tensor], blocks: Sequence
     if not blocks:
         return None
     missed = fmean(targets.error(block, outputs(block)) for block in blocks)
+    # Where nothing varies there are no shares: it is right, or wholly wrong.
     return missed / targets.variance if targets.variance > 0 else float(missed > 0)
