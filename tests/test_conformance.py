@@ -253,8 +253,8 @@ def test_a_ghost_that_does_not_train_is_noticed() -> None:
     layers = [nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 2, 3)]
     ghosted = conformance.Case(nn.Sequential(*layers), torch.randn(1, 3, 12, 12)).ghosted
     assert conformance._gradient_problem(ghosted, 12) is None
-    ghosted.module[1].cheap.requires_grad_(False)
-    assert "1.cheap.0.weight does not train" in conformance._gradient_problem(ghosted, 12)
+    ghosted.module[1].pointwise.requires_grad_(False)
+    assert "1.pointwise.weight does not train" in conformance._gradient_problem(ghosted, 12)
 
 
 def test_a_ghost_stage_that_does_not_train_is_noticed() -> None:

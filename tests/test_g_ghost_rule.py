@@ -679,7 +679,7 @@ def test_stages_of_c_ghosts_are_thinned_like_others() -> None:
 def test_a_stage_is_not_made_twice(form: dict[str, Any], reason: str) -> None:
     """Planning a converted network again finds no stage in the stage, or tells what it is part of."""
     with pytest.raises(PlanError, match=reason):
-        plan(convert(seeded(deep), X, **G, **form).after, **G, **form).require_changes()
+        plan(scan(convert(seeded(deep), X, **G, **form).module, X), **G, **form).require_changes()
 
 
 # -- blocks that are wired anew --------------------------------------------------------------------------------

@@ -37,12 +37,12 @@ class _Kept:
         return version_of(self.tensor) == self.version
 
 
-_State = tuple[str, list[tuple[int, float]]]
+_State = tuple[str, list[tuple[int, complex]]]
 
 
 def _state_of(layer: nn.Module) -> _State:
     """Its settings and, of each parameter, which it is and the sum of its numbers: code may write to it unseen."""
-    return repr(layer), [(id(parameter), float(parameter.sum())) for parameter in layer.parameters(recurse=False)]
+    return repr(layer), [(id(parameter), parameter.sum().item()) for parameter in layer.parameters(recurse=False)]
 
 
 class Convolved:

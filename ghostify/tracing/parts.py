@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ghostify.errors import TraceError
-from ghostify.running import quiet, seed, uncompiled
+from ghostify.running import as_called, quiet, seed, uncompiled
 from ghostify.tracing.copies import private_copy
 from ghostify.tracing.naming import qualified_names
 from ghostify.tracing.requirements import require_runnable
@@ -44,7 +44,7 @@ def _given_to_parts(model: nn.Module, example: Any) -> dict[str, Any]:
         if _has_convolution(module):
             # Before hooks of the user's: a part that is run by itself runs these again.
             module.register_forward_pre_hook(_noting(given, names[0]), prepend=True, with_kwargs=True)
-    with quiet(private), uncompiled():
+    with quiet(private), uncompiled(), as_called():
         seed()
         try:
             private(*cloned(args), **cloned(kwargs))

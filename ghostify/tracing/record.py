@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ghostify.arguments import example_input, network, takes
 from ghostify.errors import TraceError
-from ghostify.running import undisturbed
+from ghostify.running import as_called, undisturbed
 from ghostify.tracing.parts import recordable
 from ghostify.tracing.recording import NoParts, Recording
 from ghostify.tracing.trace import trace
@@ -67,7 +67,7 @@ def run_watched(module: nn.Module, example: Any, watch: Callable[[nn.Module], No
     # For all modules there are: a forward may hold on to one that is none of this module's.
     hook = register_module_forward_pre_hook(lambda part, args: watch(part))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
+        with torch.no_grad(), torch.random.fork_rng(devices=()), as_called():
             module.eval()(*args, **kwargs)
     finally:
         hook.remove()
