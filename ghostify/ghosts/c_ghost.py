@@ -29,6 +29,7 @@ from torch.nn.utils import parametrize
 
 from ghostify.cheap import USUAL, Cheap
 from ghostify.errors import PlanError
+from ghostify.ghosts.carrying_over import factors, mixture, projection
 from ghostify.ghosts.narrowing import (
     PLAIN,
     Conv,
@@ -330,7 +331,7 @@ class CGhost(nn.Module):
         maps.
         """
         for i, part in enumerate(self.cheap, start=1):
-            conv, tap = _conv_of(part), _projection(banks[i], banks[0])
+            conv, tap = _conv_of(part), projection(banks[i], banks[0])
             conv.weight.zero_()
             conv.weight.flatten(1)[:, self.d**self._dimensions // 2] = tap
             if biases is not None:
@@ -343,13 +344,13 @@ class CGhost(nn.Module):
     def _carry_mixture(self, banks: list[Tensor], biases: list[Tensor] | None) -> None:
         """Fill a pointwise convolution that is alone: ghosts are the mixtures nearest to their filters."""
         left = self.out_channels - self.m  # parts of m maps may be a few more
-        mixture = _mixture(torch.cat(banks[1:])[:left], banks[0])
+        nearest = mixture(torch.cat(banks[1:])[:left], banks[0])
         convs = [part for part in self.pointwise.modules() if isinstance(part, Conv)]  # type: ignore[union-attr]
-        for conv, factor in zip(convs, _factors(mixture, self.rank if len(convs) > 1 else 0), strict=True):
+        for conv, factor in zip(convs, factors(nearest, self.rank if len(convs) > 1 else 0), strict=True):
             conv.weight.copy_(factor.reshape(conv.weight.shape))
         if biases is not None:
             rest = torch.cat(biases[1:])[:left]
-            convs[-1].bias.copy_(rest - mixture.to(rest.dtype) @ biases[0])  # type: ignore[union-attr]
+            convs[-1].bias.copy_(rest - nearest.to(rest.dtype) @ biases[0])  # type: ignore[union-attr]
 
     def _by_part(self, values: Tensor) -> list[Tensor]:
         """(n, …) → s tensors (m, …): the outputs each part stands for; zeros where the slice drops them."""
@@ -496,32 +497,3 @@ def _conv_of(part: nn.Module) -> Conv:
     conv = part[0] if isinstance(part, nn.Sequential) else part
     assert isinstance(conv, Conv)
     return conv
-
-
-def _projection(filters: Tensor, onto: Tensor) -> Tensor:
-    """Row by row ``⟨w, v⟩ / ⟨v, v⟩``: (m, …), (m, …) → (m,); 1 where the intrinsic filter is zero."""
-    # In half precision sums of squares overflow, or vanish.
-    wide = torch.promote_types(filters.dtype, torch.float32)
-    w, v = filters.flatten(1).to(wide), onto.flatten(1).to(wide)
-    norm = torch.einsum("mi,mi->m", v, v)
-    return torch.where(norm > 0, torch.einsum("mi,mi->m", w, v) / norm.clamp_min(1e-30), 1.0).to(filters.dtype)
-
-
-def _mixture(filters: Tensor, of: Tensor) -> Tensor:
-    """The P nearest to filters ≈ P · of: (g, …), (m, …) → (g, m), in float64.
-
-    A small ridge keeps it finite where filters are alike, or zero, or as many as their unknowns.
-    """
-    w, v = filters.double().flatten(1), of.double().flatten(1)
-    gram = v @ v.T
-    ridge = gram.diagonal().mean().clamp_min(1e-30) * 1e-4
-    eye = torch.eye(len(v), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + ridge * eye, v @ w.T).T
-
-
-def _factors(p: Tensor, rank: int) -> list[Tensor]:
-    """[P], or for a rank above 0 the factors [B, A] of the A·B of that rank nearest to P."""
-    if rank == 0:
-        return [p]
-    left, values, right = torch.linalg.svd(p, full_matrices=False)
-    return [right[:rank], left[:, :rank] * values[:rank]]
