@@ -9,6 +9,7 @@ fall by it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +46,7 @@ def put(layer: nn.Module, weight: Tensor) -> None:
         layer.weight.copy_(weight.flatten(0, 1).reshape(layer.weight.shape))
 
 
-class LeastSquares:
+class LeastSquares(ABC):
     """A linear map from rows of features to targets, whatever it is made of."""
 
     start: Tensor
@@ -56,13 +57,14 @@ class LeastSquares:
         """``places``: by call, which of the intercepts is its own."""
         self.targets, self.places = targets, places
 
+    @abstractmethod
     def read(self, block: Block) -> Tensor:
         """The features at a block's positions, (N, g, D)."""
-        raise NotImplementedError
 
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
         """Put weights (g, n/g, D) and intercepts (g, n/g) by place where they belong."""
-        raise NotImplementedError
+        # Not abstract: a C-Ghost with depthwise filters puts its weights in two turns, in a ``fit`` of its own.
+        raise NotImplementedError(f"{type(self).__name__} has a fit of its own")
 
     def fit(self) -> float:
         """Fit the map in place; the strength of the ridge."""
