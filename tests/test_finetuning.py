@@ -15,7 +15,8 @@ from blobs import SETTINGS, Blobs, Tied, Unheld, Watcher, held_images, net, resu
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError
+from ghostify import optimize
+from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
 from ghostify.finetuning import History, finetune, has_checkpoint, learning_rate, load_checkpoint
 from ghostify.finetuning.engine import make_optimizer, seed_epoch
 from ghostify.measuring import agreement, evaluate
@@ -324,3 +325,9 @@ def test_trains_and_goes_on_on_a_gpu(tmp_path: Path, amp: bool) -> None:
     assert next(model.parameters()).is_cuda
     assert history.epochs[-1].train_top1 > 0.9
     assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_an_inference_form_is_not_trained() -> None:
+    optimized = optimize(net(), next(iter(held_images()))[0])
+    with pytest.raises(RunError, match="is in its inference form, which is not trained"):
+        finetune(optimized, Blobs(), SETTINGS)

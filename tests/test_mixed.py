@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from zoo import ZOO, basic, bottleneck, conv_bn, head, run
 
-from ghostify import Ghosted, GhostSettings, convert, load, plan, read_plan, rewrite, rewrite_fitted, save, trace
+from ghostify import (
+    Ghosted,
+    GhostSettings,
+    convert,
+    load,
+    optimize,
+    plan,
+    read_plan,
+    rewrite,
+    rewrite_fitted,
+    save,
+    trace,
+)
 from ghostify.channels import silenced
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, GGhostStage
@@ -23,6 +35,7 @@ from ghostify.planning import Plan, check, scan_for
 from ghostify.reporting import compare
 from ghostify.rules import CGhostSwap, GGhostSwap, Skip, Swap, ThinSwap, c_ghost
 from ghostify.rules.thin import ThinRule, selected
+from ghostify.running import REORDERED, agree
 from ghostify.scanning import Scan, scan
 from ghostify.tracing import Traced
 
@@ -117,6 +130,15 @@ def test_a_mixture_goes_through_its_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     again = read_plan(tmp_path / "plan.yaml")
     assert again == plan == check(again, scan_for(recorded(name)[1], again))
+
+
+@each
+def test_the_inference_form_of_a_mixture_gives_what_the_mixture_gives(name: str) -> None:
+    """Thin blocks keep norms behind fewer channels, which are folded with the ghosts inside."""
+    example = recorded(name)[1].example
+    optimized = optimize(mixture(name), example)
+    pairs = zip(outputs(mixture(name).module, example), outputs(optimized.module, example), strict=True)
+    assert all(agree(a, b, REORDERED) for a, b in pairs)
 
 
 @each

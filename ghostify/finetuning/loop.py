@@ -28,6 +28,7 @@ from ghostify.finetuning.checkpoint import RunState, has_checkpoint, load_checkp
 from ghostify.finetuning.engine import Engine, seed_epoch
 from ghostify.finetuning.history import TOP1, Epoch, History
 from ghostify.finetuning.losses import MinusLoss, OwnLoss
+from ghostify.inference import Optimized
 from ghostify.measuring import evaluate
 from ghostify.measuring.accuracy import images_and_labels, samples_in
 from ghostify.measuring.borrowing import Device, device_for, on_device
@@ -111,11 +112,12 @@ def finetune(
     submodules in eval mode.  Afterwards, even after an error, all submodules of both networks are in the train or
     eval modes they had, and the random states of torch, NumPy and Python are what they were.
 
-    Raises ``RecipeError`` when distilling without a teacher; ``RunError`` for checkpoints that are all damaged, or of
-    other settings, or of another network; ``DataError`` and ``ModelError`` when the batches or the outputs are not
-    those of a classifier; ``GhostifyError`` when the loss is no longer finite (the model then has the weights of the
-    best epoch before).
+    Raises ``RecipeError`` when distilling without a teacher; ``RunError`` for an inference form, and for checkpoints
+    that are all damaged, or of other settings, or of another network; ``DataError`` and ``ModelError`` when the
+    batches or the outputs are not those of a classifier; ``GhostifyError`` when the loss is no longer finite (the model
+    then has the weights of the best epoch before).
     """
+    _require_trainable(model)
     module, fitted = (model.module, model.fit is not None) if isinstance(model, Ghosted) else (network(model), False)
     _require_protocol(data)
     settings = make_settings(TrainSettings, settings, {}).resolved(fitted)
@@ -270,6 +272,15 @@ class _Training:
         where = f" in {str(self.checkpoint)!r}" if self.checkpoint is not None and kept else ""
         return GhostifyError(
             f"Training stopped in epoch {index + 1}, {what}{advice} The weights {left} are kept{where}."
+        )
+
+
+def _require_trainable(model: nn.Module | Ghosted) -> None:
+    """Refuse an inference form: its norms are folded, so that training would start from another function's scale."""
+    if isinstance(model, Optimized):
+        raise RunError(
+            f"{type(model.module).__name__} is in its inference form, which is not trained; train the network that it "
+            "was made from, and optimize the result."
         )
 
 
