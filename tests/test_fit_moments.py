@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ghostify.leastsquares.moments import LIMIT, RIDGES, Moments, Normal, serving, solve, spanning
+from ghostify.leastsquares.principal import Principal
 
 GROUPS = pytest.mark.parametrize("g", [1, 3])
 CONSTANT = pytest.mark.parametrize("constant", [True, False], ids=["constant", "no-constant"])
@@ -302,6 +303,29 @@ def test_targets_without_weight_have_no_part_in_the_nearest_map_and_stay_finite(
     assert cut.isfinite().all() and cut.abs().max() <= 10 * weight.abs().max()
     assert near(cut[alive], by_singular_values(s, weight[alive], weights[alive], 2), 1e-5)
     assert spanning(s, weight, torch.zeros(6), 2).isfinite().all()
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_what_m_combinations_carry_is_what_a_layer_of_that_rank_fitted_to_it_leaves(weighted: bool) -> None:
+    """Of what the layer itself gives, for every m, from the covariance of its outputs alone."""
+    u, t = rows(300, d=8, n=6, noise=20)
+    found = moments(u, t)
+    s, weight = found.features()[0], torch.linalg.solve(found.features()[0], found.crossed()[0].T).T
+    weights = torch.arange(1.0, 7, dtype=torch.float64) ** 3 if weighted else torch.ones(6, dtype=torch.float64)
+    covariance = weight @ s @ weight.T
+    curve = Principal.of(covariance, weights)
+    for m in range(1, 7):
+        fitted = by_singular_values(s, weight, weights, m)
+        assert near(curve.projection(m) @ weight, fitted, 1e-8)
+        wrong = ((weight - fitted) @ s * (weight - fitted)).sum(1) @ weights
+        assert float(1 - curve.carried[m - 1]) == pytest.approx(float(wrong / (covariance.diagonal() @ weights)), abs=1e-9)
+
+
+def test_as_many_combinations_are_needed_as_lose_no_more_than_is_allowed() -> None:
+    curve = Principal.of(torch.diag(torch.tensor([1.0, 6, 3, 0])), torch.ones(4))
+    assert [curve.needed(lost) for lost in (0.5, 0.4, 0.39, 0.1, 0.05, 0.0)] == [1, 1, 2, 2, 3, 3]
+    silent = Principal.of(torch.zeros(3, 3), torch.ones(3))
+    assert silent.needed(0.1) == 1 and silent.carried.tolist() == [1, 1, 1]
 
 
 def mixing(weight: Tensor, chosen: Tensor) -> Tensor:

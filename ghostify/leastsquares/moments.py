@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ghostify.leastsquares.principal import Principal, shares
+
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
 _START = 5
@@ -28,8 +30,6 @@ _JUDGES = 64
 """Targets on which a strength is judged, evenly spread over all of them."""
 _NOTHING = 1e-100
 """A variance to stand for zero, by which one can still divide."""
-_UNWEIGHTED = 1e-12
-"""Targets count at least this share of the one that counts most, where they are scaled by that."""
 _FAINT = 1e-6
 _TURNS = 30
 MIXING = (1e-10, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -308,20 +308,9 @@ def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:
     """The map of a rank nearest to ``weight`` (n, D), over features of covariance ``s``: reduced rank regression.
 
     Errors of the n targets count by ``weights`` (n,).  Returns (n, D), of that rank: U Uᵀ W with U the leading
-    eigenvectors of W S Wᵀ, in the scale the weights give.
+    eigenvectors of W S Wᵀ, in the scale the weights give (``principal``).
     """
-    # Rows times √weight make the weighted error a plain one, which eigenvectors minimise.
-    scale = _shares(weights, _UNWEIGHTED).sqrt()[:, None]
-    scaled = scale * weight
-    _, vectors = torch.linalg.eigh(scaled @ s @ scaled.T)
-    leading = vectors[:, -rank:]
-    return (leading @ (leading.T @ scaled)) / scale
-
-
-def _shares(weights: Tensor, least: float) -> Tensor:
-    """Weights in shares of the largest, and no less than so much of it; all alike where none counts."""
-    weights = weights.double()
-    return (weights / weights.max()).clamp_min(least) if weights.max() > 0 else torch.ones_like(weights)
+    return Principal.of(weight @ s @ weight.T, weights).projection(rank) @ weight
 
 
 def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -336,7 +325,7 @@ def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tenso
     dependent, or hardly vary, P is of hundreds, and the first step of training destroys it.  So ρ is the weakest of
     ``MIXING`` with which no entry of P is above ``LIMIT``.
     """
-    metric = _shares(weights, _FAINT)
+    metric = shares(weights, _FAINT)
     g = weight @ s @ weight.T
     others = torch.ones(len(weight), dtype=torch.bool, device=g.device)
     others[chosen] = False

@@ -139,6 +139,14 @@ def line(norm: nn.Module | None, width: int, like: Tensor) -> tuple[Tensor, Tens
     return a, (0 if norm.bias is None else norm.bias.detach().double()) - a * mean
 
 
+def importance(traced: Traced, output: fx.Node, width: int, like: Tensor) -> Tensor:
+    """How much an error in each of a layer's outputs counts behind it, (n,): by the square of its norms' slopes."""
+    around = epilogue(traced, output)
+    norms = [None if node is None else traced.leaf(node) for node in (around.norm, around.amplifier)]
+    own, after = (line(norm, width, like)[0] for norm in norms)
+    return (own * after).square()
+
+
 def _next(traced: Traced, node: fx.Node) -> fx.Node | None:
     """The one node that reads a value, past what changes nothing in eval mode; None where several do.
 

@@ -1,0 +1,65 @@
+"""How much of n outputs the best m linear combinations of them carry: the rank curve, all m from one decomposition.
+
+    y ≈ P_m y        P_m = Λ^-½ U_m U_mᵀ Λ^½        U_m: the first m eigenvectors of G = Λ^½ cov(y) Λ^½
+    carried(m) = Σ_{i≤m} g_i / Σ_i g_i              g: the eigenvalues of G, largest first
+
+No map of rank m comes nearer to y where an error of output j counts by its weight Λ_j (Eckart and Young 1936; reduced
+rank regression of y on what it was made of, which explains all of it).  So a layer whose m intrinsic maps make all
+others by a pointwise convolution, fitted on the inputs that the original reads, gives exactly P_m y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+UNWEIGHTED = 1e-12
+"""Outputs count at least this share of the one that counts most, because one must divide by it to scale back."""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The principal directions of n outputs, of which an error in each counts by a weight."""
+
+    variances: Tensor
+    """g (n,): along each direction, largest first."""
+    directions: Tensor
+    """U (n, n): a direction in every column."""
+    scale: Tensor
+    """√Λ (n,)."""
+
+    @staticmethod
+    def of(covariance: Tensor, weights: Tensor) -> Principal:
+        """Those of a covariance (n, n), where errors count by ``weights`` (n,)."""
+        # Outputs times √weight make the weighted error a plain one, which eigenvectors minimise.
+        scale = shares(weights, UNWEIGHTED).sqrt()
+        values, vectors = torch.linalg.eigh(scale[:, None] * covariance.double() * scale)
+        return Principal(values.flip(0).clamp_min(0), vectors.flip(1), scale)
+
+    @cached_property
+    def carried(self) -> Tensor:
+        """By m = 1 … n, the share of the variance that m combinations carry, (n,); all of it where nothing varies."""
+        total = self.variances.sum()
+        if not total > 0:
+            return torch.ones_like(self.variances)
+        return (self.variances.cumsum(0) / total).clamp_max(1)
+
+    def needed(self, lost: float) -> int:
+        """The smallest m that loses no more than a share of the variance."""
+        enough = self.carried >= 1 - lost
+        enough[-1] = True  # rounding may leave the sum of all shares below one
+        return int(enough.int().argmax()) + 1
+
+    def projection(self, m: int) -> Tensor:
+        """P_m (n, n): what m combinations leave of the outputs, about their mean."""
+        leading = self.directions[:, :m]
+        return (leading @ leading.T) * self.scale / self.scale[:, None]
+
+
+def shares(weights: Tensor, least: float) -> Tensor:
+    """Weights in shares of the largest, and no less than so much of it; all alike where none counts."""
+    weights = weights.double()
+    return (weights / weights.max()).clamp_min(least) if weights.max() > 0 else torch.ones_like(weights)
