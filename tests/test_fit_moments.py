@@ -318,7 +318,9 @@ def test_what_m_combinations_carry_is_what_a_layer_of_that_rank_fitted_to_it_lea
         fitted = by_singular_values(s, weight, weights, m)
         assert near(curve.projection(m) @ weight, fitted, 1e-8)
         wrong = ((weight - fitted) @ s * (weight - fitted)).sum(1) @ weights
-        assert float(1 - curve.carried[m - 1]) == pytest.approx(float(wrong / (covariance.diagonal() @ weights)), abs=1e-9)
+        assert float(1 - curve.carried[m - 1]) == pytest.approx(
+            float(wrong / (covariance.diagonal() @ weights)), abs=1e-9
+        )
 
 
 def test_as_many_combinations_are_needed_as_lose_no_more_than_is_allowed() -> None:
