@@ -4,6 +4,8 @@ import os
 from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+# Time decides nothing here, so that plans are the same in every run; tests of the clock ask for it by --measure.
+os.environ.setdefault("GHOSTIFY_MEASURE", "0")
 
 import pytest
 from command import cli, images  # noqa: F401 - fixtures of several files

@@ -18,7 +18,15 @@ from ghostify.cli.app import app
 from ghostify.recipe import Recipe, meaning
 from ghostify.settings import known_keys
 
-GROUPS = {options.SUBJECT, options.CHANGES, options.FITTING, options.TRAINING, options.OUTPUT, options.MORE}
+GROUPS = {
+    options.SUBJECT,
+    options.CHANGES,
+    options.BUDGET,
+    options.FITTING,
+    options.TRAINING,
+    options.OUTPUT,
+    options.MORE,
+}
 VERBS = ("scan", "analyze", "plan", "compress", "finetune", "optimize", "eval", "report")
 
 

@@ -142,6 +142,12 @@ def plan(
     exclude: options.Exclude = None,
     also: options.Also = None,
     min_saving: options.MinSaving = None,
+    target: options.Targets = None,
+    keep: options.Kept = None,
+    runtime: options.RuntimeName = None,
+    batch: options.TimedBatch = None,
+    threads: options.Threads = None,
+    measure: options.Measure = None,
     recipe: options.RecipeFile = None,
     set: options.Set = None,
     seed: options.Seed = None,
@@ -174,6 +180,7 @@ def plan(
 
 @app.command()
 def compress(
+    context: typer.Context,
     model: options.Model = None,
     weights: options.Weights = None,
     weights_key: options.WeightsKey = None,
@@ -197,6 +204,12 @@ def compress(
     exclude: options.Exclude = None,
     also: options.Also = None,
     min_saving: options.MinSaving = None,
+    target: options.Targets = None,
+    keep: options.Kept = None,
+    runtime: options.RuntimeName = None,
+    batch: options.TimedBatch = None,
+    threads: options.Threads = None,
+    measure: options.Measure = None,
     fit: options.FitHow = None,
     calibration: options.Calibration = None,
     epochs: options.EpochsIfAny = None,
@@ -218,9 +231,10 @@ def compress(
     ghostify compress torchvision:resnet50 --weights DEFAULT --data folder:images
     """
     asked = options.given(locals())
-    decided = {name: asked[name] for name in options.GHOST_OPTIONS if name in asked}
+    decided = {name: asked[name] for name in options.PLAN_OPTIONS if name in asked}
     options.refuse_together("--plan", plan, decided | options.set_for_plans(set))
-    options.refuse_together("--resume", resume, {**asked, "plan": plan, "recipe": recipe, "set": set, "output": output})
+    said = {**options.typed(context, asked), "plan": plan, "recipe": recipe, "set": set, "output": output}
+    options.refuse_together("--resume", resume, said)
     settings = resumable(resume, "compress") if resume else options.recipe_of("compress", recipe, set, **asked)
     if dry_run:
         _dry_run(settings, plan, as_json)

@@ -1,4 +1,4 @@
-"""The command line's options.  One that is a setting takes its help and default from ``recipe.py``.
+"""The command line's options.  One that is a setting takes its help and default from ``recipe/``.
 
 An option is a name (``--min-saving``) and the key of the setting it stands for (``ghost.min_saving``); what a verb was
 given becomes a recipe by those keys.
@@ -28,6 +28,7 @@ FLAGS: dict[str, str] = {}
 
 SUBJECT = "Model and data"
 CHANGES = "What changes"
+BUDGET = "What it may cost"
 FITTING = "Fitting the weights"
 TRAINING = "Fine-tuning"
 OUTPUT = "Output"
@@ -44,20 +45,23 @@ def _setting(
     default: str | None = None,
     repeatable: bool = False,
     hidden: bool = False,
+    envvar: str | None = None,
 ) -> Any:
     """The option that stands for the setting ``key``; ``default`` is for where a verb's own is not the setting's.
 
-    An older word for a setting is read and not shown (``hidden``).
+    An older word for a setting is read and not shown (``hidden``); ``envvar`` gives it where nobody types it.
     """
     KEYS[name] = key
-    FLAGS[name] = flag = flag or f"--{name.replace('_', '-')}"
+    flag = flag or f"--{name.replace('_', '-')}"
+    FLAGS[name] = flag.partition("/")[0]
     about, usual = meaning(key)
     shown = _as_typed(usual) if default is None else default
     if shown:
         about = f"{about.removesuffix('.')} (default: {shown})."
     if repeatable or isinstance(usual, tuple):
         about = f"{about} Repeatable."
-    return typer.Option(flag, help=about, show_default=False, metavar=metavar, rich_help_panel=panel, hidden=hidden)
+    shows: dict[str, Any] = {"metavar": metavar, "rich_help_panel": panel, "hidden": hidden, "show_default": False}
+    return typer.Option(flag, help=about, envvar=envvar, **shows)
 
 
 def _as_typed(default: Any) -> str:
@@ -66,6 +70,8 @@ def _as_typed(default: Any) -> str:
         return ""
     if isinstance(default, tuple):
         return " ".join(map(str, default))
+    if isinstance(default, bool):
+        return "yes" if default else "no"
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
@@ -108,6 +114,16 @@ PlanFile = Annotated[
 FromAnalysis = Annotated[
     Path | None,
     _other("--from-analysis", panel=CHANGES, help="Plan what `ghostify analyze` advised in this folder."),
+]
+
+Targets = Annotated[list[str] | None, _setting("target", "budget.target", BUDGET, metavar="COST=AMOUNT")]
+Kept = Annotated[str | None, _setting("keep", "budget.keep", BUDGET, metavar="SHARE")]
+RuntimeName = Annotated[str | None, _setting("runtime", "budget.runtime", BUDGET, metavar="RUNTIME")]
+TimedBatch = Annotated[int | None, _setting("batch", "budget.batch", BUDGET)]
+Threads = Annotated[int | None, _setting("threads", "budget.threads", BUDGET)]
+Measure = Annotated[
+    bool | None,
+    _setting("measure", "budget.measure", BUDGET, flag="--measure/--no-measure", envvar="GHOSTIFY_MEASURE"),
 ]
 
 FitHow = Annotated[str | None, _setting("fit", "fit.how", FITTING, metavar="HOW")]
@@ -195,16 +211,26 @@ GHOST_OPTIONS = tuple(name for name, key in KEYS.items() if key.startswith("ghos
 """The options that decide a plan."""
 
 
+PLAN_OPTIONS = (*GHOST_OPTIONS, "target", "keep")
+"""Those that a plan has decided already."""
+
+
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Of a verb's local variables, the options that are settings and were given."""
     return {name: options[name] for name in KEYS if options.get(name) not in (None, [])}
 
 
+def typed(context: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options given, those that stand on the command line itself, not in the environment."""
+    sources = {name: context.get_parameter_source(name) for name in given}
+    return {name: value for name, value in given.items() if getattr(sources[name], "name", "") != "ENVIRONMENT"}
+
+
 USED = {
     "scan": ("model", "data"),
     "analyze": ("model", "data", "analysis"),
-    "plan": ("model", "data", "ghost"),
-    "compress": ("model", "data", "pretrain", "ghost", "fit", "finetune"),
+    "plan": ("model", "data", "ghost", "budget"),
+    "compress": ("model", "data", "pretrain", "ghost", "budget", "fit", "finetune"),
     "finetune": ("model", "data", "finetune"),
     "eval": ("model", "data"),
 }
