@@ -24,7 +24,7 @@ from conformance import meta_case, networks
 from fit_cost import Peak
 from torch import nn
 
-from ghostify.measuring.latency import pinned_threads
+from ghostify.runtimes import pinned_threads
 from ghostify.scanning import scan
 from ghostify.tables import Table
 from ghostify.tracing import trace

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from ghostify.measuring.latency import pinned_threads
 from ghostify.planning import plan
 from ghostify.rewriting import rewrite
+from ghostify.runtimes import pinned_threads
 from ghostify.scanning import scan
 from ghostify.tracing import trace
 

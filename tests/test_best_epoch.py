@@ -15,8 +15,8 @@ from ghostify.errors import GhostifyError
 from ghostify.finetuning import History, finetune, top1
 from ghostify.finetuning.history import Epoch
 from ghostify.measuring import evaluate
-from ghostify.measuring.latency import pinned_threads
 from ghostify.recipe import TrainSettings
+from ghostify.runtimes import pinned_threads
 
 
 @pytest.fixture(autouse=True, scope="module")

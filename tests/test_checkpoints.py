@@ -15,8 +15,8 @@ from blobs import Unheld, Watcher, net, results, same_weights, stopped, train
 from ghostify.errors import RunError
 from ghostify.finetuning import check_checkpoint, has_checkpoint, load_checkpoint, remove_checkpoint
 from ghostify.finetuning.checkpoint import FILE
-from ghostify.measuring.latency import pinned_threads
 from ghostify.recipe import TrainSettings
+from ghostify.runtimes import pinned_threads
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,9 +20,9 @@ from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, R
 from ghostify.finetuning import History, finetune, has_checkpoint, learning_rate, load_checkpoint
 from ghostify.finetuning.engine import make_optimizer, seed_epoch
 from ghostify.measuring import agreement, evaluate
-from ghostify.measuring.latency import pinned_threads
 from ghostify.recipe import TrainSettings
 from ghostify.running import random_states_kept
+from ghostify.runtimes import pinned_threads
 
 
 @pytest.fixture(autouse=True, scope="module")

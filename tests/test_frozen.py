@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import ghostify
-from ghostify.measuring.latency import pinned_threads
 from ghostify.networks import resnet8, resnet20
 from ghostify.running import frozen_parts, training
+from ghostify.runtimes import pinned_threads
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,7 +1,7 @@
 """Measurements on running networks: their latency side by side, and their accuracy."""
 
 from ghostify.measuring.accuracy import Accuracy, agreement, evaluate
-from ghostify.measuring.latency import Comparison, Latency, Timings, compare, latency, measure, speedup
+from ghostify.measuring.latency import Comparison, Latency, Timings, compare, latency, measure, speedup, timed
 from ghostify.measuring.metrics import Metric, Score
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "latency",
     "measure",
     "speedup",
+    "timed",
 ]

@@ -1,4 +1,4 @@
-"""How long a forward pass takes, measured on models side by side.
+"""How long a forward pass takes, measured on models side by side, on any runtime.
 
 A machine drifts (clocks, heat, neighbours), so models take turns, A B A B, in one process, and two of them are
 compared by the median of the ratios within each turn, in which drift cancels, not by the ratio of their medians.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from ghostify import runtimes
 from ghostify.errors import ModelError, RecipeError
 from ghostify.measuring.borrowing import Device, device_for, on_device
 from ghostify.running import as_called, evaluating, undisturbed
+from ghostify.runtimes import Runtime, Session, pinned_threads
 
 Arguments = Tensor | tuple[Any, ...]
 
@@ -39,11 +40,13 @@ class Latency(BaseModel):
     runs: int
     threads: int
     device: str
+    runtime: str = "eager"
 
     @property
     def place(self) -> str:
-        """Where it was measured: the threads of a CPU, or the device."""
-        return f"{self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else self.device
+        """Where it was measured: the threads of a CPU, or the device, behind the runtime if it is not eager torch."""
+        where = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else self.device
+        return where if self.runtime == "eager" else f"{self.runtime}, {where}"
 
     def __str__(self) -> str:
         return f"{self.median_ms:.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f} over {self.runs} runs)"
@@ -75,6 +78,7 @@ class Timings:
     ms: Mapping[str, list[float]]
     threads: int
     device: str
+    runtime: str = "eager"
 
     def latency(self, name: str) -> Latency:
         """Summary of one model."""
@@ -86,6 +90,7 @@ class Timings:
             runs=len(self.ms[name]),
             threads=self.threads,
             device=self.device,
+            runtime=self.runtime,
         )
 
     def compare(self, before: str, after: str) -> Comparison:
@@ -102,9 +107,10 @@ def latency(
     seconds: float = 2.0,
     threads: int = 1,
     device: Device | None = None,
+    runtime: str = "eager",
 ) -> dict[str, Latency]:
     """Latency of each model on one example.  Arguments and errors are those of ``measure``."""
-    timings = measure(models, args, kwargs, seconds=seconds, threads=threads, device=device)
+    timings = measure(models, args, kwargs, seconds=seconds, threads=threads, device=device, runtime=runtime)
     return {name: timings.latency(name) for name in models}
 
 
@@ -119,10 +125,11 @@ def compare(
     seconds: float = 2.0,
     threads: int = 1,
     device: Device | None = None,
+    runtime: str = "eager",
 ) -> Comparison:
     """How much faster ``after`` is than ``before`` on one example.  Arguments and errors are those of ``measure``."""
     models = {"before": before, "after": after}
-    timings = measure(models, args, kwargs, seconds=seconds, threads=threads, device=device)
+    timings = measure(models, args, kwargs, seconds=seconds, threads=threads, device=device, runtime=runtime)
     return timings.compare("before", "after")
 
 
@@ -134,26 +141,51 @@ def measure(
     seconds: float = 2.0,
     threads: int = 1,
     device: Device | None = None,
+    runtime: str = "eager",
 ) -> Timings:
     """Time forward passes of all models in turns, in eval mode, after a warm-up.
 
     The example is ``args`` (a tuple, or the one tensor) and ``kwargs``.  ``seconds`` is for all models together,
     warm-up aside; five turns are always taken.  ``threads`` is the number of CPU threads, put back afterwards.
-    ``device`` None means where the first model is; models elsewhere are copied there, none is moved.
+    ``device`` None means where the first model is; models elsewhere are copied there, none is moved.  ``runtime`` is
+    the name of what runs them: eager, compile, onnxruntime or openvino; setting it up is not in the times.
 
-    Raises ``RecipeError`` for a setting out of range, ``ModelError`` when a model does not take the example.
+    Raises ``RecipeError`` for a setting out of range or a runtime that is not here, ``ModelError`` when a model does
+    not take the example or the runtime cannot run it.
     """
     _require_sensible(models, seconds, threads)
+    chosen = runtimes.runtime(runtime)
     here = device_for(next(iter(models.values())), device)
     ready = {name: on_device(model, here) for name, model in models.items()}
     positional, named = _moved(args if isinstance(args, tuple) else (args,), here), _moved(dict(kwargs or {}), here)
-    with pinned_threads(threads), evaluating(*ready.values()), torch.inference_mode():
-        # a network that does not run is told before any time is spent
-        _try_once(ready, positional, named)
+    with evaluating(*ready.values()):
+        _try_once(ready, positional, named, threads)
+        sessions = {
+            name: _session(chosen, name, model, positional, named, threads, here) for name, model in ready.items()
+        }
+        return timed(sessions, seconds=seconds, threads=threads, device=here, runtime=runtime)
+
+
+def timed(
+    sessions: Mapping[str, Session],
+    *,
+    seconds: float = 2.0,
+    threads: int = 1,
+    device: torch.device | str = "cpu",
+    runtime: str = "eager",
+) -> Timings:
+    """Time sessions of one runtime, or any other calls, in turns, after a warm-up.
+
+    ``seconds`` is for all together, warm-up aside; five turns are always taken.  The calls run in inference mode with
+    ``threads`` of torch's threads, and on a device that is no CPU each is waited for.
+    """
+    _require_sensible(sessions, seconds, threads)
+    here = torch.device(device)
+    with pinned_threads(threads), torch.inference_mode():
         # first runs choose kernels and fill caches, and a processor takes a while to reach its clock
-        _take_turns(ready, positional, named, here, WARM_UP_SHARE * seconds, WARM_UP_ROUNDS)
-        times = _take_turns(ready, positional, named, here, seconds, MIN_ROUNDS)
-    return Timings(times, threads, str(here))
+        _take_turns(sessions, here, WARM_UP_SHARE * seconds, WARM_UP_ROUNDS)
+        times = _take_turns(sessions, here, seconds, MIN_ROUNDS)
+    return Timings(times, threads, str(here), runtime)
 
 
 def speedup(before_ms: Sequence[float], after_ms: Sequence[float]) -> float:
@@ -161,40 +193,24 @@ def speedup(before_ms: Sequence[float], after_ms: Sequence[float]) -> float:
     return statistics.median(_ratios(before_ms, after_ms))
 
 
-@contextmanager
-def pinned_threads(threads: int) -> Iterator[None]:
-    """torch's CPU thread count set to ``threads`` inside, and as it was afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _take_turns(
-    models: Mapping[str, nn.Module],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    device: torch.device,
-    seconds: float,
-    at_least: int,
+    sessions: Mapping[str, Session], device: torch.device, seconds: float, at_least: int
 ) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in models}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
     end = time.perf_counter() + seconds
     turns = 0
     while turns < at_least or time.perf_counter() < end:
-        for name, model in models.items():
+        for name, session in sessions.items():
             # one run of each in turn: what disturbs the machine for a while disturbs all of them alike
-            times[name].append(_one_run(model, args, kwargs, device))
+            times[name].append(_one_run(session, device))
         turns += 1
     return times
 
 
-def _one_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> float:
+def _one_run(session: Session, device: torch.device) -> float:
     _wait_for(device)
     start = time.perf_counter()
-    model(*args, **kwargs)
+    session()
     _wait_for(device)
     return 1e3 * (time.perf_counter() - start)
 
@@ -205,13 +221,30 @@ def _wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _try_once(models: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for name, model in models.items():
-        try:
-            model(*args, **kwargs)
-        except Exception as problem:
-            reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
-            raise ModelError(f"Model {name!r} does not run on the example: {reason}") from problem
+def _try_once(models: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> None:
+    """A network that does not run is told before any time is spent on runtimes and turns."""
+    with pinned_threads(threads), torch.inference_mode():
+        for name, model in models.items():
+            try:
+                model(*args, **kwargs)
+            except Exception as problem:
+                reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
+                raise ModelError(f"Model {name!r} does not run on the example: {reason}") from problem
+
+
+def _session(
+    runtime: Runtime,
+    name: str,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    threads: int,
+    device: torch.device,
+) -> Session:
+    try:
+        return runtime.session(model, args, kwargs, threads=threads, device=device)
+    except ModelError as problem:
+        raise ModelError(f"{name!r}: {problem}") from problem
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -238,7 +271,7 @@ def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     return tenths[0], tenths[4], tenths[8]
 
 
-def _require_sensible(models: Mapping[str, nn.Module], seconds: float, threads: int) -> None:
+def _require_sensible(models: Mapping[str, Any], seconds: float, threads: int) -> None:
     if not models:
         raise RecipeError("There is no model to measure.")
     if not seconds > 0:
