@@ -124,7 +124,7 @@ def test_what_an_exporting_runtime_cannot_run_is_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPORTING)
 def test_an_exporting_runtime_refuses_a_gpu(name: str) -> None:
-    with pytest.raises(RecipeError, match=f"^The runtime {name} runs on the CPU only, not on 'cuda:0'; give"):
+    with pytest.raises(RecipeError, match=rf"^The runtime {name} runs on the CPU only, not on 'cuda:0'; give"):
         runtime(name).session(small(), (EXAMPLE,), device="cuda:0")
 
 
@@ -178,13 +178,13 @@ def test_a_session_is_set_up_for_the_threads_it_is_asked_for() -> None:
 def test_networks_are_measured_on_a_runtime(name: str) -> None:
     timings = measure({"a": small(), "b": small()}, EXAMPLE, seconds=0.01, runtime=name)
     assert timings.latency("a").place == f"{name}, 1 thread" and timings.latency("a").median_ms > 0
-    with pytest.raises(ModelError, match="^'a': It is fed arrays, and NumPy has no bfloat16"):
+    with pytest.raises(ModelError, match=r"^'a': It is fed arrays, and NumPy has no bfloat16"):
         measure({"a": small().bfloat16()}, EXAMPLE.bfloat16(), seconds=0.01, runtime=name)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_network_that_does_not_take_the_example_is_told_alike(name: str) -> None:
-    with pytest.raises(ModelError, match="^Model 'a' does not run on the example: Given groups=1"):
+    with pytest.raises(ModelError, match=r"^Model 'a' does not run on the example: Given groups=1"):
         measure({"a": small()}, torch.randn(1, 5, 8, 8), runtime=name)
 
 
