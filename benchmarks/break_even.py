@@ -1,7 +1,7 @@
 """From where on is a C-Ghost module faster than the convolution it replaces?
 
-    python benchmarks/break_even.py [--engine eager|onnxruntime] [--norm-act] [--s 2] [--d 3] [--seconds 0.5]
-    python benchmarks/break_even.py --whole resnet50 [--engine eager|onnxruntime] [--pointwise auto]
+    python benchmarks/break_even.py [--runtime eager|onnxruntime] [--norm-act] [--s 2] [--d 3] [--seconds 0.5]
+    python benchmarks/break_even.py --whole resnet50 [--runtime eager|onnxruntime] [--pointwise auto]
 
 The first form times the distinct convolutions of a few networks one by one, each beside its ghost, in turns and on one
 thread, and prints the speed-up beside the figure the C-Ghost rule decides by (MACs saved per element moved more), then
@@ -10,7 +10,7 @@ in a network.  The second form times a whole network, rewritten with several thr
 (thresholds that swap the same layers are timed once, at the lowest).  Ghosts are the papers' plain ones, unless
 ``--pointwise`` says otherwise.
 
-The engine ``onnxruntime`` needs ``pip install onnx onnxruntime onnxscript``.
+The runtime ``onnxruntime`` needs ``pip install 'ghostify[onnxruntime]'``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from engines import runnable
 from torch import nn
 from torchvision import models
 
@@ -99,13 +98,13 @@ def _filled(conv: nn.Module) -> nn.Conv2d:
     return conv
 
 
-def measured(layer: Layer, engine: str, norm_act: bool, seconds: float) -> Measured:
+def measured(layer: Layer, runtime: str, norm_act: bool, seconds: float) -> Measured:
     example = torch.randn(layer.input)
     pair = [copy.deepcopy(layer.conv), build(layer.conv, layer.swap)]
     if norm_act:
         pair = [nn.Sequential(part, nn.BatchNorm2d(layer.site.out_channels), nn.ReLU()) for part in pair]
-    before, after = (runnable(part.eval(), example, engine) for part in pair)
-    found = compare(before, after, example, seconds=seconds)
+    before, after = pair
+    found = compare(before, after, example, seconds=seconds, runtime=runtime)
     return Measured(layer, found.speedup, found.low, found.high, found.before.median_ms)
 
 
@@ -140,13 +139,13 @@ def report(rows: list[Measured]) -> Iterator[str]:
         )
 
 
-def whole(name: str, engine: str, s: int, d: int, pointwise: str, seconds: float) -> Iterator[str]:
+def whole(name: str, runtime: str, s: int, d: int, pointwise: str, seconds: float) -> Iterator[str]:
     """The speed-up of a whole network at each threshold, all versions in turns."""
     torch.manual_seed(0)
     size = models.get_model_weights(name).DEFAULT.transforms.keywords["crop_size"]
     example = torch.randn(1, 3, size, size)
     traced = trace(models.get_model(name, weights=None).eval(), example)
-    versions = {"original": runnable(traced.module, example, engine)}
+    versions = {"original": traced.module}
     labels = {"original": ""}
     for value in THRESHOLDS:
         try:
@@ -156,16 +155,16 @@ def whole(name: str, engine: str, s: int, d: int, pointwise: str, seconds: float
         swaps = ghosted.plan.swaps
         label = f"{len(swaps)} swaps, MACs / {ghosted.plan.before.macs / ghosted.plan.after.macs:.2f}"
         if label not in labels.values():
-            versions[f"min_saving {value:g}"] = runnable(ghosted.module.eval(), example, engine)
+            versions[f"min_saving {value:g}"] = ghosted.module
             labels[f"min_saving {value:g}"] = label
-    timings = measure(versions, example, seconds=seconds * len(versions))
+    timings = measure(versions, example, seconds=seconds * len(versions), runtime=runtime)
     for version, label in labels.items():
         yield f"{version:15s} {label:24s} {timings.compare('original', version)}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--engine", choices=("eager", "onnxruntime"), default="eager")
+    parser.add_argument("--runtime", choices=("eager", "onnxruntime"), default="eager")
     parser.add_argument("--norm-act", action="store_true", help="batch norm and ReLU follow the layer and its ghost")
     parser.add_argument("--whole", metavar="NAME", help="a whole torchvision network instead of single layers")
     parser.add_argument("--s", type=int, default=2)
@@ -174,13 +173,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="per layer; ten times that per version with --whole")
     options = parser.parse_args()
     if options.whole:
-        for line in whole(options.whole, options.engine, options.s, options.d, options.pointwise, 10 * options.seconds):
+        for line in whole(
+            options.whole, options.runtime, options.s, options.d, options.pointwise, 10 * options.seconds
+        ):
             print(line, flush=True)
         return 0
     torch.manual_seed(0)
     rows = []
     for layer in layers(options.s, options.d):
-        rows.append(measured(layer, options.engine, options.norm_act, options.seconds))
+        rows.append(measured(layer, options.runtime, options.norm_act, options.seconds))
         print(rows[-1], file=sys.stderr, flush=True)
     print("\n".join(report(rows)))
     return 0

@@ -1,13 +1,13 @@
 """How much faster is one network with one set of settings, beside what its MACs promise?
 
-    python benchmarks/clock.py NETWORK [SETTING=VALUE ...] [--engines eager,onnxruntime,openvino] [--seconds 10]
+    python benchmarks/clock.py NETWORK [SETTING=VALUE ...] [--runtimes eager,onnxruntime,openvino] [--seconds 10]
     python benchmarks/clock.py torchvision:resnet50 method=thin width=0.5
 
 The network (of any source, random weights, batch 1) runs beside its rewritten copy and that copy's inference form, in
 turns and on one thread.  The settings are those of the group ``ghost`` of a recipe, the others at their defaults.  What
-comes out is the MACs and, for each engine, the speed-up of both forms with its 10th and 90th percentile.
+comes out is the MACs and, for each runtime, the speed-up of both forms with its 10th and 90th percentile.
 
-The engine ``onnxruntime`` needs ``pip install onnx onnxruntime onnxscript``; ``openvino``, ``pip install openvino``.
+The runtime ``onnxruntime`` needs ``pip install 'ghostify[onnxruntime]'``; ``openvino``, ``'ghostify[openvino]'``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 import yaml
-from engines import ENGINES, runnable
 
 import ghostify
 from ghostify.measuring import measure
 from ghostify.measuring.latency import Timings
 from ghostify.recipe import ModelSettings
+from ghostify.runtimes import RUNTIMES
 from ghostify.subject import prepare
 from ghostify.tables import quantity, ratio
 
@@ -43,8 +43,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", help="as --model of a recipe has it: torchvision:NAME, ghostify:NAME, ...")
     parser.add_argument("settings", nargs="*", help="as in method=thin width=0.5")
-    parser.add_argument("--engines", default="eager,onnxruntime", help="of " + ", ".join(ENGINES))
-    parser.add_argument("--seconds", type=float, default=10.0, help="time per engine")
+    parser.add_argument("--runtimes", default="eager,onnxruntime", help="of " + ", ".join(RUNTIMES))
+    parser.add_argument("--seconds", type=float, default=10.0, help="time per runtime")
     options = parser.parse_args()
     torch.set_num_threads(1)
     subject = prepare(ModelSettings(source=options.network))
@@ -54,10 +54,9 @@ def main() -> int:
     before, after = ghosted.before.cost.macs, ghosted.after.cost.macs
     print(f"MACs {quantity(before)} → {quantity(after)} ({ratio(before, after)} fewer)")
     forms = {"original": network, "as it trains": ghosted.module.eval(), "as it runs": optimized.module}
-    for engine in options.engines.split(","):
-        ready = {form: runnable(module, example, engine) for form, module in forms.items()}
-        timings = measure(ready, example, seconds=options.seconds)
-        print(f"{engine:12s}", ", ".join(told(form, timings) for form in list(forms)[1:]), flush=True)
+    for runtime in options.runtimes.split(","):
+        timings = measure(forms, example, seconds=options.seconds, runtime=runtime)
+        print(f"{runtime:12s}", ", ".join(told(form, timings) for form in list(forms)[1:]), flush=True)
     return 0
 
 

@@ -1,6 +1,6 @@
 """How fast are G-Ghost networks, beside what their MACs promise?
 
-    python benchmarks/g_ghost.py [--networks resnet34,...] [--engines eager,onnxruntime,openvino] [--seconds 5]
+    python benchmarks/g_ghost.py [--networks resnet34,...] [--runtimes eager,onnxruntime,openvino] [--seconds 5]
 
 Each network (random weights, 224x224, batch 1) runs beside its rewritten copies, in turns and on one thread: all stages
 as G-Ghost stages in the form of the papers' tables, with λ = 0.5, and the whole network at a uniform width of about as
@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from engines import ENGINES, runnable
 from torchvision import models
 
 from ghostify.measuring import compare
 from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rewriting import Ghosted, rewrite
+from ghostify.runtimes import RUNTIMES
 from ghostify.tracing import Traced, trace
 
 NETWORKS = {"resnet34": "imagenet", "resnet50": "imagenet", "regnet_x_3_2gf": "regnet"}
@@ -46,22 +46,21 @@ def variants(traced: Traced, preset: str) -> Iterator[tuple[str, Ghosted]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(NETWORKS), help="of " + ", ".join(NETWORKS))
-    parser.add_argument("--engines", default=",".join(ENGINES), help="of " + ", ".join(ENGINES))
+    parser.add_argument("--runtimes", default="eager,onnxruntime,openvino", help="of " + ", ".join(RUNTIMES))
     parser.add_argument("--seconds", type=float, default=5.0, help="time per pair")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| network | variant | engine | MACs | theory | ms before | ms after | faster (10th to 90th) | of theory |")
+    print("| network | variant | runtime | MACs | theory | ms before | ms after | faster (10th to 90th) | of theory |")
     print("|---|---|---|--:|--:|--:|--:|--:|--:|")
     example = torch.randn(1, 3, 224, 224)
     for name in options.networks.split(","):
         traced = trace(models.get_model(name, weights=None).eval(), example)
         for variant, ghosted in variants(traced, NETWORKS[name]):
             theory = ghosted.before.cost.macs / ghosted.after.cost.macs
-            for engine in options.engines.split(","):
-                before, after = (runnable(m, example, engine) for m in (traced.module, ghosted.module))
-                found = compare(before, after, example, seconds=options.seconds)
+            for runtime in options.runtimes.split(","):
+                found = compare(traced.module, ghosted.module, example, seconds=options.seconds, runtime=runtime)
                 print(
-                    f"| {name} | {variant} | {engine} | {ghosted.after.cost.macs / 1e9:.2f} B | {theory:.2f}x "
+                    f"| {name} | {variant} | {runtime} | {ghosted.after.cost.macs / 1e9:.2f} B | {theory:.2f}x "
                     f"| {found.before.median_ms:.1f} | {found.after.median_ms:.1f} "
                     f"| {found.speedup:.2f}x ({found.low:.2f} to {found.high:.2f}) | {found.speedup / theory:.2f} |",
                     flush=True,

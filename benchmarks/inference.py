@@ -1,6 +1,6 @@
 """How much of what the MACs promise does the inference form give, and how much the form that trains?
 
-    python benchmarks/inference.py [--networks 'resnet18;...'] [--engines eager,onnxruntime,openvino] [--rounds 30]
+    python benchmarks/inference.py [--networks 'resnet18;...'] [--runtimes eager,onnxruntime,openvino] [--rounds 30]
 
 Every k x k convolution of a network (random weights, batch 1, the stem aside) becomes a pointwise ghost with s = 2 and
 with s = 4.  The original, the ghosts as they train and their inference form take turns in one process on one thread;
@@ -12,7 +12,6 @@ folded, weights laid out anew) runs along, because in eager PyTorch that alone i
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import sys
 import time
@@ -20,12 +19,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from engines import ENGINES, runnable
 from torch import Tensor, nn
 from torchvision import models
 
 from ghostify import convert, optimize
 from ghostify.networks import resnet20, resnet56
+from ghostify.runtimes import RUNTIMES, Session, runtime
 
 NETWORKS = {
     "resnet18": (lambda: models.resnet18(weights=None), 224, 1),
@@ -69,28 +68,28 @@ def _is_chosen(layer: nn.Module, s: int, linear: bool) -> bool:
     return linear and isinstance(layer, nn.Linear) and layer.out_features > 1000
 
 
-def take_turns(runs: Mapping[str, nn.Module], example: Tensor, rounds: int) -> dict[str, list[float]]:
+def take_turns(runs: Mapping[str, Session], rounds: int) -> dict[str, list[float]]:
     """Seconds of each run by round; the first rounds warm up and are not kept."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for _ in range(rounds + WARM_UP):
             for name, run in runs.items():
                 start = time.process_time()
-                run(example)
+                run()
                 seconds[name].append(time.process_time() - start)
     return {name: times[WARM_UP:] for name, times in seconds.items()}
 
 
-def rows(name: str, engines: list[str], rounds: int) -> Iterator[str]:
+def rows(name: str, names: list[str], rounds: int) -> Iterator[str]:
     """A line for each form of a network."""
     build, size, batch = NETWORKS[name]
     torch.manual_seed(0)
     example = torch.randn(batch, 3, size, size)
     made = list(forms(build().eval(), example, linear="linear" in name))
     cells: dict[str, list[str]] = {form.name: [] for form in made}
-    for engine in engines:
-        runs = {form.name: runnable(copy.deepcopy(form.module), example, engine) for form in made}
-        seconds = take_turns(runs, example, rounds)
+    for chosen in map(runtime, names):
+        runs = {form.name: chosen.session(form.module, (example,)) for form in made}
+        seconds = take_turns(runs, rounds)
         first = seconds[made[0].name]
         for form in made:
             faster = statistics.median(a / b for a, b in zip(first, seconds[form.name], strict=True))
@@ -104,15 +103,15 @@ def rows(name: str, engines: list[str], rounds: int) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=";".join(NETWORKS), help="with semicolons, of " + "; ".join(NETWORKS))
-    parser.add_argument("--engines", default=",".join(ENGINES), help="of " + ", ".join(ENGINES))
+    parser.add_argument("--runtimes", default="eager,onnxruntime,openvino", help="of " + ", ".join(RUNTIMES))
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    engines = options.engines.split(",")
-    print(f"| network | form | MACs fewer | {' | '.join(engines)} |")
-    print(f"|---|---|--:|{'--:|' * len(engines)}")
+    names = options.runtimes.split(",")
+    print(f"| network | form | MACs fewer | {' | '.join(names)} |")
+    print(f"|---|---|--:|{'--:|' * len(names)}")
     for name in options.networks.split(";"):
-        for row in rows(name, engines, options.rounds):
+        for row in rows(name, names, options.rounds):
             print(row, flush=True)
     return 0
 
