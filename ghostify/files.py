@@ -11,12 +11,14 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, own: bool = False) -> Iterator[Path]:
     """A new file beside ``path`` to write to; when all went well it is flushed and takes the name in one step.
 
+    ``own`` where other processes may write the same file at the same time: then each has a new file of its own.
     Raises ``OSError``, and then leaves ``path`` as it was and nothing beside it.
     """
-    new = path.with_name(f".{path.name}.partial")
+    ending = f"{os.getpid()}.partial" if own else "partial"
+    new = path.with_name(f".{path.name}.{ending}")
     try:
         yield new
         flush(new)

@@ -1,0 +1,135 @@
+"""``Clock``: the time of each piece at a place, known from the disk or measured now.
+
+All that is to be measured takes turns, in one process and on pinned threads.  So each piece finds its weights as cold,
+or as warm, as they are in a network that runs from its first layer to its last; a piece that runs again and again would
+have them in the nearest cache.  The turns are parted into rounds, and of each round the difference between the piece in
+its frame and the frame alone is taken, in which drift of the machine cancels; the time is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ghostify.clock.building import Frame, network_of
+from ghostify.clock.cache import Cache
+from ghostify.clock.piece import Piece, Time
+from ghostify.clock.place import Place
+from ghostify.measuring import timed
+from ghostify.runtimes import Session, runtime
+
+SECONDS = 0.15
+"""Time for each network that is timed, its warm-up aside."""
+ROUNDS = 5
+"""Parts of the turns, by whose spread the noise is told."""
+MOST_BYTES = 256e6
+"""Weights and maps that are held at once: the pieces of a group are built, take turns, and are let go."""
+COMPANY = 24
+"""Pieces that take turns at least, where as many are asked for: fewer would find their weights in the cache."""
+
+Told = Callable[[int, int], None]
+"""Is told how many pieces are done, and of how many."""
+
+
+class Clock:
+    """What pieces of networks cost at a place."""
+
+    def __init__(self, place: Place, folder: Path | None = None) -> None:
+        self.place = place
+        self._runtime = runtime(place.runtime)
+        self._cache = Cache(place, folder)
+
+    def times(self, pieces: Iterable[Piece], told: Told = lambda done, total: None) -> dict[Piece, Time]:
+        """The time of each piece; those that nobody has measured here are measured now.
+
+        Raises ``ModelError`` where the runtime cannot run a piece.
+        """
+        wanted = list(dict.fromkeys(pieces))
+        known = self._cache.read()
+        times = {piece: known[piece] for piece in wanted if piece in known}
+        missing = [piece for piece in wanted if piece not in times]
+        done = 0
+        for group in grouped(missing):
+            company = list(times)[: max(0, COMPANY - len(group))]
+            found = self._measured([*group, *company])
+            fresh = {piece: found[piece] for piece in group}
+            self._cache.add(fresh)
+            times |= fresh
+            done += len(group)
+            told(done, len(missing))
+        return {piece: times[piece] for piece in wanted}
+
+    def _measured(self, pieces: Sequence[Piece]) -> dict[Piece, Time]:
+        frames = {piece: Frame.of(piece) for piece in pieces}
+        names = {frame: f"frame {index}" for index, frame in enumerate(dict.fromkeys(frames.values()))}
+        sessions = {name: self._session(frame) for frame, name in names.items()}
+        numbered = {f"piece {index}": piece for index, piece in enumerate(pieces)}
+        sessions |= {name: self._session(frames[piece], piece) for name, piece in numbered.items()}
+        place = self.place
+        timings = timed(
+            sessions,
+            seconds=SECONDS * len(sessions),
+            threads=place.threads,
+            device=place.device,
+            runtime=place.runtime,
+        )
+        return {piece: _time_of(timings.ms[name], timings.ms[names[frames[piece]]]) for name, piece in numbered.items()}
+
+    def _session(self, frame: Frame, piece: Piece | None = None) -> Session:
+        device = torch.device(self.place.device)
+        module = network_of(frame, piece).to(device)
+        inputs = tuple(tensor.to(device) for tensor in frame.inputs)
+        return self._runtime.session(module, inputs, threads=self.place.threads, device=device)
+
+
+def grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """The pieces in groups that fit into ``MOST_BYTES``, in their order: the forms of a layer take turns together."""
+    group: list[Piece] = []
+    held = 0.0
+    for piece in pieces:
+        size = _bytes_of(piece)
+        if group and held + size > MOST_BYTES:
+            yield group
+            group, held = [], 0.0
+        group.append(piece)
+        held += size
+    if group:
+        yield group
+
+
+def _bytes_of(piece: Piece) -> float:
+    """About the memory of a piece's weights and maps, in single precision."""
+    channels = piece.reads[-1] if piece.kind == "linear" else piece.reads[1]
+    weights = channels // piece.groups * piece.outputs * math.prod(piece.kernel)
+    maps = math.prod(piece.reads) * (1 + piece.outputs / channels)
+    return 4 * (weights + maps)
+
+
+def _time_of(within: Sequence[float], alone: Sequence[float]) -> Time:
+    """The time of a piece by the turns of its frame with and without it."""
+    differences = [
+        _undisturbed(one) - _undisturbed(other) for one, other in zip(_rounds(within), _rounds(alone), strict=True)
+    ]
+    return Time(ms=max(0.0, statistics.median(differences)), noise=_standard_error(differences))
+
+
+def _rounds(turns: Sequence[float]) -> list[Sequence[float]]:
+    """The turns in ``ROUNDS`` parts of one length."""
+    size = max(1, len(turns) // ROUNDS)
+    return [turns[start : start + size] for start in range(0, size * min(ROUNDS, len(turns)), size)]
+
+
+def _undisturbed(turns: Sequence[float]) -> float:
+    """The lower quartile: what disturbs a run, a neighbour on the machine above all, only makes it longer."""
+    return statistics.quantiles(turns, n=4, method="inclusive")[0] if len(turns) > 1 else turns[0]
+
+
+def _standard_error(rounds: Sequence[float]) -> float:
+    """Of the median of the rounds, by their median deviation, which one disturbed round does not spoil."""
+    middle = statistics.median(rounds)
+    deviation = 1.4826 * statistics.median(abs(value - middle) for value in rounds)
+    return 1.2533 * deviation / math.sqrt(len(rounds))
