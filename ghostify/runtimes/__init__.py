@@ -1,5 +1,6 @@
 """What runs a network: PyTorch as it is or compiled, ONNX Runtime, OpenVINO, behind one way to call them."""
 
+from ghostify.runtimes.files import FileRuntime, Port
 from ghostify.runtimes.in_onnxruntime import OnnxRuntime
 from ghostify.runtimes.in_openvino import OpenVino
 from ghostify.runtimes.in_torch import Compiled, Eager
@@ -11,8 +12,10 @@ __all__ = [
     "RUNTIMES",
     "Compiled",
     "Eager",
+    "FileRuntime",
     "OnnxRuntime",
     "OpenVino",
+    "Port",
     "Runtime",
     "Session",
     "pinned_threads",

@@ -19,10 +19,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ghostify.errors import ModelError
 
-Feeds = dict[str, Any]
-"""What a session is fed: an array for the name of each input."""
-
-
 class Flat(nn.Module):
     """A network that takes the example's tensors in a row, and gives those of its output in a row."""
 
@@ -43,8 +39,8 @@ class Flat(nn.Module):
         return _tensors(tree_leaves(self.module(*args, **kwargs)))
 
 
-def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path) -> Feeds:
-    """Write ``module`` to ``file``, for the shapes of the example.  Returns the example as sessions are fed it.
+def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Write ``module`` to ``file``, for the shapes of the example.  Returns an array for each input's name.
 
     Raises ``ModelError`` where there is no tensor to feed; and what torch raises where it cannot export.
     """

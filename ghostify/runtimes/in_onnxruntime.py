@@ -4,38 +4,39 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
-
-from ghostify.runtimes.exporting import Feeds, export
-from ghostify.runtimes.protocol import Runtime, Session
+from ghostify.runtimes.files import Feeds, FileRuntime, Port
+from ghostify.runtimes.protocol import Session
 
 ERRORS_ONLY = 3
 """Of its log: what it warns of (operations it runs on another path) is not for who times it."""
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+"""Those that NumPy has another name for."""
 
 
-class OnnxRuntime(Runtime):
-    """The module exported, and run by ONNX Runtime with all its optimizations."""
+class OnnxRuntime(FileRuntime):
+    """The network as ONNX Runtime runs it, with all its optimizations."""
 
     name = "onnxruntime"
     packages = ("onnx", "onnxruntime", "onnxscript")
+    suffixes = (".onnx",)
 
     def version(self) -> str:
         import onnxruntime
 
         return str(onnxruntime.__version__)
 
-    def _session(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> Session:
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "network.onnx"
-            feeds = export(module, args, kwargs, file)
-            return session_of(open_file(file, threads), feeds)
+    def _ports(self, file: Path) -> tuple[Port, ...]:
+        return tuple(_port(one) for one in _opened(file, 1).get_inputs())
+
+    def _open(self, file: Path, feeds: Feeds, threads: int) -> Session:
+        opened = _opened(file, threads)
+        taken = {one.name for one in opened.get_inputs()}
+        return partial(opened.run, None, {name: array for name, array in feeds.items() if name in taken})
 
 
-def open_file(file: Path, threads: int) -> Any:
-    """An ``InferenceSession`` of an ONNX file."""
+def _opened(file: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -44,7 +45,7 @@ def open_file(file: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
 
 
-def session_of(opened: Any, feeds: Feeds) -> Session:
-    """A pass of an ``InferenceSession`` on ``feeds``; inputs that the file has dropped are not fed."""
-    taken = {one.name for one in opened.get_inputs()}
-    return partial(opened.run, None, {name: array for name, array in feeds.items() if name in taken})
+def _port(one: Any) -> Port:
+    """An input as ONNX Runtime tells it: a size that is open has a name, or none."""
+    sizes = tuple(size if isinstance(size, int) else None for size in one.shape)
+    return Port(one.name, sizes, _DTYPES.get(one.type, one.type.removeprefix("tensor(").removesuffix(")")))

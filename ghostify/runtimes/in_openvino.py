@@ -4,41 +4,33 @@ from __future__ import annotations
 
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
-
-from ghostify.runtimes.exporting import Feeds, export
-from ghostify.runtimes.protocol import Runtime, Session
+from ghostify.runtimes.files import Feeds, FileRuntime, Port
+from ghostify.runtimes.protocol import Session
 
 
-class OpenVino(Runtime):
-    """The module exported, and run by OpenVINO in 32-bit floats, for short latency."""
+class OpenVino(FileRuntime):
+    """The network as OpenVINO runs it, in 32-bit floats and for short latency."""
 
     name = "openvino"
     packages = ("onnx", "onnxscript", "openvino")
+    suffixes = (".xml", ".onnx")
 
     def version(self) -> str:
         import openvino
 
         return str(openvino.__version__)
 
-    def _session(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> Session:
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "network.onnx"
-            feeds = export(module, args, kwargs, file)
-            return session_of(open_file(file, threads), feeds)
+    def _ports(self, file: Path) -> tuple[Port, ...]:
+        return tuple(_port(one) for one in _core().read_model(str(file)).inputs)
 
-
-def open_file(file: Path, threads: int) -> Any:
-    """A ``CompiledModel`` of an ONNX file, or of OpenVINO's own (.xml beside .bin)."""
-    config = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # else it takes 16-bit floats where the processor has them
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    return _core().compile_model(_core().read_model(str(file)), "CPU", config)
+    def _open(self, file: Path, feeds: Feeds, threads: int) -> Session:
+        network = _core().read_model(str(file))
+        given = {port: feeds[name] for port in network.inputs for name in port.names if name in feeds}
+        if any(port.partial_shape.is_dynamic for port in given):
+            network.reshape({port: array.shape for port, array in given.items()})  # open sizes are slow
+        return _pass(_core().compile_model(network, "CPU", _config(threads)), feeds)
 
 
 @cache
@@ -49,8 +41,16 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def session_of(compiled: Any, feeds: Feeds) -> Session:
-    """A pass of a ``CompiledModel`` on a copy of ``feeds``; inputs that it has dropped are not fed."""
+def _config(threads: int) -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # else it takes 16-bit floats where the processor has them
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+
+def _pass(compiled: Any, feeds: Feeds) -> Session:
+    """A pass of a ``CompiledModel`` on a copy of ``feeds``, handed over once."""
     import openvino
 
     request = compiled.create_infer_request()
@@ -59,3 +59,8 @@ def session_of(compiled: Any, feeds: Feeds) -> Session:
         request.set_tensor(port, openvino.Tensor(array))
     # Outputs are read where they lie, as a program that serves requests would.
     return partial(request.infer, share_outputs=True)
+
+
+def _port(one: Any) -> Port:
+    sizes = tuple(size.get_length() if size.is_static else None for size in one.partial_shape)
+    return Port(one.any_name, sizes, str(one.element_type.to_dtype()))
