@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ghostify.errors import ModelError
 
+
 class Flat(nn.Module):
     """A network that takes the example's tensors in a row, and gives those of its output in a row."""
 
