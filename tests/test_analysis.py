@@ -18,8 +18,8 @@ from zoo import ZOO, Net, conv_bn, head, resnet8
 
 from ghostify import analyze, plan, scan
 from ghostify.analysis import Analysis, Camera, advised, as_picture, read_analysis, with_converted
+from ghostify.analysis.findings import LayerRedundancy
 from ghostify.analysis.layers import compare_maps
-from ghostify.analysis.result import LayerRedundancy
 from ghostify.analysis.stages import compare_blocks, stage_positions
 from ghostify.errors import DataError, FitError, PlanError, RecipeError
 from ghostify.leastsquares.sampling import Positions
@@ -179,6 +179,52 @@ def test_more_images_agree_better() -> None:
     assert spreads[1] < spreads[0] / 2
 
 
+def of_rank(rank: int) -> nn.Sequential:
+    """Sixteen maps that are combinations of a few, before a norm of many slopes."""
+    torch.manual_seed(2)
+    conv, norm = nn.Conv2d(32, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+    with torch.no_grad():
+        conv.weight.copy_(torch.einsum("nm,mckl->nckl", torch.randn(16, rank), torch.randn(rank, 32, 3, 3)))
+        norm.running_var.uniform_(0.1, 4)
+        norm.weight.uniform_(0.5, 2)
+    return nn.Sequential(conv_bn(3, 32), conv, norm, nn.ReLU(), head(16)).eval()
+
+
+def test_the_rank_curve_is_that_of_the_singular_values_of_what_the_norm_makes_of_the_maps() -> None:
+    model = of_rank(16)
+    images = torch.randn(64, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = layer(analyze(model, images), "1")
+    with torch.no_grad():
+        rows = model[:3](images).double().transpose(0, 1).flatten(1).T
+    squares = torch.linalg.svdvals(rows - rows.mean(0)).square()
+    assert found.carried == pytest.approx((squares.cumsum(0) / squares.sum()).tolist(), abs=1e-6)
+    assert found.carried[found.needed(0.05) - 1] >= 0.95 > found.carried[found.needed(0.05) - 2]
+
+
+def test_maps_that_are_combinations_of_a_few_are_recognised_and_advised_and_planned_without_loss() -> None:
+    """No map is a filter of one other, so only the rank curve sees it; what is advised then gives the same outputs."""
+    model = of_rank(5)
+    analysis = analyze(model, IMAGES, tolerance=0.01)
+    found = layer(analysis, "1")
+    assert found.needed(1e-5) == 5 and min(split.lost for split in found.splits) > 0.05
+    assert found.advice.m == 5 and found.advice.short == "m=5 pw" and found.advice.error < 1e-5
+    chosen = advised(analysis.layers, analysis.stages, "c-ghost")
+    ghosted = convert(model, IMAGES[:1], chosen, images=IMAGES)
+    (swap,) = (swap for swap in ghosted.plan.swaps if swap.target == "1")
+    assert isinstance(swap, CGhostSwap) and swap.m == 5 and str(swap.cheap) == "pointwise"
+    with torch.no_grad():
+        kept = ghosted.module[:3](IMAGES), model[:3](IMAGES)
+    assert (kept[0] - kept[1]).square().mean() < 1e-4 * kept[1].var()
+
+
+def test_layers_of_one_tap_or_of_groups_are_advised_no_pointwise_ghost() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=4), head(16)).eval()
+    one, grouped = analyze(model, IMAGES, tolerance=0.9).layers
+    assert one.needed(0.01) == 3 and one.advice.m is None
+    assert grouped.carried == () and grouped.advice.m is None
+
+
 # -- stages ----------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +303,9 @@ def test_advice_is_a_plan() -> None:
     assert found.plan.swaps and all(isinstance(swap, CGhostSwap) for swap in found.plan.swaps)
     for swap in found.plan.swaps:
         advice = layer(found, swap.target).advice
-        assert isinstance(swap, CGhostSwap) and (swap.s, swap.cheap.d) == (advice.s, advice.d)
+        assert isinstance(swap, CGhostSwap)
+        told = (None, swap.m) if swap.cheap.pointwise else (swap.s, None)
+        assert told == (advice.s, advice.m) and swap.cheap.depthwise == advice.d
         assert (swap.before, swap.after) == (advice.before, advice.after)
     seen = scan(model, images[:1])
     again = plan(seen, advised(found.layers, found.stages, "c-ghost"))

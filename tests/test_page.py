@@ -15,10 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ghostify.analysis.pictures import LayerPictures, Pictures, Replaced
-from ghostify.analysis.result import (
+from ghostify.analysis.findings import (
     Advice,
-    Analysis,
     CurvePoint,
     FilterError,
     LayerRedundancy,
@@ -26,6 +24,8 @@ from ghostify.analysis.result import (
     SplitError,
     StageRedundancy,
 )
+from ghostify.analysis.pictures import LayerPictures, Pictures, Replaced
+from ghostify.analysis.result import Analysis
 from ghostify.costs import Cost
 from ghostify.planning import Plan
 from ghostify.reporting.page import render_page
@@ -88,12 +88,14 @@ def a_layer(generator: np.random.Generator, name: str, maps: int, side: int, sha
             )
             for one in (2, 3, 4, 5)
         ),
+        carried=tuple((1 - np.linspace(1, 0, maps + 1)[1:] ** 3).tolist()),
         best=tuple(np.clip(generator.beta(2, 3, size=maps) * 2 * base, 0, 1.1).tolist()),
         pairs=some_pairs(generator, maps, 6),
         silent=1 if side == 8 else 0,
         advice=Advice(
-            s=s,
-            d=3 if s else None,
+            s=s if s == 2 else None,
+            d=3 if s == 2 else None,
+            m=4 if s == 3 else None,
             reason=f"half of its maps are filters of the others, with an error of {base:.2f}"
             if s
             else "its maps are too different from each other: the best split has an error above 0.5",
@@ -131,7 +133,7 @@ def a_sample(names: tuple[str, ...] = NAMES, side: int = 16, maps: int = 16, **c
         for i, name in enumerate(names)
     )
     before, after = Cost(params=11_000_000, macs=4_090_000_000), Cost(params=7_000_000, macs=2_210_000_000)
-    swaps = tuple(CGhostSwap(target=one.name, geometry=one.geometry, s=2, d=3) for one in layers if one.advice.s)
+    swaps = tuple(CGhostSwap(target=one.name, geometry=one.geometry, s=2, d=3) for one in layers if one.advice.changes)
     values: dict[str, Any] = {
         "network": "resnet20",
         "source": "torchvision:resnet20",
@@ -359,7 +361,7 @@ def test_missing_numbers_come_last(shown: Any) -> None:
     odd = analysis.layers[2].model_copy(update={"filters": analysis.layers[2].filters[1:]})
     layers = (*analysis.layers[:2], odd, *analysis.layers[3:])
     tab = shown(render_page(analysis.model_copy(update={"layers": layers}), None))
-    button = tab.locator("#layer-table th button", has_text="d = 1")
+    button = tab.locator("#layer-table th button", has_text="d=1")
     for _ in range(2):
         button.click()
         assert column(tab, 0)[-1] == odd.name

@@ -299,6 +299,13 @@ def test_auto_falls_back_to_a_plain_ghost_where_a_pointwise_convolution_moves_to
         (a_site(64, 12, 3), {}, "s=2 pw"),
         (a_site(64, 64, 3), {"s": 3, "round_to": 1}, "s=3 pw"),
         (a_site(64, 64, 3), {"s": 3, "round_to": 10}, "s=3 m=20 pw"),
+        # m in place of s; the later word is the only one
+        (a_site(64, 64, 3), {"m": 40}, "s=2 m=40 pw"),
+        (a_site(64, 64, 3), {"m": 20}, "s=4 m=20 pw"),
+        (a_site(64, 64, 3), {"m": 32}, "s=2 pw"),
+        (a_site(64, 64, 1), {"m": 40}, "s=2 m=40 d=3"),
+        (a_site(64, 64, 3), {"s": 3, "set": {"*": {"m": 17}}}, "s=4 m=17 pw"),
+        (a_site(64, 64, 3), {"m": 17, "set": {"*": {"s": 2}}}, "s=2 pw"),
         (a_site(64, 64, 3), {"s": 3, "cheap": "depthwise 3"}, "s=3 d=3"),  # as the papers have it
         (a_site(64, 64, 3), {"s": 3, "cheap": "depthwise 3 + pointwise"}, "s=3 d=3 pw"),
     ],
@@ -306,6 +313,13 @@ def test_auto_falls_back_to_a_plain_ghost_where_a_pointwise_convolution_moves_to
 def test_the_form_that_a_layer_is_given(site: Site, changes: dict[str, Any], form: str) -> None:
     proposal = c_ghost.propose(site, GhostSettings(min_saving=0, **changes))
     assert isinstance(proposal, CGhostSwap) and proposal.settings == form
+
+
+def test_a_layer_that_cannot_keep_so_many_maps_is_left_alone_or_refused_by_name() -> None:
+    for site, m in ((a_site(64, 64, 3), 64), (a_site(64, 64, 3, groups=2), 33)):
+        left = c_ghost.propose(site, GhostSettings(m=m))
+        assert isinstance(left, Skip) and left.reason == f"cannot keep m = {m} of its 64 output maps"
+        assert "intrinsic maps" in refusal(c_ghost.propose, site, GhostSettings(set={"*": {"m": m}}))
 
 
 def test_a_plan_tells_m_where_it_is_set_and_may_set_it_by_hand() -> None:

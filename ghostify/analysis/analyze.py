@@ -17,16 +17,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostify.analysis.advice import Advisor, advised
-from ghostify.analysis.layers import compare_maps
+from ghostify.analysis.findings import LayerRedundancy, StageRedundancy
+from ghostify.analysis.layers import compare_maps, rank_curve, rank_positions
 from ghostify.analysis.pictures import Camera
-from ghostify.analysis.result import Analysis, LayerRedundancy, StageRedundancy
+from ghostify.analysis.result import Analysis
 from ghostify.analysis.stages import compare_blocks, stage_positions
 from ghostify.arguments import given, network, takes
 from ghostify.batches import Batch, count, move, per_sample, take
 from ghostify.errors import DataError, FitError, PlanError
+from ghostify.fitting.agenda.epilogue import importance
 from ghostify.fitting.calibration import HELD
 from ghostify.fitting.interpreter import Interpreter, batched
 from ghostify.leastsquares.pairs import pair_positions
+from ghostify.leastsquares.sampling import Positions
 from ghostify.patterns import require_matches
 from ghostify.planning import plan
 from ghostify.recipe import AnalysisSettings, make_settings
@@ -168,11 +171,14 @@ class _Job:
             yield self.walk.index[node], lambda site=site, node=node: self._layer(site, node)  # type: ignore[misc]
 
     def _layer(self, site: Site, node: fx.Node) -> None:
-        shape = node.meta["shapes"][0]
-        positions = pair_positions(shape, self.settings.d, len(self.walk.values), self.walk.room(node))
-        with self._kept(node, positions.batches) as maps:
-            _require_finite(site.name, maps, positions.batches)
+        shape, batches, room = node.meta["shapes"][0], len(self.walk.values), self.walk.room(node)
+        positions = pair_positions(shape, self.settings.d, batches, room)
+        of_ranks = rank_positions(shape, batches, room)
+        needed = sorted({*positions.batches, *of_ranks.batches})
+        with self._kept(node, needed) as maps:
+            _require_finite(site.name, maps, needed)
             found = compare_maps(maps, positions, self.settings.d, site.groups)
+            carried = self._carried(site, node, maps, of_ranks)
             if self.camera:
                 self.camera.layer(site.name, maps(0)[0], found.pairs)
         size = (*shape[2:], 1, 1)[:2]
@@ -186,15 +192,20 @@ class _Job:
                 share=site.cost.macs / max(1, self.seen.cost.macs),
                 positions=positions.total,
                 images=len(positions.batches) * shape[0],
-                similarity=found.similarity,
-                filters=found.filters,
-                splits=found.splits,
-                best=found.best,
-                pairs=found.pairs,
-                silent=found.silent,
-                advice=self.advisor.layer(site, found.filters, found.splits),
+                carried=carried,
+                **vars(found),
+                advice=self.advisor.layer(site, carried, found.filters, found.splits),
             )
         )
+
+    def _carried(
+        self, site: Site, node: fx.Node, maps: Callable[[int], Tensor], positions: Positions
+    ) -> tuple[float, ...]:
+        """The rank curve of a layer; of groups there is none, because a pointwise convolution would join them."""
+        if site.groups > 1:
+            return ()
+        weights = importance(self.walk.traced, node, site.out_channels, maps(0))
+        return rank_curve(maps, positions, weights)
 
     # -- stages ------------------------------------------------------------------------------------------------
 

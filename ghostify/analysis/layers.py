@@ -1,9 +1,11 @@
-"""Within a layer: how well each output map is made of one other map by a d x d depthwise filter (C-GhostNet, Table 3).
+"""Within a layer: how well its maps are made of fewer, by a depthwise filter of one map or a combination of several.
 
-    y_j ≈ k ∗ y_i + b        error_j = min over i, k, b of E(y_j − k ∗ y_i − b)² / var(y_j)
+    y_j ≈ k ∗ y_i + b        error_j = min over i, k, b of E(y_j − k ∗ y_i − b)² / var(y_j)      (C-GhostNet, Table 3)
+    y ≈ P_m y + b            carried(m) = 1 − min over P of rank m of E|y − P y − b|² / var(y)   (``rank_curve``)
 
-That is what C-Ghost would have to do: with a ratio s it keeps n/s intrinsic maps and makes each of the others so, at
-most s−1 of one intrinsic map.
+The first is what C-Ghost has to do with depthwise filters: with a ratio s it keeps n/s intrinsic maps and makes each of
+the others so, at most s−1 of one intrinsic map.  The second is what it can do with a pointwise convolution, which reads
+all intrinsic maps: m of these carry what the best m linear combinations of all n maps carry.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ghostify.analysis.result import FilterError, MapPair, SplitError
+from ghostify.analysis.findings import FilterError, MapPair, SplitError
 from ghostify.fitting.channel_order import own_split
 from ghostify.fitting.kinds.ghosts import layout
 from ghostify.leastsquares.moments import Moments
 from ghostify.leastsquares.pairs import PairMoments, as_maps
-from ghostify.leastsquares.sampling import Positions
+from ghostify.leastsquares.principal import Principal
+from ghostify.leastsquares.sampling import Positions, positions_wanted
 
 SIZES = (1, 3, 5, 7)
 """Sizes d of filters that are compared."""
@@ -79,6 +82,28 @@ def compare_maps(maps: Callable[[int], Tensor], positions: Positions, d: int, gr
         pairs=tuple(_pair(both, correlations, int(sources[j]), j, of_sizes, looked, shares) for j in chosen),
         silent=int((~varies).sum()),
     )
+
+
+def rank_positions(shape: Sequence[int], batches: int, most: float) -> Positions:
+    """Where the covariance of a layer's maps is taken, in no more than ``most`` of the batches.
+
+    Several positions for each map at least: of fewer, some combinations would seem to carry nothing.  ``shape``: of a
+    batch's output, (B, n) or (B, n, …).
+    """
+    shape = shape if len(shape) > 2 else (*shape, 1, 1)
+    return Positions(shape, positions_wanted(shape[1], shape[1]), batches, 0, 1, most=most)
+
+
+def rank_curve(maps: Callable[[int], Tensor], positions: Positions, weights: Tensor) -> tuple[float, ...]:
+    """By m = 1 … n, the share of the variance that the best m combinations of a layer's maps carry.
+
+    ``maps`` gives the output of a batch, (B, n, …); errors in them count by ``weights`` (n,).
+    """
+    moments = Moments()
+    for batch in positions.batches:
+        y = positions.values(as_maps(maps(batch)), batch)[:, None]
+        moments.add(y, y[:, :, :0])  # nothing is predicted: the covariance of the maps says all
+    return tuple(Principal.of(moments.features()[0], weights).carried.tolist())
 
 
 def _halves(maps: Callable[[int], Tensor], positions: Positions, d: int) -> list[PairMoments]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ghostify.analysis.result import MapPair
+from ghostify.analysis.findings import MapPair
 from ghostify.batches import Batch, call, move, per_sample
 from ghostify.running import evaluating
 

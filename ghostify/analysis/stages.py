@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ghostify.analysis.findings import CurvePoint, MapPair
 from ghostify.analysis.layers import PAIRS
-from ghostify.analysis.result import CurvePoint, MapPair
 from ghostify.leastsquares.moments import RIDGES, Moments, Normal
 from ghostify.leastsquares.sampling import Positions, positions_wanted
 

@@ -188,4 +188,4 @@ class AnalysisSettings(Settings):
     d: Annotated[Kernel, Field(description="size of the filters that ghosts are made by, odd")] = 3
     tolerance: Annotated[
         float, Field(gt=0, lt=1, description="share of the variance of a layer's (or stage's) maps that may be lost")
-    ] = 0.3
+    ] = 0.1

@@ -152,6 +152,7 @@ class SiteSettings(StageForm, _OlderWords):
     """What may be set for one convolution or stage, or for a pattern of them; what is None is inherited."""
 
     s: Annotated[int, Field(ge=1, description="as s for all; 1 leaves a layer as it is")] | None = None
+    m: Annotated[int, Field(ge=1, description="as m for all")] | None = None
     parts: Parts | None = None
     ratio: GhostRatio | None = None
     width: Annotated[float, Field(gt=0, le=1, description="as width for all; 1 leaves a block as it is")] | None = None
@@ -172,6 +173,9 @@ class GhostSettings(StageForm, _OlderWords):
         ),
     ] = "c-ghost"
     s: Annotated[Ratio, replace(_CONVS, harmless=(1,))] = 2
+    m: Annotated[
+        int | None, Field(ge=1, description="how many maps of a layer are intrinsic, in place of n/s"), _CONVS
+    ] = None
     parts: Annotated[
         Parts, Field(description="linear: the network's own norm follows; norm-act: BN + ReLU in each part"), _CONVS
     ] = "linear"

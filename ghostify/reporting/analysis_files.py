@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostify.analysis.columns import layer_columns
 from ghostify.analysis.pictures import Pictures
 from ghostify.analysis.result import NAME, Analysis
 from ghostify.errors import RunError
@@ -40,20 +41,9 @@ def write_analysis(folder: Path, analysis: Analysis, pictures: Pictures | None, 
 
 def layers_csv(analysis: Analysis) -> str:
     """A row for each layer, with a header."""
-    sizes = sorted({one.d for layer in analysis.layers for one in layer.filters})
-    ratios = sorted({one.s for layer in analysis.layers for one in layer.splits})
-    header = ["layer", "geometry", "maps", "height", "width", "macs", "params", "share", "similarity", "redundancy"]
-    header += [f"{what}_d{d}" for what in ("error", "mse") for d in sizes]
-    header += [f"{what}_s{s}" for what in ("error", "spread") for s in ratios]
-    rows = []
-    for layer in analysis.layers:
-        filters, splits = {one.d: one for one in layer.filters}, {one.s: one for one in layer.splits}
-        row: list[Any] = [layer.name, layer.geometry, layer.maps, *layer.size, layer.cost.macs, layer.cost.params]
-        row += [layer.share, layer.similarity, layer.redundancy]
-        row += [getattr(filters.get(d), what, "") for what in ("error", "mse") for d in sizes]
-        row += [getattr(splits.get(s), what, "") for what in ("error", "spread") for s in ratios]
-        rows.append([*row, layer.advice.s or "", layer.advice.d or "", layer.advice.reason])
-    return _csv([[*header, "advised_s", "advised_d", "reason"], *rows])
+    columns = [column for column in layer_columns(analysis.layers) if column.key]
+    rows = [[column.value(layer) for column in columns] for layer in analysis.layers]
+    return _csv([[column.key for column in columns], *rows])
 
 
 def stages_csv(analysis: Analysis) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from ghostify.analysis.result import LayerRedundancy, StageRedundancy
+from ghostify.analysis.columns import CARRIED
+from ghostify.analysis.findings import LayerRedundancy, SplitError, StageRedundancy
 from ghostify.reporting.formats import counted, decimal
 
 _WIDTH, _HEIGHT = 300, 170
@@ -18,6 +20,7 @@ _BINS = 10
 """Bars of a histogram."""
 _BARS = 96
 """Bars, at most, of a chart of all channels."""
+Number = TypeVar("Number", int, float)
 Scale = Callable[[float], float]
 """From a value to where it is on the horizontal axis."""
 
@@ -72,8 +75,10 @@ class Chart:
 
 
 def layer_charts(layer: LayerRedundancy) -> Iterator[Chart]:
-    """Error over filter size, error over ratio, and how the maps are spread over errors."""
+    """The rank curve, error over filter size, error over ratio, and how the maps are spread over errors."""
     advised = layer.advice
+    if layer.carried:
+        yield rank_chart(layer)
     if layer.filters:
         values = [(one.d, one.error, 0.0) for one in sorted(layer.filters, key=lambda one: one.d)]
         yield _line_chart("Error of the best filter of one other map", "filter size d", values, advised.d)
@@ -91,6 +96,40 @@ def stage_charts(stage: StageRedundancy) -> Iterator[Chart]:
         yield ratio_curve(stage)
     if stage.channels:
         yield _ranked("Error of every channel, smallest first", stage.channels, stage.cheap_channels)
+
+
+def rank_chart(layer: LayerRedundancy) -> Chart:
+    """What is lost of a layer's maps where m of them make all: by combinations, and by filters of one map each."""
+    n = len(layer.carried)
+    scale = _scale((0, n))
+    quarters = sorted({round(n * quarter / 4) for quarter in range(5)})
+    lines = (
+        Line("by filters", tuple(_split_point(scale, split) for split in layer.splits[::-1])),
+        Line("by combinations", (*_rank_points(scale, layer),)),
+    )
+    return Chart(
+        "Error of all maps, made of m maps",
+        f"m of {n} maps",
+        lines=lines,
+        ticks=tuple((scale(m), str(m)) for m in quarters),
+        levels=_levels(),
+        marker=_marker(layer.advice.m, (0, n), scale),
+    )
+
+
+def _rank_points(scale: Scale, layer: LayerRedundancy) -> Iterator[Point]:
+    """The whole curve, with no maps at its beginning; where it passes what the table tells of, it says so."""
+    told = {layer.needed(1 - share): f"{share:.0%}: {layer.needed(1 - share)}" for share in CARRIED}
+    yield Point(scale(0), _level(1), "", "")
+    for m in _thinned(range(1, layer.maps + 1), told):
+        lost = 1 - layer.carried[m - 1]
+        title = f"m = {m}: {decimal(lost, 3)} is lost" if m in told else ""
+        yield Point(scale(m), _level(lost), told.get(m, ""), title)
+
+
+def _split_point(scale: Scale, split: SplitError) -> Point:
+    m, title = len(split.intrinsic), f"s = {split.s}: {decimal(split.lost, 3)} is lost"
+    return Point(scale(m), _level(split.lost), "", title)
 
 
 def _line_chart(name: str, axis: str, values: Sequence[tuple[int, float, float]], advised: int | None) -> Chart:
@@ -188,11 +227,12 @@ def _ascending(errors: Sequence[float]) -> list[float]:
     return _thinned(sorted(error for error in errors if math.isfinite(error)))
 
 
-def _thinned(values: Sequence[float]) -> list[float]:
-    """At most so many of the values as a chart has bars, evenly picked."""
+def _thinned(values: Sequence[Number], also: Collection[Number] = ()) -> list[Number]:
+    """At most so many of the values as a chart has bars, evenly picked; and those ``also`` wanted, in their order."""
     if len(values) <= _BARS:
         return list(values)
-    return [values[round(i * (len(values) - 1) / (_BARS - 1))] for i in range(_BARS)]
+    picked = {round(i * (len(values) - 1) / (_BARS - 1)) for i in range(_BARS)}
+    return [value for i, value in enumerate(values) if i in picked or value in also]
 
 
 def _scale(values: Sequence[float]) -> Scale:

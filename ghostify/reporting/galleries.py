@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ghostify.analysis.findings import MapPair
 from ghostify.analysis.pictures import Grey, LayerPictures, Replaced
-from ghostify.analysis.result import MapPair
 
 _COLUMNS = 16
 """Pictures beside each other in a sheet."""

@@ -8,11 +8,16 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from ghostify.analysis.columns import layer_columns
+from ghostify.analysis.findings import LayerRedundancy, StageRedundancy
 from ghostify.analysis.pictures import Pictures
-from ghostify.analysis.result import Analysis, LayerRedundancy, StageRedundancy
+from ghostify.analysis.result import Analysis
 from ghostify.reporting.charts import Chart, layer_charts, ratio_curve, stage_charts
 from ghostify.reporting.formats import counted, css_share, decimal, duration, percent
 from ghostify.reporting.galleries import Gallery, css_size, data_uri, layer_gallery, levels_of_grey, stage_gallery
@@ -25,6 +30,7 @@ def render_page(analysis: Analysis, pictures: Pictures | None = None) -> str:
     text = resources.files("ghostify.reporting").joinpath("page.html").read_text(encoding="utf-8")
     layers, stages = _layers(analysis, pictures), _stages(analysis, pictures)
     sheets = [view.gallery.sheet for view in layers] + [view.gallery.sheet for view in stages]
+    columns = [column for column in layer_columns(analysis.layers) if column.head]
     template = _environment().from_string(text)
     page = template.render(
         analysis=analysis,
@@ -32,8 +38,8 @@ def render_page(analysis: Analysis, pictures: Pictures | None = None) -> str:
         layers=layers,
         stages=stages,
         levels=levels_of_grey(sum(sheet.pixels for sheet in sheets)),
-        ds=sorted({one.d for layer in analysis.layers for one in layer.filters}),
-        ss=sorted({one.s for layer in analysis.layers for one in layer.splits}),
+        columns=columns,
+        groups=[(name, len(list(same))) for name, same in groupby(columns, key=attrgetter("group"))],
         skipped=_by_reason(analysis.skipped),
         image=data_uri(pictures.image) if pictures else "",
         image_side=css_size(pictures.image.shape[:2], 168) if pictures else (0, 0),
@@ -53,17 +59,6 @@ class _LayerView:
     redundancy: float
     charts: tuple[Chart, ...]
     gallery: Gallery
-    errors: dict[int, float]
-    splits: dict[int, tuple[float, float]]
-    """By s: error and spread."""
-
-    @property
-    def advice(self) -> str:
-        """In a word or two."""
-        settings = self.layer.advice
-        if settings.s is None:
-            return "keep"
-        return f"s = {settings.s}" + (f", d = {settings.d}" if settings.d is not None else "")
 
 
 @dataclass(frozen=True)
@@ -73,11 +68,6 @@ class _StageView:
     charts: tuple[Chart, ...]
     spark: Chart
     gallery: Gallery
-
-    @property
-    def advice(self) -> str:
-        """In a word or two."""
-        return "keep" if self.stage.advice.ratio is None else f"λ = {self.stage.advice.ratio:g}"
 
     @property
     def least(self) -> float:
@@ -94,8 +84,6 @@ def _layers(analysis: Analysis, pictures: Pictures | None) -> list[_LayerView]:
             redundancy=layer.redundancy if layer.best else math.nan,
             charts=tuple(layer_charts(layer)),
             gallery=layer_gallery(layer.pairs, pictures.layers.get(layer.name) if pictures else None),
-            errors={one.d: one.error for one in layer.filters},
-            splits={one.s: (one.error, one.spread) for one in layer.splits},
         )
         for index, layer in enumerate(analysis.layers)
     ]
@@ -148,15 +136,21 @@ def _environment() -> Environment:
         "decimal": decimal,
         "percent": percent,
         "extent": lambda size: "×".join(map(str, size)),
-        "area": math.prod,
         "css_share": css_share,
-        "sortable": lambda value: f"{value:.6g}" if math.isfinite(value) else "",
+        "sortable": _sortable,
         "counted": counted,
         "digest": _digest,
         "duration": duration,
     }
     environment.globals["ratio"] = ratio
     return environment
+
+
+def _sortable(value: Any) -> str:
+    """What a column is sorted by: text as it is, numbers shortened, nothing for what is missing."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _digest(script: str) -> str:

@@ -29,7 +29,7 @@ from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, CGhostLinear, check, intrinsic_maps
 from ghostify.ghosts.narrowing import Conv, dimensions
 from ghostify.patterns import spelled_out
-from ghostify.recipe import CheapOperation, GhostSettings, Parts, Pointwise, Ratio, of_convolutions
+from ghostify.recipe import CheapOperation, GhostSettings, Parts, Pointwise, Ratio, SiteSettings, of_convolutions
 from ghostify.rules.base import Skip, Split, Swap, cannot_be_fitted
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Original, Rule, require_geometry, require_possible, unknown
@@ -171,6 +171,8 @@ class _Wanted(NamedTuple):
     """The settings of one site."""
 
     s: int
+    m: int | None
+    """The number of intrinsic maps where it is set."""
     parts: Parts
     cheap: Cheap | None
     """None where the rule is to choose."""
@@ -203,6 +205,8 @@ def _unable(site: Site, wanted: _Wanted) -> str | None:
     if wanted.s == 1:
         return "is no ghost, because its s is set to 1"
     width = site.out_channels // site.groups
+    if wanted.m is not None and "m" not in wanted.named and (wanted.m >= site.out_channels or wanted.m % site.groups):
+        return f"cannot keep m = {wanted.m} of its {site.out_channels} output maps"
     if wanted.s > width:
         if "s" in wanted.named:
             _require_buildable(site, wanted.s, Cheap(USUAL))
@@ -214,8 +218,9 @@ def _unable(site: Site, wanted: _Wanted) -> str | None:
 
 def _swap_of(site: Site, wanted: _Wanted, cheap: Cheap, round_to: int) -> CGhostSwap:
     """The swap of one form, without its cost."""
-    m = _rounded(site, wanted.s, cheap, round_to)
+    m = wanted.m or _rounded(site, wanted.s, cheap, round_to)
     usual = intrinsic_maps(site.out_channels, wanted.s, site.groups)
+    m = None if m == usual else m
     return CGhostSwap(
         target=site.name,
         geometry=site.geometry,
@@ -353,13 +358,14 @@ def _left_alone(site: Site, settings: GhostSettings) -> str | None:
 
 def _wanted(site: Site, settings: GhostSettings) -> _Wanted:
     """What is set for all, and over it what is set by name; a later word on the cheap operation is the only one."""
-    values: dict[str, Any] = {key: getattr(settings, key) for key in ("s", "parts", "d", "pointwise")}
+    values: dict[str, Any] = {key: getattr(settings, key) for key in ("parts", "d", "pointwise")}
+    values |= _number(site, settings)
     values["cheap"] = of_convolutions(settings.cheap)
     named: set[str] = set()
     for glob, own in settings.set.items():
         if not site.matches(glob):
             continue
-        given = {key: value for key in ("s", "parts", "d", "pointwise") if (value := getattr(own, key)) is not None}
+        given = _given(site, own)
         if (cheap := of_convolutions(own.cheap)) is not None:
             values |= {"d": None, "pointwise": None}
             given["cheap"] = cheap
@@ -370,6 +376,19 @@ def _wanted(site: Site, settings: GhostSettings) -> _Wanted:
     if values["cheap"] == "auto":
         values["cheap"] = None
     return _Wanted(**values, named=frozenset(named))
+
+
+def _given(site: Site, own: SiteSettings) -> dict[str, Any]:
+    """What is set by name, but for the cheap operation; m and s tell the same, so the later word is the only one."""
+    given = {key: value for key in ("parts", "d", "pointwise") if (value := getattr(own, key)) is not None}
+    return given | ({} if own.s is None and own.m is None else _number(site, own))
+
+
+def _number(site: Site, own: GhostSettings | SiteSettings) -> dict[str, Any]:
+    """How many maps are intrinsic, told by m or by a ratio s; m maps have as many ghosts each as that takes."""
+    if own.m is None:
+        return {"s": own.s, "m": None}
+    return {"s": max(2, math.ceil(site.out_channels / own.m)), "m": own.m}
 
 
 def _rounded(site: Site, s: int, cheap: Cheap, step: int) -> int | None:
