@@ -15,7 +15,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     ("depthwise", "depthwise", "one filter for each channel"),
     (r"s=\d+", "s", "one map in s is computed; the others are made from those"),
     (r"d=\d+", "d", "size of the filters that make them"),
-    (r"m=\d+", "m", "so many maps are computed, a number that runtimes like, near one in s"),
+    (r"m=\d+", "m", "so many maps are computed, in place of one in s"),
     (r"pw\d*", "pw", "a 1x1 convolution over all computed maps makes them, or helps to (pw8: of rank 8)"),
     (r"λ=[\d.]+", "λ", "share of a stage's channels that are made cheaply from its first block's output, Y1"),
     (r"mix\d(\+Y1)?", "mix", "pooled maps of the blocks (and, with +Y1, of Y1) are added to what is made"),

@@ -304,7 +304,8 @@ def test_advice_is_a_plan() -> None:
     for swap in found.plan.swaps:
         advice = layer(found, swap.target).advice
         assert isinstance(swap, CGhostSwap)
-        told = (None, swap.m) if swap.cheap.pointwise else (swap.s, None)
+        m = swap.m or math.ceil(layer(found, swap.target).maps / swap.s)
+        told = (None, m) if swap.cheap.pointwise else (swap.s, None)
         assert told == (advice.s, advice.m) and swap.cheap.depthwise == advice.d
         assert (swap.before, swap.after) == (advice.before, advice.after)
     seen = scan(model, images[:1])
@@ -405,6 +406,18 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     files = write_analysis(tmp_path, found, None)
     assert {file.name for file in files} == {"analysis.json", "layers.csv", "stages.csv", "report.html"}
     assert read_analysis(tmp_path) == found == read_analysis(tmp_path / "analysis.json")
+
+
+def test_an_analysis_of_before_there_were_rank_curves_is_read(tmp_path: Path) -> None:
+    found = json.loads(analyze(known_ghosts(), IMAGES).model_dump_json())
+    for one in found["layers"]:
+        del one["carried"], one["advice"]["m"]
+    (tmp_path / "analysis.json").write_text(json.dumps(found))
+    read = read_analysis(tmp_path)
+    assert layer(read, "0").carried == ()
+    table = read.table()
+    assert table.rows[0][table.columns.index("m 90%")] == ""
+    assert len(layers_csv(read).splitlines()) == 2
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,9 @@ def test_analyze_tells_and_writes_and_its_advice_is_planned(cli: Cli, images: st
     again = cli("analyze", "mine:tiny", "--data", images, "--tolerance", "0.9", "-o", "seen", "--json")
     found = json.loads(again.out)
     assert found["folder"] == "seen-2" and found["trained"] is None
-    advised = {layer["name"]: layer["advice"]["s"] for layer in found["layers"]}
+    advised = {layer["name"] for layer in found["layers"] if layer["advice"]["s"] or layer["advice"]["m"]}
     planned = cli("plan", "mine:tiny", "--input", "3,8,8", "--from-analysis", "seen", "--json")
-    swapped = {swap["target"]: swap["s"] for swap in json.loads(planned.out)["swaps"]}
-    assert swapped == {name: s for name, s in advised.items() if s}
+    assert {swap["target"] for swap in json.loads(planned.out)["swaps"]} == advised != set()
     refused(cli("plan", "mine:tiny", "--input", "3,8,8", "--from-analysis", "seen", "--s", "3"), "leave out --s")
     refused(cli("plan", "mine:tiny", "--input", "3,8,8", "--from-analysis", "nowhere"), "does not exist")
 

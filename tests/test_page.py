@@ -200,6 +200,8 @@ def test_says_what_was_analysed(page: str) -> None:
     assert all(name in text for name in NAMES)
     assert len(re.findall(r"factor -?\d\.\d{3}", text)) == 6, "filters of a single tap are numbers"
     assert page.count('class="taps"') == 6 * len(NAMES)
+    assert page.count('aria-label="Error of all maps, made of m maps"') == len(NAMES)
+    assert "m 90%" in text and "rank curve" in text and "m=4 pw" in text
     assert "weights are random" not in text
     assert "not complete" not in text
 
