@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from ghostify.cli import options, show, streams
+from ghostify.cli import options, show
 from ghostify.cli.recipes import recipes_app
 from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
-from ghostify.errors import DataError, GhostifyError, PlanError, RecipeError
+from ghostify.errors import DataError, PlanError, RecipeError
 from ghostify.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,9 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-UsageError: Any = typer.BadParameter.__mro__[1]
-"""Every command that cannot be parsed; typer shows its children only."""
-
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -390,52 +386,6 @@ def env(as_json: options.Json = False) -> None:
         return
     for key, value in {**found, **found.pop("libraries")}.items():
         show.line(f"{key:14}{value}")
-
-
-def main() -> None:
-    """The console script: run a verb, and turn what goes wrong into one line and an exit code.
-
-    0 done; 1 an error of ours; 2 a command that cannot be parsed; 130 interrupted; 141 nobody reads the output.
-    """
-    streams.prepare()
-    try:
-        code = _run()
-    finally:
-        streams.stdout.end()
-    sys.exit(code)
-
-
-def _run() -> int:
-    try:
-        return app(prog_name="ghostify", standalone_mode=False) or 0
-    except GhostifyError as problem:
-        show.error(str(problem))
-        return 1
-    except UsageError as problem:
-        return _explain(problem)
-    except RunInterrupted as stop:
-        show.error(str(stop))
-        return 130
-    except (KeyboardInterrupt, typer.Abort):
-        show.error("Interrupted.")
-        return 130
-    except streams.OutputLost as problem:
-        if problem.quiet:
-            return 141
-        show.error(str(problem))
-        return 1
-    except OSError as problem:  # a disk that is full, a folder without permission
-        where = f"{problem.filename!r}: " if problem.filename else "Something could not be read or written: "
-        show.error(f"{where}{problem.strerror or problem}.")
-        return 1
-
-
-def _explain(problem: Any) -> int:
-    """What cannot be parsed, in one line; a verb that is missing has been answered with the help."""
-    if said := problem.format_message():
-        verb = problem.ctx.command_path if problem.ctx else "ghostify"
-        show.error(f"{said}{'' if said.endswith(('.', '?')) else '.'} See: {verb} --help")
-    return 2
 
 
 def _as_advised(settings: Recipe, path: Path) -> Recipe:
