@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass
-from importlib import resources
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from ghostify.analysis.columns import layer_columns
 from ghostify.analysis.findings import LayerRedundancy, StageRedundancy
 from ghostify.analysis.pictures import Pictures
 from ghostify.analysis.result import Analysis
 from ghostify.reporting.charts import Chart, layer_charts, ratio_curve, stage_charts
-from ghostify.reporting.formats import counted, css_share, decimal, duration, percent
+from ghostify.reporting.formats import counted
 from ghostify.reporting.galleries import Gallery, css_size, data_uri, layer_gallery, levels_of_grey, stage_gallery
+from ghostify.reporting.templates import template
 from ghostify.rules import rule_of
 from ghostify.tables import quantity, ratio
 
 
 def render_page(analysis: Analysis, pictures: Pictures | None = None) -> str:
     """The report as one self-contained HTML document."""
-    text = resources.files("ghostify.reporting").joinpath("page.html").read_text(encoding="utf-8")
     layers, stages = _layers(analysis, pictures), _stages(analysis, pictures)
     sheets = [view.gallery.sheet for view in layers] + [view.gallery.sheet for view in stages]
     columns = [column for column in layer_columns(analysis.layers) if column.head]
-    template = _environment().from_string(text)
-    page = template.render(
+    page = template("page.html").render(
         analysis=analysis,
         summary=_summary(analysis),
         layers=layers,
@@ -123,36 +116,3 @@ def _by_reason(skipped: dict[str, str]) -> list[tuple[str, list[str]]]:
     for name, reason in skipped.items():
         reasons.setdefault(reason, []).append(name)
     return list(reasons.items())
-
-
-# -- the template's filters --------------------------------------------------------------------------------------
-
-
-def _environment() -> Environment:
-    """An environment that escapes everything it is given."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "quantity": quantity,
-        "decimal": decimal,
-        "percent": percent,
-        "extent": lambda size: "×".join(map(str, size)),
-        "css_share": css_share,
-        "sortable": _sortable,
-        "counted": counted,
-        "digest": _digest,
-        "duration": duration,
-    }
-    environment.globals["ratio"] = ratio
-    return environment
-
-
-def _sortable(value: Any) -> str:
-    """What a column is sorted by: text as it is, numbers shortened, nothing for what is missing."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _digest(script: str) -> str:
-    """The digest by which the page's security policy lets its own script run, and no other."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
