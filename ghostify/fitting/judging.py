@@ -75,7 +75,7 @@ def real(tensor: Tensor) -> Tensor:
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
 
 
-class _Varying:
+class Varying:
     """Mean and variance over images of each number of an output, of where it is finite."""
 
     def __init__(self) -> None:
@@ -104,10 +104,10 @@ class _Varying:
 
 def _variances(traced: Traced, module: nn.Module, batches: Sequence[Batch]) -> list[float]:
     """Of each output over all batches."""
-    found: list[_Varying] = []
+    found: list[Varying] = []
     for batch in batches:
         given = outputs(traced, module, batch)
-        found = found or [_Varying() for _ in given]
+        found = found or [Varying() for _ in given]
         for one, y in zip(found, given, strict=True):
             one.add(y)
     return [one.variance for one in found]

@@ -55,11 +55,11 @@ def fit_run(
     """
     how = settings.resolved(images is not None)
     device = device or _device_of(traced.module)
-    _require_fittable(traced)
+    require_fittable(traced)
     if how != "weights":
-        images = _asked_for(_as_recorded(traced, images), settings)
+        images = _asked_for(as_recorded(traced, images), settings)
     plan = check(plan, scan_for(traced, plan)).require_changes()
-    work = _working_copy(traced, device)
+    work = working_copy(traced, device)
     if how == "weights" or images is None:
         images = noise(work, settings.images)
     images = move(images, device, torch.float32)
@@ -122,7 +122,7 @@ def _judged(first: Traced, second: Traced, images: Calibration) -> float | None:
         return Judge(first, first.module, images.batches, images.judged).error(second, second.module)
 
 
-def _require_fittable(traced: Traced) -> None:
+def require_fittable(traced: Traced) -> None:
     name, example = type(traced.module).__name__, traced.example
     leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
     if not per_sample(example) or len(leaves) != len(traced.input_shapes):
@@ -134,7 +134,7 @@ def _require_fittable(traced: Traced) -> None:
         raise FitError(f"{name} is on the meta device and has no weights to be fitted; use fit none.")
 
 
-def _as_recorded(traced: Traced, images: Any) -> Batch:
+def as_recorded(traced: Traced, images: Any) -> Batch:
     """Images in the structure of the example.  Raises ``FitError`` where they are anything else than it, N times."""
     example, structure = tree_flatten((traced.args, traced.kwargs))
     given, found = tree_flatten(call_arguments(images))
@@ -199,7 +199,7 @@ def _device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
 
 
-def _working_copy(traced: Traced, device: torch.device) -> Traced:
+def working_copy(traced: Traced, device: torch.device) -> Traced:
     """The network in float32 at ``device``: itself where it is that."""
     tensors = [*traced.module.parameters(), *traced.module.buffers()]
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -258,10 +258,20 @@ def _segments(block: InnerBlock, swap: ThinSwap) -> list[int]:
 
 def selected(traced: Traced, swaps: Sequence[ThinSwap]) -> tuple[Channels, np.ndarray]:
     """The channels of a network, and by number whether each stays.  Raises ``RewriteError`` where they resist."""
+    channels = channels_of(traced)
+    return channels, kept_by(channels, swaps)
+
+
+def channels_of(traced: Traced) -> Channels:
+    """The channels of a network whose blocks may be thinned.  Raises ``RewriteError`` where they resist."""
     try:
-        channels = follow(traced, *network_nodes(traced), sums=True)
+        return follow(traced, *network_nodes(traced), sums=True)
     except Unreadable as problem:
         raise RewriteError(f"{type(traced.module).__name__} {_REFUSED}: {problem}.") from None
+
+
+def kept_by(channels: Channels, swaps: Sequence[ThinSwap]) -> np.ndarray:
+    """By number of a channel, whether it stays."""
     blocks = {block.name: block for block in inner_blocks(channels.coupling)}
     widths = Widths(channels.coupling)
     strengths = channels.strengths() if any(swap.keep == "strongest" for swap in swaps) else None
@@ -276,7 +286,7 @@ def selected(traced: Traced, swaps: Sequence[ThinSwap]) -> tuple[Channels, np.nd
         # A swap speaks for the channels inside its block, and leaves all others to the others.
         inside = [channels.members[segment] for segment in _segments(blocks[swap.target], swap)]
         kept &= chosen[swap.form] | ~np.isin(channels.components, np.concatenate(inside))
-    return channels, kept
+    return kept
 
 
 # -- swaps -----------------------------------------------------------------------------------------------------

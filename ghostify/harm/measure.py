@@ -1,0 +1,260 @@
+"""network + images + candidates → Harms: one walk through the original, which stops where a candidate changes it.
+
+    half of the images    what the layers are fitted to: covariances, projections, answers
+    the other half        what harm is measured on
+
+Of each layer one decomposition serves every m, and harm is measured at few m; the others lie between (``result``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import fx
+
+from ghostify.batches import Batch, count, move, per_sample, take
+from ghostify.errors import FitError, PlanError
+from ghostify.fitting.interpreter import MEMORY, batched
+from ghostify.fitting.transfer import as_recorded, require_fittable, working_copy
+from ghostify.harm.alone import fitted_alone
+from ghostify.harm.compensation import Answers, Depth, Sums
+from ghostify.harm.depthwise import Ghosts, is_depthwise
+from ghostify.harm.outputs import Judge, Outputs
+from ghostify.harm.pointwise import Projections, ranks
+from ghostify.harm.result import FormHarm, Harms, LayerHarm, form_of, is_mixture
+from ghostify.harm.rows import Call
+from ghostify.harm.thinning import Readers
+from ghostify.harm.walk import Changes, Walk
+from ghostify.rules import CGhostSwap, Swap, ThinSwap
+from ghostify.rules.thin import channels_of
+from ghostify.running import evaluating, in_single_precision, undisturbed
+from ghostify.scanning import Site, scan
+from ghostify.tracing import Recording, Traced, sized_as
+
+LEAST_IMAGES = 8
+_NUMBERS = 2**24
+"""Numbers in all images that are looked at: a hundred at 224x224, as many as there are of small ones."""
+_ANSWERED = 24
+"""Layers at which compensation is measured, evenly spread over the network."""
+_COMPENSATED = 1 / 3
+"""The share of its maps that a layer keeps there."""
+
+Told = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None: ...
+
+
+@undisturbed()
+@in_single_precision()
+def measure_harms(
+    recorded: Traced | Recording,
+    images: Batch,
+    candidates: Sequence[Swap],
+    *,
+    device: torch.device | None = None,
+    told: Told = _silent,
+) -> Harms:
+    """What each of the ``candidates`` alone, fitted, does to what the network gives for images held out.
+
+    ``images`` are what the network takes, (N, C, H, W), without labels; half of them are fitted to, and harm is
+    measured on the others.  Of a layer whose ghosts are mixtures, one candidate stands for any number m of intrinsic
+    maps.  Other candidates are measured each by itself: depthwise ghosts, thin blocks, and by really fitting it
+    whatever else there is.  ``told`` is called with how many are done, of how many.  The model is not touched.
+
+    Raises ``FitError`` for fewer than eight images, or images that are not what the network was recorded on.
+    """
+    began = time.perf_counter()
+    traced = Recording.of(recorded).whole
+    if traced is None:
+        raise PlanError("Harm is measured on a network that is recorded as a whole.")
+    require_fittable(traced)
+    here = device or next((tensor.device for tensor in traced.module.parameters()), torch.device("cpu"))
+    work = working_copy(traced, here)
+    images = move(as_recorded(work, images), here, torch.float32)
+    if count(images) < LEAST_IMAGES:
+        raise FitError(
+            f"Harm is measured on at least {LEAST_IMAGES} images (N, C, H, W), and {count(images)} were given."
+        )
+    with evaluating(work.module), torch.no_grad():
+        job = _Job(work, _batches(images), candidates, told)
+        layers, forms = job.run()
+    return Harms(
+        network=type(traced.module).__name__,
+        unit=job.judge.unit,
+        images=sum(count(job.batches[batch]) for batch in job.held),
+        fitted=sum(count(job.batches[batch]) for batch in job.seen),
+        layers=layers,
+        forms=forms,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _batches(images: Batch) -> list[Batch]:
+    """As many images as are looked at, in batches of one size."""
+    each = sum(leaf[0].numel() for leaf in per_sample(images))
+    wanted = max(LEAST_IMAGES, min(count(images), _NUMBERS // max(1, each)))
+    stride = count(images) // wanted
+    return batched(take(images, slice(0, stride * wanted, stride)))
+
+
+class _Step(NamedTuple):
+    """Where the walk stops, and what is measured there."""
+
+    place: int
+    measure: Callable[[], None]
+
+
+class _Job:
+    """The candidates, in the order in which the walk comes by."""
+
+    def __init__(self, traced: Traced, batches: Sequence[Batch], candidates: Sequence[Swap], told: Told) -> None:
+        self.traced, self.told, self.candidates = traced, told, candidates
+        run = sized_as(traced, batches[0])
+        self.walk = Walk(run, traced.module, [])
+        self.batches = batches[: max(2, MEMORY // max(1, _most(self.walk)))]
+        self.walk = Walk(run, traced.module, self.batches)
+        half = len(self.batches) // 2
+        self.seen, self.held = range(half), range(half, len(self.batches))
+        self.scan = scan(traced)
+        self.calls = self._calls()
+        self.sums = Sums([call for calls in self.calls.values() for call in calls], self.seen)
+        self.answers = Answers(self.walk, self.sums, self.held)
+        self.judge = Judge(self._outputs({}), any(site.role == "classifier" for site in self.scan.sites))
+        self.places: dict[str, int] = {}
+        self.layers: dict[str, LayerHarm] = {}
+        self.forms: list[tuple[int, FormHarm]] = []
+        self.left: dict[int, float] = {}
+        """By place, the compensation measured there."""
+
+    def run(self) -> tuple[tuple[LayerHarm, ...], tuple[FormHarm, ...]]:
+        self.sums.note(self.walk)
+        steps = sorted([*self._mixtures(), *self._depthwise(), *self._thin(), *self._others()], key=lambda s: s.place)
+        for done, step in enumerate(steps):
+            self.told(done, len(steps))
+            self.walk.advance(step.place)
+            step.measure()
+        self.told(len(steps), len(steps))
+        depth = Depth(self.left)
+        layers = (
+            layer.model_copy(update={"compensation": depth.at(self.places[name])})
+            for name, layer in self.layers.items()
+        )
+        forms = (
+            form if place < 0 else form.model_copy(update={"compensation": depth.at(place)})
+            for place, form in self.forms
+        )
+        return tuple(layers), tuple(forms)
+
+    def _outputs(self, changes: Changes) -> Outputs:
+        with self.walk.changed(changes):
+            return self.walk.to_the_end(self.held)
+
+    def _harm(self, changes: Changes) -> float:
+        return self.judge.harm(self._outputs(changes))
+
+    def _calls(self) -> dict[str, list[Call]]:
+        """By site that can be fitted, its calls."""
+        nodes: dict[str, list[fx.Node]] = {}
+        for node in self.walk.nodes:
+            if node.op == "call_module":
+                nodes.setdefault(str(node.target), []).append(node)
+        found = {}
+        for site in self.scan.sites:
+            called = [node for name in site.names for node in nodes.get(name, ())]
+            if called and site.unfit is None:
+                found[site.name] = [Call(self.walk.traced, node, called) for node in called]
+        return found
+
+    # -- ghosts that are mixtures ------------------------------------------------------------------------------
+
+    def _mixtures(self) -> Iterator[_Step]:
+        targets = {swap.target for swap in self.candidates if is_mixture(swap)}
+        sites = [site for site in self.scan.sites if site.name in targets and site.name in self.calls]
+        answered = {site.name for site in sites[:: -(-len(sites) // _ANSWERED) or 1]} | {s.name for s in sites[-1:]}
+        for site in sites:
+            place = self.walk.index[self.calls[site.name][0].node]
+            yield _Step(place, lambda site=site, place=place: self._mixture(site, place, site.name in answered))  # type: ignore[misc]
+
+    def _mixture(self, site: Site, place: int, answered: bool) -> None:
+        call, *others = self.calls[site.name]
+        nodes = [call.node, *(other.node for other in others)]
+        with self.walk.changed({}), self.walk.keeping([call.node]):
+            self.walk.advance(place + 1, self.seen)
+            rows = self.sums.rows_of_original(call, self.walk)
+        projections = Projections(rows, call.weights(rows.y), site.groups, call.dim)
+        measured = {
+            m: self._harm(dict.fromkeys(nodes, projections.of(m))) for m in ranks(site.out_channels, site.groups)
+        }
+        self.places[site.name] = place
+        self.layers[site.name] = LayerHarm(
+            target=site.name,
+            maps=site.out_channels,
+            groups=site.groups,
+            carried=projections.carried,
+            measured=measured,
+            compensation=1.0,
+        )
+        if answered:
+            m = max(1, round(site.out_channels // site.groups * _COMPENSATED)) * site.groups
+            changes = dict.fromkeys(nodes, projections.of(m))
+            self._compensate(place, changes)
+
+    def _compensate(self, place: int, changes: Changes) -> None:
+        alone = self._harm(changes)
+        answered = self.judge.harm(self.answers.outputs(changes))
+        self.left[place] = min(1.0, answered / alone) if alone > 0 else 1.0
+
+    # -- other forms -------------------------------------------------------------------------------------------
+
+    def _depthwise(self) -> Iterator[_Step]:
+        for swap in self.candidates:
+            if is_depthwise(swap) and swap.target in self.calls:
+                place = self.walk.index[self.calls[swap.target][0].node]
+                yield _Step(place, lambda swap=swap, place=place: self._filters(swap, place))  # type: ignore[misc]
+
+    def _filters(self, swap: CGhostSwap, place: int) -> None:
+        site, calls = self.scan.site(swap.target), self.calls[swap.target]
+        assert site is not None
+        node = calls[0].node
+        with self.walk.changed({}), self.walk.keeping([node]):
+            self.walk.advance(place + 1, self.seen)
+            ghosts = Ghosts([self.walk.values[batch][node] for batch in self.seen], swap, site.groups)
+        self._form(swap, place, dict.fromkeys([call.node for call in calls], ghosts))
+
+    def _thin(self) -> Iterator[_Step]:
+        swaps = [swap for swap in self.candidates if isinstance(swap, ThinSwap)]
+        if not swaps:
+            return
+        readers = Readers(self.walk, channels_of(self.walk.traced))
+        readers.note(swaps, self.seen)
+        for swap in swaps:
+            changes = readers.changes(swap)
+            if changes:
+                place = min(map(self.walk.index.__getitem__, changes))
+                yield _Step(place, lambda swap=swap, place=place, changes=changes: self._form(swap, place, changes))  # type: ignore[misc]
+
+    def _form(self, swap: Swap, place: int, changes: Changes) -> None:
+        harm = FormHarm(target=swap.target, form=form_of(swap), measured=self._harm(changes), compensation=1.0)
+        self.forms.append((place, harm))
+
+    def _others(self) -> Iterator[_Step]:
+        for swap in self.candidates:
+            known = isinstance(swap, ThinSwap) or (
+                swap.target in self.calls and (is_mixture(swap) or is_depthwise(swap))
+            )
+            if not known:
+                yield _Step(len(self.walk.nodes), lambda swap=swap: self._alone(swap))  # type: ignore[misc]
+
+    def _alone(self, swap: Swap) -> None:
+        seen, held = ([self.batches[batch] for batch in some] for some in (self.seen, self.held))
+        harm = self.judge.harm(fitted_alone(self.traced, swap, seen, held))
+        self.forms.append((-1, FormHarm(target=swap.target, form=form_of(swap), measured=harm, compensation=1.0)))
+
+
+def _most(walk: Walk) -> int:
+    """The most memory that a batch's values take anywhere."""
+    return max((walk.bytes_at(index) for index in range(len(walk.nodes))), default=1)

@@ -1,0 +1,82 @@
+"""A layer whose m intrinsic maps make all others by a pointwise convolution: what it gives, fitted, before it is built.
+
+    y ← P_m B y + b       P_m: the projection on m principal directions (``leastsquares/principal``)
+                          B: what answers the rectifier behind, the identity where there is none
+
+Fitted to what the original reads, the module is exactly the best map of rank m of the layer's own outputs, so their
+n x n covariance holds all m at once, and what the layer reads does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ghostify.fitting.kinds.least_squares import ROUNDS
+from ghostify.harm.rows import Affine, Rows, nearest
+from ghostify.leastsquares.moments import RIDGES, Moments, Normal
+from ghostify.leastsquares.principal import Principal
+
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+"""Of a layer's maps, how many are intrinsic where its harm is measured."""
+
+
+class Projections:
+    """What every m leaves of one layer's outputs; of a grouped layer, of those of each group."""
+
+    def __init__(self, rows: Rows, weights: Tensor, groups: int, dim: int) -> None:
+        """``weights`` (n,): how much an error of each output counts."""
+        self.rows, self.weights, self.groups, self.dim = rows, weights, groups, dim
+        moments = Moments()
+        moments.add(rows.y[:, None], rows.y[:, None])
+        self.covariance, self.mean = moments.features()[0], moments.mean_u[0]
+
+    @cached_property
+    def carried(self) -> tuple[float, ...]:
+        """By intrinsic maps of a group, the share of the outputs' weighted variance that they carry."""
+        curves = torch.stack([one.variances for one in self._principal(self.covariance)]).sum(0).cumsum(0)
+        total = curves[-1]
+        return tuple((curves / total).clamp_max(1).tolist()) if total > 0 else (1.0,) * len(curves)
+
+    def of(self, m: int) -> Affine:
+        """What m intrinsic maps give."""
+        n, each = len(self.mean), m // self.groups
+        if m >= n:
+            return Affine(torch.eye(n, dtype=self.mean.dtype), torch.zeros_like(self.mean), self.dim)
+        matrix = self._projection(self.covariance, each)
+        now = Affine(matrix, self.mean - matrix @ self.mean, self.dim)
+        # Of groups, what is renewed would mix the maps of one with those of another, which no grouped layer can.
+        renewed = self.rows.ceiling is not None and self.groups == 1
+        for _ in range(ROUNDS if renewed else 0):
+            full = nearest(self.rows, self._normal, now, self.dim)
+            # The rank is cut anew, because renewed targets have other principal directions.
+            cut = self._projection(full.matrix @ self.covariance @ full.matrix.T, each)
+            wanted = full.matrix @ self.mean + full.offset
+            matrix = cut @ full.matrix
+            now = Affine(matrix, wanted - matrix @ self.mean, self.dim)
+        return now
+
+    @cached_property
+    def _normal(self) -> Normal:
+        eye = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
+        return Normal(self.covariance[None], eye[None], RIDGES[1])
+
+    def _projection(self, covariance: Tensor, m: int) -> Tensor:
+        return torch.block_diag(*(one.projection(m) for one in self._principal(covariance)))
+
+    def _principal(self, covariance: Tensor) -> Sequence[Principal]:
+        """The principal directions of each group's outputs."""
+        n = len(covariance) // self.groups
+        blocks = covariance.unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
+        parts = self.weights.unflatten(0, (self.groups, n))
+        return [Principal.of(blocks[group, :, group], parts[group]) for group in range(self.groups)]
+
+
+def ranks(n: int, groups: int) -> list[int]:
+    """At how many intrinsic maps of n the harm is measured, in whole maps of every group."""
+    each = n // groups
+    wanted = {max(1, round(share * each)) * groups for share in SHARES}
+    return sorted(m for m in wanted if m < n)

@@ -1,0 +1,79 @@
+"""A block that becomes thinner inside: what its layers make of the channels that stay, fitted.
+
+    h_J ← h_J        h_D ← L h_J + l        L = cov(h_D, h_J) (cov(h_J) + ρ s̄ I)⁻¹      J: kept, D: dropped
+
+Whatever a layer of the block reads, it is fitted anew to read the kept channels alone.  So its filters may stand for
+any linear combination of them, and a dropped channel is as good as what the others predict of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import fx
+
+from ghostify.channels import Channels
+from ghostify.harm.rows import Affine, positions, sampled
+from ghostify.harm.walk import Walk
+from ghostify.leastsquares.moments import RIDGES, Moments, Normal
+from ghostify.rules import ThinSwap
+from ghostify.rules.thin import kept_by
+
+
+class Readers:
+    """The layers that read channels of which some may be dropped, and the moments of what they read."""
+
+    def __init__(self, walk: Walk, channels: Channels) -> None:
+        self.walk, self.channels = walk, channels
+        self.calls: dict[str, list[fx.Node]] = {}
+        for node in walk.nodes:
+            if node.op == "call_module":
+                self.calls.setdefault(str(node.target), []).append(node)
+        self.moments: dict[fx.Node, Moments] = {}
+
+    def dropped(self, swap: ThinSwap) -> dict[fx.Node, np.ndarray]:
+        """By node whose value a layer reads, which of its channels stay."""
+        kept = kept_by(self.channels, [swap])
+        found: dict[fx.Node, np.ndarray] = {}
+        for use in self.channels.uses:
+            layer = use.name.removesuffix(".weight")
+            if use.dim != 1 or use.lanes or layer == use.name or kept[use.channels].all():
+                continue
+            for call in self.calls.get(layer, ()):
+                found[call.all_input_nodes[0]] = kept[use.channels]
+        return found
+
+    def note(self, swaps: Sequence[ThinSwap], batches: Sequence[int]) -> None:
+        """Take the moments of all that swaps make thinner; the walk stands where it stood."""
+        nodes = {node for swap in swaps for node in self.dropped(swap)}
+        self.moments = {node: Moments() for node in nodes}
+        with self.walk.changed({}), self.walk.keeping(nodes):
+            for batch in batches:
+                self.walk.advance(len(self.walk.nodes), [batch])
+                for node, moments in self.moments.items():
+                    value = self.walk.values[batch][node]
+                    each = math.ceil(positions(value.shape[1]) / (len(value) * len(batches)))
+                    rows = sampled(value, 1, each, batch)[:, None]
+                    moments.add(rows, rows)
+                self.walk.values[batch].clear()
+
+    def changes(self, swap: ThinSwap) -> dict[fx.Node, Affine]:
+        """What becomes of the values that the block's layers read."""
+        return {node: predicted(self.moments[node], mask) for node, mask in self.dropped(swap).items()}
+
+
+def predicted(moments: Moments, kept: np.ndarray) -> Affine:
+    """Dropped channels as the kept ones predict them; of moments of channels with themselves."""
+    s, mean = moments.features()[0], moments.mean_u[0]
+    mask = torch.from_numpy(kept).to(s.device)
+    matrix = torch.zeros_like(s)
+    matrix[mask, mask.nonzero()[:, 0]] = 1
+    inner, crossed = s[mask][:, mask][None], s[~mask][:, mask][None]
+    weight = Normal(inner, torch.zeros_like(crossed), RIDGES[3]).solve(crossed)[0]
+    lower = torch.zeros_like(s[~mask])
+    lower[:, mask] = weight
+    matrix[~mask] = lower
+    return Affine(matrix, mean - matrix @ mean, 1)

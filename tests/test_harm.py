@@ -1,0 +1,157 @@
+"""The harm of a change, against the network really changed, fitted and run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostify.errors import FitError, PlanError
+from ghostify.fitting import rewrite_fitted
+from ghostify.harm import Harms, measure_harms, read_harms
+from ghostify.harm.result import between
+from ghostify.leastsquares.principal import Principal
+from ghostify.planning import plan, scan_for
+from ghostify.recipe import GhostSettings
+from ghostify.rules import CGhostSwap, Swap
+from ghostify.tracing import Traced, trace
+from tests.zoo import conv_bn, head
+
+IMAGES = 64
+
+
+def net(width: int = 16) -> nn.Module:
+    """Three convolutions with norms and rectifiers, and a classifier whose scores differ from image to image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = nn.Sequential(conv_bn(3, width), conv_bn(width, width), conv_bn(width, width), head(width)).eval()
+        made[-1][-1].weight.data *= 20
+    return made
+
+
+def images(count: int = IMAGES, size: int = 8, seed: int = 0) -> Tensor:
+    """Smooth ones, so that some combinations of maps carry more than others."""
+    noise = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return F.avg_pool2d(noise, 3, 1, 1) * 3
+
+
+def recorded(module: nn.Module) -> Traced:
+    return trace(module, images(1))
+
+
+def mixture(name: str, m: int, n: int = 16, c: int = 16) -> CGhostSwap:
+    return CGhostSwap(target=name, geometry=f"{c}→{n} 3x3", s=-(-n // m), m=m, cheap="pointwise")
+
+
+MIDDLE = "1.0"
+
+
+@cache
+def harms() -> Harms:
+    return measure_harms(recorded(net()), images(), [mixture("0.0", 8, c=3), mixture(MIDDLE, 8), mixture("2.0", 8)])
+
+
+def divergence(changed: nn.Module, original: nn.Module, x: Tensor) -> float:
+    """KL of the softmax, by torch."""
+    with torch.no_grad():
+        q, p = changed(x).double().log_softmax(1), original(x).double().log_softmax(1)
+    return float(F.kl_div(q, p, log_target=True, reduction="batchmean"))
+
+
+# -- of any number of intrinsic maps ---------------------------------------------------------------------------
+
+
+def test_all_maps_do_no_harm() -> None:
+    for layer in harms().layers:
+        assert layer.of(layer.maps) == 0
+        assert layer.missed(layer.maps) == pytest.approx(0, abs=1e-9)
+
+
+def test_more_maps_carry_more_and_do_less_harm() -> None:
+    for layer in harms().layers:
+        assert list(layer.carried) == sorted(layer.carried)
+        measured = [harm for _, harm in sorted(layer.measured.items())]
+        assert measured == sorted(measured, reverse=True)
+        of = [layer.of(m) for m in range(1, layer.maps + 1)]
+        assert of == sorted(of, reverse=True)
+
+
+@pytest.mark.parametrize("m", [4, 8])
+def test_harm_is_that_of_the_layer_really_projected(m: int) -> None:
+    """A layer without a rectifier behind it gives exactly the projection of its outputs."""
+    module = net()
+    module[1][2] = nn.Identity()  # no rectifier, so that no target is renewed
+    traced = recorded(module)
+    found = measure_harms(traced, images(), [mixture(MIDDLE, m)]).layers[0]
+    x = images()
+    # Images are dealt to batches evenly, the first half of which is fitted to: here eight batches.
+    seen = torch.cat([x[first::8] for first in range(4)])
+    held = torch.cat([x[first::8] for first in range(4, 8)])
+    with torch.no_grad():
+        y = module[:1](seen)
+        y = module[1][0](y).movedim(1, -1).flatten(0, -2).double()
+    norm = module[1][1]
+    weights = (norm.weight / (norm.running_var + norm.eps).sqrt()).square()
+    matrix = Principal.of(torch.cov(y.T, correction=0), weights).projection(m)
+    projected = nn.Conv2d(16, 16, 1)
+    with torch.no_grad():
+        projected.weight.copy_(matrix[:, :, None, None])
+        projected.bias.copy_(y.mean(0) - matrix @ y.mean(0))
+    changed = nn.Sequential(module[0], nn.Sequential(module[1][0], projected, *module[1][1:]), *module[2:])
+    assert found.measured[m] == pytest.approx(divergence(changed, module, held), rel=1e-3)
+
+
+@pytest.mark.parametrize("m", [2, 4, 8])
+def test_harm_is_about_that_of_the_module_really_fitted(m: int) -> None:
+    module = net()
+    traced = recorded(module)
+    swap = mixture(MIDDLE, m)
+    wanted = plan(scan_for(traced, GhostSettings()), GhostSettings(min_saving=0, include=[MIDDLE], cheap="pointwise"))
+    wanted = wanted.model_copy(update={"swaps": (swap,)})
+    many = images(256)
+    made = rewrite_fitted(traced, wanted, many, {"compensate": False, "kept": False}).module.eval()
+    real = divergence(made, module, images(256, seed=1))
+    assert measure_harms(traced, many, [swap]).layers[0].measured[m] == pytest.approx(real, rel=0.25)
+
+
+def test_between_measured_points_harm_is_a_power_of_what_is_missed() -> None:
+    points = [(0.1, 0.02), (0.4, 0.32)]  # two missed squares
+    assert between(points, 0.2) == pytest.approx(0.08)
+    assert between(points, 0.05) == pytest.approx(0.005)
+    assert between(points, 0.8) == pytest.approx(1.28)
+    assert between(points, 0.0) == 0
+    assert between([(0.5, 0.1)], 0.25) == pytest.approx(0.05)
+
+
+# -- of a value ------------------------------------------------------------------------------------------------
+
+
+def test_harms_survive_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "harms.json"
+    path.write_text(harms().model_dump_json())
+    assert read_harms(path) == harms()
+
+
+def test_harms_of_a_plan_are_added_up() -> None:
+    swaps: Sequence[Swap] = [mixture(MIDDLE, 4), mixture("2.0", 8)]
+    assert harms().total(swaps) == pytest.approx(harms().of(swaps[0]) + harms().of(swaps[1]))
+
+
+def test_the_share_that_a_thinner_block_leaves_counts_as_the_ratio() -> None:
+    assert harms().of(mixture(MIDDLE, 4, n=8), width=0.5) == harms().of(mixture(MIDDLE, 8))
+
+
+def test_what_was_no_candidate_is_refused() -> None:
+    swap = CGhostSwap(target="1.1", geometry="", s=2, cheap="depthwise 3")
+    with pytest.raises(PlanError, match=r"'1\.1' as s=2 d=3 was not measured.*Did you mean"):
+        harms().of(swap)
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(FitError, match="at least 8 images"):
+        measure_harms(recorded(net()), images(4), [mixture(MIDDLE, 8)])
