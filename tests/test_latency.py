@@ -48,7 +48,11 @@ def test_models_take_turns() -> None:
     for name, model in models.items():
         model.register_forward_hook(lambda *_, name=name: order.append(name))
     timings = measure(models, EXAMPLE, seconds=QUICK)
-    assert order == ["a", "b", "c"] * (len(order) // 3)
+    turns = [tuple(order[start : start + 3]) for start in range(0, len(order), 3)][
+        1:
+    ]  # the first finds out if they run
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(set(turns)) > 1  # nobody always runs behind the same one
     assert len(order) > 3 * len(timings.ms["a"])  # the warm-up is not among the times
     assert len({len(times) for times in timings.ms.values()}) == 1
 

@@ -1,6 +1,6 @@
 """How long a forward pass takes, measured on models side by side, on any runtime.
 
-A machine drifts (clocks, heat, neighbours), so models take turns, A B A B, in one process, and two of them are
+A machine drifts (clocks, heat, neighbours), so models take turns, A B B A, in one process, and two of them are
 compared by the median of the ratios within each turn, in which drift cancels, not by the ratio of their medians.
 """
 
@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -197,12 +198,15 @@ def _take_turns(
     sessions: Mapping[str, Session], device: torch.device, seconds: float, at_least: int
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in sessions}
+    # Who runs behind a large network finds the caches full of it: in an order that stays, one would always be that.
+    order, shuffle = list(sessions), Random(0).shuffle
     end = time.perf_counter() + seconds
     turns = 0
     while turns < at_least or time.perf_counter() < end:
-        for name, session in sessions.items():
+        shuffle(order)
+        for name in order:
             # one run of each in turn: what disturbs the machine for a while disturbs all of them alike
-            times[name].append(_one_run(session, device))
+            times[name].append(_one_run(sessions[name], device))
         turns += 1
     return times
 
