@@ -141,6 +141,13 @@ def test_real_networks_keep_what_is_added(name: str, times: int) -> None:
     assert found == additions(traced) and len(found) == times
 
 
+def test_blocks_are_found_in_a_network_that_was_asked_about_without_them_before() -> None:
+    """What is known of one scan of a recording, such as that it has no blocks, is not what the next one says."""
+    traced = trace(resnet8().eval(), torch.randn(1, 3, 16, 16))
+    assert scan(traced).inner_blocks == []
+    assert scan_for(traced, GhostSettings(**T)).inner_blocks != []
+
+
 def test_the_first_convolution_of_a_basic_block_is_narrowed_alone() -> None:
     new, old = convolutions(network("resnet20")[1].module), convolutions(resnet20())
     for name, (c, n) in old.items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -144,6 +145,12 @@ class Scan(BaseModel):
     def inner_blocks(self) -> list[InnerBlock]:
         """The blocks by which a network becomes narrower inside; none where a scan was not asked for them."""
         return inner_blocks(self.coupling) if self.coupling and self.stream == "kept" else []
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, of which blocks are found anew: pydantic would copy those that are known."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("inner_blocks", None)
+        return copied
 
     @property
     def specs(self) -> Inputs:
