@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
 
