@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ghostify.analysis import Analysis as Analysis
     from ghostify.analysis import analyze as analyze
+    from ghostify.benching import Bench as Bench
+    from ghostify.benching.bench import bench as bench
     from ghostify.errors import GhostifyError as GhostifyError
     from ghostify.finetuning import finetune as finetune
     from ghostify.fitting import rewrite_fitted as rewrite_fitted
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Analysis": "analysis",
     "analyze": "analysis",
+    "Bench": "benching",
+    "bench": "benching",
     "CGhost": "ghosts",
     "GGhostStage": "ghosts",
     "FitSettings": "recipe",

@@ -24,10 +24,11 @@ GROUPS = {
     options.BUDGET,
     options.FITTING,
     options.TRAINING,
+    options.TIMING,
     options.OUTPUT,
     options.MORE,
 }
-VERBS = ("scan", "analyze", "plan", "compress", "finetune", "optimize", "eval", "report")
+VERBS = ("scan", "analyze", "plan", "compress", "finetune", "optimize", "bench", "eval", "report")
 
 
 @cache

@@ -13,6 +13,7 @@ import ghostify
 
 NAMES = [
     "Analysis",
+    "Bench",
     "CGhost",
     "FitSettings",
     "GGhostStage",
@@ -29,6 +30,7 @@ NAMES = [
     "TrainSettings",
     "Traced",
     "analyze",
+    "bench",
     "compare",
     "convert",
     "convert_parts",
@@ -70,6 +72,17 @@ SIGNATURES = {
         "told: Told | None = None",
         "**changes: Any",
         "-> Analysis",
+    ],
+    "bench": [
+        "models: Mapping[str, nn.Module | Ghosted]",
+        "example: Any",
+        "*",
+        "runtimes: str | Sequence[str] = 'eager'",
+        "batches: int | Sequence[int] = 1",
+        "threads: int | Sequence[int] = 1",
+        "device: Device | None = None",
+        "seconds: float = 3.0",
+        "-> Bench",
     ],
     "CGhost": [
         "in_channels: int",

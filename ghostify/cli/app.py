@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ghostify.cli import options, show
+from ghostify.cli.benching import bench
 from ghostify.cli.recipes import recipes_app
 from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
 from ghostify.errors import DataError, PlanError, RecipeError
@@ -316,6 +317,9 @@ def optimize(
     for table in outcome.report.forms():
         show.table(table)
     show.say(f"Saved in {folder}; it is a run folder like any other, but not to be trained.")
+
+
+app.command()(bench)
 
 
 @app.command(name="eval")

@@ -31,6 +31,7 @@ CHANGES = "What changes"
 BUDGET = "What it may cost"
 FITTING = "Fitting the weights"
 TRAINING = "Fine-tuning"
+TIMING = "What is timed, and where"
 OUTPUT = "Output"
 MORE = "Every other setting, and where it runs"
 
@@ -138,6 +139,68 @@ Images = Annotated[int | None, _setting("images", "analysis.images", SUBJECT)]
 Layers = Annotated[list[str] | None, _setting("layers", "analysis.layers", CHANGES, metavar="PATTERN")]
 FilterSize = Annotated[int | None, _setting("kernel", "analysis.d", CHANGES, flag="--d")]
 Tolerance = Annotated[float | None, _setting("tolerance", "analysis.tolerance", CHANGES)]
+
+Networks = Annotated[
+    list[str],
+    typer.Argument(
+        help="Networks by source, run folders, or exported files (.onnx, .xml, .pt2); the first is the baseline.",
+        show_default=False,
+        metavar="NETWORK...",
+    ),
+]
+Runtimes = Annotated[
+    list[str] | None,
+    _other(
+        "--runtime",
+        panel=TIMING,
+        metavar="RUNTIME",
+        help="Of eager, compile, onnxruntime and openvino, with commas or repeated (default: eager, or what can run "
+        "all files).",
+    ),
+]
+Batches = Annotated[
+    list[str] | None,
+    _other("--batch", panel=TIMING, metavar="N", help="Samples at a time, with commas or repeated (default: 1)."),
+]
+ThreadCounts = Annotated[
+    list[str] | None,
+    _other("--threads", panel=TIMING, metavar="N", help="CPU threads, with commas or repeated (default: 1)."),
+]
+TimedOn = Annotated[
+    str,
+    _other(
+        "--device", panel=TIMING, help="cpu, cuda, cuda:1, or auto: a GPU where all runtimes use one (default: auto)."
+    ),
+]
+TimedForm = Annotated[
+    str,
+    _other(
+        "--form",
+        panel=TIMING,
+        metavar="inference|training",
+        help="The form of networks and runs: the one that runs fastest, or the one that trains (default: inference).",
+    ),
+]
+TimedInput = Annotated[
+    list[str] | None,
+    _other(
+        "--input",
+        panel=TIMING,
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="The input of those whose source does not tell, as in 3,224,224. Repeatable.",
+    ),
+]
+Seconds = Annotated[
+    float, _other("--seconds", panel=TIMING, help="Time for each network in each setting (default: 3).")
+]
+Memory = Annotated[
+    bool,
+    _other("--memory/--no-memory", panel=TIMING, help="Measure memory, each in a process of its own (default: yes)."),
+]
+BenchOutput = Annotated[
+    Path | None,
+    _other("--output", "-o", panel=OUTPUT, help="A folder for the numbers and a picture. It is numbered when taken."),
+]
 
 RecipeFile = Annotated[
     str | None,
@@ -309,13 +372,29 @@ def set_for_plans(assignments: list[str] | None) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    if name != "input":
-        return value
+    return value if name != "input" else input_of(value)
+
+
+def input_of(value: list[str]) -> tuple[int, ...] | tuple[str, ...]:
+    """What ``--input`` says, as a recipe keeps it.  Raises ``RecipeError``."""
     try:
         return settled_inputs(value)
     except ValueError as problem:
         given = " ".join(f"--input {text!r}" for text in value)
         raise RecipeError(f"{given} cannot be read: {problem}; write {GRAMMAR}.") from None
+
+
+def numbers(option: str, texts: list[str] | None) -> tuple[int, ...]:
+    """Whole numbers, with commas or one by one; 1 where there are none.  Raises ``RecipeError``."""
+    words = listed(texts) or ["1"]
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise RecipeError(f"{option} takes whole numbers of 1 or more, as in {option} 1,16, and not {wrong[0]!r}.")
+    return tuple(map(int, words))
+
+
+def listed(texts: list[str] | None) -> list[str]:
+    """Words that were given with commas or one by one."""
+    return [word.strip() for text in texts or [] for word in text.split(",")]
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-_LIBRARIES = ("ghostify", "torch", "torchvision", "timm", "safetensors", "pydantic", "scikit-learn", "numpy")
+_LIBRARIES: tuple[str, ...] = ("ghostify", "torch", "torchvision", "timm", "safetensors", "pydantic", "scikit-learn")
+_LIBRARIES += ("numpy", "onnxruntime", "openvino")
 
 
 def describe_environment() -> dict[str, Any]:
