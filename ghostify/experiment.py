@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from ghostify.analysis import (
 )
 from ghostify.batches import count, inputs_in, take
 from ghostify.errors import DataError, ModelError, RecipeError, RunError
-from ghostify.job import MEASURE_IT, Job, Outcome, Watcher, counted, measured, metric_of, planned
+from ghostify.job import MEASURE_IT, Job, Outcome, measured, metric_of
 from ghostify.measuring import Accuracy, Score
 from ghostify.measuring.borrowing import pick_device
+from ghostify.planned import planned
 from ghostify.planning import Plan
 from ghostify.recipe import ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import compare
@@ -35,21 +36,21 @@ from ghostify.saving import load_original, read_report, read_run, save
 from ghostify.sources import build_model, load_sample
 from ghostify.subject import Subject, prepare
 from ghostify.tracing import call_arguments
+from ghostify.watching import Watcher, counted
 
 NAMED = 3
 """Damaged files that are named; the others are counted."""
 
 
-def propose(recipe: Recipe, given: Plan | None = None, told: Callable[[str], None] = lambda note: None) -> Plan:
+def propose(recipe: Recipe, watcher: Watcher, given: Plan | None = None) -> Plan:
     """The plan ``compress`` would carry out (``given``, checked, or one made by the recipe); nothing is written.
 
-    ``told`` is called with each sentence a person should know of the network's weights.
     Raises ``PlanError`` when it does not fit or changes nothing.
     """
     subject = prepare(recipe.model, recipe.data, recipe.seed)
     for note in subject.notes:
-        told(note)
-    return planned(subject, recipe, given)[1]
+        watcher.say(note)
+    return planned(subject, recipe, given, watcher).plan
 
 
 def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None = None) -> Outcome:

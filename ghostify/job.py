@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from ghostify import measuring
 from ghostify.batches import Batch
+from ghostify.clock import Measured
 from ghostify.errors import DataError, ModelError, RunError
-from ghostify.finetuning import Progress, check_checkpoint, finetune, remove_checkpoint
+from ghostify.finetuning import check_checkpoint, finetune, remove_checkpoint
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.fitting import fitted
 from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
 from ghostify.measuring.accuracy import samples_in
 from ghostify.measuring.borrowing import pick_device
+from ghostify.planned import fits, planned
 from ghostify.planning import Plan
 from ghostify.recipe import DataSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
-from ghostify.rewriting import Ghosted, agreed, carried_out
+from ghostify.rewriting import Ghosted, carried_out
 from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
 from ghostify.scanning import scan
 from ghostify.sources import Data
 from ghostify.subject import Subject, prepare
 from ghostify.tracing import Recording
+from ghostify.watching import Watcher, counted
 
 _UNCOMPARED = "there is no --metric to compare epochs by"
 _FEW = 4
 """Samples on which a metric is tried before the long work."""
 MEASURE_IT = "What it is good for can be measured by a function of yours: --metric package.module:function."
-
-
-class Watcher(Protocol):
-    """Somebody who watches an experiment: told what happens next, and shown each training run."""
-
-    def say(self, text: str) -> None:
-        """One line on what happens next."""
-
-    def training(self) -> Progress:
-        """Who watches the next training run."""
-
-    def counting(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Who is told how many of ``total`` images (or layers) are done."""
 
 
 @dataclass
@@ -92,17 +80,6 @@ def metric_of(feeding: DataSettings | None) -> Metric | None:
     return Metric.named(feeding.metric) if feeding and feeding.metric else None
 
 
-def planned(subject: Subject, recipe: Recipe, given: Plan | None) -> tuple[Recording, Plan]:
-    """The network recorded, whole or in parts, and the plan for it: ``given``, checked, or made by the recipe."""
-    wanted, place = given or recipe.ghost, pick_device(recipe.device)
-    return agreed(subject.model, subject.example, wanted, place, fitted=_fits(subject, recipe))
-
-
-def _fits(subject: Subject, recipe: Recipe) -> bool:
-    """Whether weights are to be fitted to what takes a layer's place."""
-    return recipe.fit.resolved(subject.has_training_images) != "none"
-
-
 def _trains(recipe: Recipe) -> bool:
     return any(part and part.epochs for part in (recipe.pretrain, recipe.finetune))
 
@@ -124,6 +101,8 @@ class Job:
     """Which epoch of each training was kept, in sentences."""
     blank: Blank | None = None
     """What the run is read back into when it is saved."""
+    clock: Measured | None = None
+    """What the plan gives on the clock, where that decided."""
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> Job:
@@ -162,7 +141,8 @@ class Job:
         return plan.model_copy(update={"swaps": (*earlier.plan.swaps, *plan.swaps)})
 
     def planned(self, given: Plan | None) -> tuple[Recording, Plan]:
-        return planned(self.subject, self.recipe, given)
+        recording, plan, self.clock = planned(self.subject, self.recipe, given, self.watcher)
+        return recording, plan
 
     def rewritten(self, recording: Recording, plan: Plan, given: Plan | None) -> Ghosted:
         """The network rewritten; in parts after all, if only its fitted weights show that it resists as a whole."""
@@ -172,7 +152,7 @@ class Job:
             partial(self._fitted, proposed=given is None),
             given or self.recipe.ghost,
             self.place,
-            fitted=_fits(self.subject, self.recipe),
+            fitted=fits(self.subject, self.recipe),
             told=self.watcher.say,
         )
 
@@ -287,7 +267,7 @@ class Job:
         original: nn.Module | None = None,
         agreement: float | None = None,
     ) -> Outcome:
-        report = compare(ghosted, latency, accuracy, self._notes(), agreement)
+        report = compare(ghosted, latency, accuracy, self._notes(), agreement, self.clock)
         whole = replace(ghosted, plan=self._with_earlier_swaps(ghosted.plan))
         save_rehearsed(
             whole,
@@ -319,18 +299,3 @@ class Job:
         elif self.subject.on_classes:
             notes.append(self.subject.on_classes)
         return notes
-
-
-@contextmanager
-def counted(watcher: Watcher, part: str = "", title: str = "Fitting layers") -> Iterator[Callable[[int, int], None]]:
-    """Somebody to be told how much is done of a total that is known once it begins."""
-    with ExitStack() as stack:
-        counters: list[Callable[[int], None]] = []
-        of = f" of {part}" if part else ""
-
-        def told(done: int, total: int) -> None:
-            if not counters:
-                counters.append(stack.enter_context(watcher.counting(f"{title}{of}", total)))
-            counters[0](done)
-
-        yield told

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_clock import by_macs, macs_of
 from torch import nn
 from zoo import ZOO, Net
 
@@ -55,10 +56,6 @@ PIECES = {
     "linear": Piece(kind="linear", reads=(2, 8), outputs=4, act="gelu"),
     "linear on maps": Piece(kind="linear", reads=(1, 6, 6, 8), outputs=4, add=True),
 }
-
-
-def macs_of(module: nn.Module, *inputs: Any) -> int:
-    return ghostify.scan(nn.Sequential(module) if len(inputs) == 1 else module, inputs).cost.macs
 
 
 # -- what runs in a layer's place -------------------------------------------------------------------------------
@@ -174,14 +171,7 @@ def test_activations_are_those_that_recordings_name(act: str) -> None:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sessions take as many milliseconds as thousands of multiply-adds, and those that ran are noted."""
-    ran: list[str] = []
-
-    def by_macs(sessions: Mapping[str, Any], **asked: Any) -> Timings:
-        ran.extend(name for name in sessions if name.startswith("piece"))
-        return Timings({name: [macs_of(one.func, *one.args) / 1e3] * 10 for name, one in sessions.items()}, 1, "cpu")
-
-    monkeypatch.setattr(clock, "timed", by_macs)
-    return ran
+    return by_macs(monkeypatch)
 
 
 def test_times_are_those_of_the_pieces_alone(measured: list[str], tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ SIGNATURES = {
         "accuracy: Mapping[str, Accuracy | Score] | None = None",
         "notes: Sequence[str] = ()",
         "agreement: float | None = None",
+        "clock: Measured | None = None",
         "-> Report",
     ],
     "convert": [
@@ -154,6 +155,7 @@ SIGNATURES = {
         "*",
         "device: torch.device | None = None",
         "fitted: bool = False",
+        "refused: Refused | None = None",
         "**changes: Any",
         "-> Plan",
     ],

@@ -165,7 +165,7 @@ def plan(
         settings = _as_advised(settings, from_analysis)
     from ghostify.experiment import propose
 
-    proposed = propose(settings, told=show.say)
+    proposed = propose(settings, show.Watcher())
     if output:
         _write_new(output, proposed.to_yaml())
         show.say(f"Plan written to {output}")
@@ -418,7 +418,7 @@ def _read_plan(path: Path | None, resume: Path | None) -> Plan | None:
 def _dry_run(settings: Recipe, plan: Path | None, as_json: bool) -> None:
     from ghostify.experiment import propose
 
-    proposed = propose(settings, _read_plan(plan, None), show.say)
+    proposed = propose(settings, show.Watcher(), _read_plan(plan, None))
     if as_json:
         show.json(proposed.model_dump(mode="json"))
     else:

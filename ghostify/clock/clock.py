@@ -2,14 +2,12 @@
 
 All that is to be measured takes turns, in one process and on pinned threads.  So each piece finds its weights as cold,
 or as warm, as they are in a network that runs from its first layer to its last; a piece that runs again and again would
-have them in the nearest cache.  The turns are parted into rounds, and of each round the difference between the piece in
-its frame and the frame alone is taken, in which drift of the machine cancels; the time is the median over the rounds.
+have them in the nearest cache.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +17,12 @@ from ghostify.clock.building import Frame, network_of
 from ghostify.clock.cache import Cache
 from ghostify.clock.piece import Piece, Time
 from ghostify.clock.place import Place
+from ghostify.clock.turns import difference
 from ghostify.measuring import timed
 from ghostify.runtimes import Session, runtime
 
 SECONDS = 0.15
 """Time for each network that is timed, its warm-up aside."""
-ROUNDS = 5
-"""Parts of the turns, by whose spread the noise is told."""
 MOST_BYTES = 256e6
 """Weights and maps that are held at once: the pieces of a group are built, take turns, and are let go."""
 COMPANY = 24
@@ -42,6 +39,7 @@ class Clock:
         self.place = place
         self._runtime = runtime(place.runtime)
         self._cache = Cache(place, folder)
+        self._known = self._cache.read()
 
     def times(self, pieces: Iterable[Piece], told: Told = lambda done, total: None) -> dict[Piece, Time]:
         """The time of each piece; those that nobody has measured here are measured now.
@@ -49,8 +47,7 @@ class Clock:
         Raises ``ModelError`` where the runtime cannot run a piece.
         """
         wanted = list(dict.fromkeys(pieces))
-        known = self._cache.read()
-        times = {piece: known[piece] for piece in wanted if piece in known}
+        times = {piece: self._known[piece] for piece in wanted if piece in self._known}
         missing = [piece for piece in wanted if piece not in times]
         done = 0
         for group in grouped(missing):
@@ -58,6 +55,7 @@ class Clock:
             found = self._measured([*group, *company])
             fresh = {piece: found[piece] for piece in group}
             self._cache.add(fresh)
+            self._known |= fresh
             times |= fresh
             done += len(group)
             told(done, len(missing))
@@ -77,7 +75,7 @@ class Clock:
             device=place.device,
             runtime=place.runtime,
         )
-        return {piece: _time_of(timings.ms[name], timings.ms[names[frames[piece]]]) for name, piece in numbered.items()}
+        return {piece: _least(timings.ms[name], timings.ms[names[frames[piece]]]) for name, piece in numbered.items()}
 
     def _session(self, frame: Frame, piece: Piece | None = None) -> Session:
         device = torch.device(self.place.device)
@@ -109,27 +107,7 @@ def _bytes_of(piece: Piece) -> float:
     return 4 * (weights + maps)
 
 
-def _time_of(within: Sequence[float], alone: Sequence[float]) -> Time:
-    """The time of a piece by the turns of its frame with and without it."""
-    differences = [
-        _undisturbed(one) - _undisturbed(other) for one, other in zip(_rounds(within), _rounds(alone), strict=True)
-    ]
-    return Time(ms=max(0.0, statistics.median(differences)), noise=_standard_error(differences))
-
-
-def _rounds(turns: Sequence[float]) -> list[Sequence[float]]:
-    """The turns in ``ROUNDS`` parts of one length."""
-    size = max(1, len(turns) // ROUNDS)
-    return [turns[start : start + size] for start in range(0, size * min(ROUNDS, len(turns)), size)]
-
-
-def _undisturbed(turns: Sequence[float]) -> float:
-    """The lower quartile: what disturbs a run, a neighbour on the machine above all, only makes it longer."""
-    return statistics.quantiles(turns, n=4, method="inclusive")[0] if len(turns) > 1 else turns[0]
-
-
-def _standard_error(rounds: Sequence[float]) -> float:
-    """Of the median of the rounds, by their median deviation, which one disturbed round does not spoil."""
-    middle = statistics.median(rounds)
-    deviation = 1.4826 * statistics.median(abs(value - middle) for value in rounds)
-    return 1.2533 * deviation / math.sqrt(len(rounds))
+def _least(within: Sequence[float], alone: Sequence[float]) -> Time:
+    """The time of a piece by the turns of its frame with and without it; noise may make a small one negative."""
+    found = difference(within, alone)
+    return found.model_copy(update={"ms": max(0.0, found.ms)})

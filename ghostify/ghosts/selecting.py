@@ -15,8 +15,9 @@ def selected(x: Tensor, indices: Tensor, dim: int = 1) -> Tensor:
     """The channels, which lie along ``dim``, that ``indices`` name: (N, c, H, W), (n,) → (N, n, H, W)"""
     if not _channels_last(x, dim):
         return x.index_select(dim, indices)
-    last = x.movedim(dim, -1)
-    return last.flatten(0, -2).index_select(1, indices).unflatten(0, last.shape[:-1]).movedim(-1, dim)
+    end = x.dim() - 1  # told by its number: an exporter may write -1 into a file as it is
+    last = x.movedim(dim, end)
+    return last.flatten(0, -2).index_select(1, indices).unflatten(0, last.shape[:-1]).movedim(end, dim)
 
 
 def interleaved(maps: list[Tensor], groups: int, dim: int, width: int | None = None) -> Tensor:

@@ -5,7 +5,7 @@
 recorded network, ``checking.py`` compares the two, ``optimize.py`` is the verb, and ``result.py`` the value.
 """
 
-from ghostify.inference.optimize import optimize, optimized_blank
+from ghostify.inference.optimize import inference_form, optimize, optimized_blank, recorded_for
 from ghostify.inference.result import Change, Optimized
 
-__all__ = ["Change", "Optimized", "optimize", "optimized_blank"]
+__all__ = ["Change", "Optimized", "inference_form", "optimize", "optimized_blank", "recorded_for"]

@@ -20,6 +20,8 @@ from ghostify.tracing import Recording, Traced
 
 _Proposals = dict[str, Sequence[Swap | Skip]]
 """What each rule proposes, by its name."""
+Refused = Mapping[tuple[str, str], str]
+"""By rule and target of swaps that are not to be made, why, as the end of a sentence that begins with the target."""
 
 
 def _scanned(value: Any) -> Any:
@@ -36,12 +38,14 @@ def plan(
     *,
     device: torch.device | None = None,
     fitted: bool = False,
+    refused: Refused | None = None,
     **changes: Any,
 ) -> Plan:
     """Propose for every stage and site of ``scan``; ``changes`` are settings by name (``s=4``).
 
     Method ``auto`` goes by ``device``, or else by whether there is a GPU.  With ``fitted``, a fit is to follow, and
-    what cannot be fitted is left alone, except where parts norm-act were asked for, which never are.
+    what cannot be fitted is left alone, except where parts norm-act were asked for, which never are.  What is
+    ``refused`` is left alone for its reason, and later rules find the network so.
 
     Raises ``PlanError`` for a network without convolutions, a pattern that matches nothing or a ratio that a layer set
     by name cannot have, and ``RecipeError`` for an unknown setting.
@@ -61,7 +65,7 @@ def plan(
         rule.admit(scan, settings.model_copy(update={"method": method}))
     for pattern, own in settings.set.items():
         require_effect_by_name(settings, pattern, own)  # by the method as it was asked for: auto takes all of them
-    proposals, left = _proposals(rules, scan, settings.model_copy(update={"method": method}), fitted)
+    proposals, left = _proposals(rules, scan, settings.model_copy(update={"method": method}), fitted, refused or {})
     _require_reached(scan, settings, proposals)
     entries = [*(entry for own in proposals.values() for entry in own), *left]
     kept = [pattern for entry in entries if not isinstance(entry, Skip) for pattern in entry.kept]
@@ -69,11 +73,14 @@ def plan(
 
 
 def resolved(method: Method, device: torch.device | None = None) -> Method:
-    """``auto`` by the papers' advice: C-Ghost for a CPU, G-Ghost for a GPU; any other method is itself."""
-    if method != "auto":
-        return method
+    """``auto`` by the papers' advice, the first of it; any other method is itself."""
+    return advised(device)[0] if method == "auto" else method
+
+
+def advised(device: torch.device | None = None) -> tuple[Method, Method]:
+    """The methods in the order that the papers advise: C-Ghost first for a CPU, G-Ghost first for a GPU."""
     gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
-    return "g-ghost" if gpu else "c-ghost"
+    return ("g-ghost", "c-ghost") if gpu else ("c-ghost", "g-ghost")
 
 
 def proposing(method: Method) -> list[Rule[Any]]:
@@ -82,13 +89,13 @@ def proposing(method: Method) -> list[Rule[Any]]:
 
 
 def _proposals(
-    rules: Sequence[Rule[Any]], scan: Scan, settings: GhostSettings, fitted: bool
+    rules: Sequence[Rule[Any]], scan: Scan, settings: GhostSettings, fitted: bool, refused: Refused
 ) -> tuple[_Proposals, list[Skip]]:
     """What each rule proposes, and the skips of what no rule decides about."""
     proposals: _Proposals = {}
     seen = scan
     for rule in rules:
-        proposed = rule.propose(seen, settings, fitted=fitted)
+        proposed = _left_out(rule, rule.propose(seen, settings, fitted=fitted), seen, refused)
         proposals[rule.name] = proposed
         seen = rule.after(seen, [entry for entry in proposed if not isinstance(entry, Skip)])
     decided = {entry.target for proposed in proposals.values() for entry in proposed}
@@ -97,6 +104,22 @@ def _proposals(
     outside = [Skip(target=name, reason=rules[-1].why_outside(scan, name)) for name in left]
     others = [Skip(target=name, reason=reason) for name, reason in seen.others.items()]
     return proposals, [*outside, *others]
+
+
+def _left_out(rule: Rule[Any], proposed: Sequence[Swap | Skip], scan: Scan, refused: Refused) -> Sequence[Swap | Skip]:
+    """What a rule proposes, a skip in the place of each swap that is refused."""
+    if not any(rule.name == name for name, _ in refused):
+        return proposed
+    entries = [_refusing(entry, refused.get((rule.name, entry.target))) for entry in proposed]
+    if any(not isinstance(entry, Skip) for entry in entries) or not rule.opens:
+        return entries
+    # Of a plan without swaps of blocks, only modules are known by their names when it is read again.
+    modules = {name for names in scan.modules for name in names}
+    return [entry for entry in entries if entry.target in modules]
+
+
+def _refusing(entry: Swap | Skip, reason: str | None) -> Swap | Skip:
+    return entry if reason is None or isinstance(entry, Skip) else Skip(target=entry.target, reason=reason)
 
 
 def _require_reached(scan: Scan, settings: GhostSettings, proposals: _Proposals) -> None:

@@ -167,9 +167,9 @@ class GhostSettings(StageForm, _OlderWords):
         Method,
         Field(
             description="what is replaced: c-ghost: convolutions; g-ghost: stages; both: stages, then the "
-            "convolutions left; auto: c-ghost for a CPU, g-ghost for a GPU; and without ghosts, width: every layer is "
-            "narrower (a baseline); thin: blocks are narrower inside, and what they add to each other stays as it is; "
-            "mixed: thin, then c-ghost inside"
+            "convolutions left; auto: c-ghost, or g-ghost if that is not faster (on a GPU the other way round); and "
+            "without ghosts, width: every layer is narrower (a baseline); thin: blocks are narrower inside, and what "
+            "they add to each other stays as it is; mixed: thin, then c-ghost inside"
         ),
     ] = "c-ghost"
     s: Annotated[Ratio, replace(_CONVS, harmless=(1,))] = 2

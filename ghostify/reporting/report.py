@@ -8,15 +8,17 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.arguments import instance, or_none, takes
 from ghostify.cheap import Cheap
+from ghostify.clock import Measured
 from ghostify.costs import Cost
 from ghostify.errors import DataError, GhostifyError
 from ghostify.fit_result import Fit
 from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.recipe import Stream
+from ghostify.reporting.clocked import columns_of, times_of, whole_row, why
 from ghostify.reporting.forms import InferenceReport, inference_report
 from ghostify.rewriting import Ghosted, rewritten
-from ghostify.rules import by_rule
+from ghostify.rules import CGhostSwap, GGhostSwap, ThinSwap, by_rule
 from ghostify.rules.rows import BlockReport, LayerReport, Ratios, Rows, StageReport
 from ghostify.tables import Table, quantity, ratio
 
@@ -52,6 +54,8 @@ class Report(BaseModel):
     """Share of test images that the network, right after conversion, put where the original does."""
     inference: InferenceReport | None = None
     """What the inference form is, where the network is in it."""
+    clock: Measured | None = None
+    """What the swaps give on the clock, where that decided which are made."""
     notes: tuple[str, ...] = ()
 
     def summary(self) -> Table:
@@ -63,6 +67,8 @@ class Report(BaseModel):
         ]
         if self.latency:
             rows.append(_latency_row(self.latency, self.theory))
+        if self.clock:
+            rows.append(whole_row(self.clock, self.theory))
         measured: list[tuple[str, Accuracy | Score]] = [*self.accuracy.items(), *self.scores.items()]
         rows += [
             [f"{found.name} {STAGES[stage]}", *_in_column(stage, found.shown), "", "", ""] for stage, found in measured
@@ -71,7 +77,12 @@ class Report(BaseModel):
             rows.append(["agreement right after conversion", "", f"{100 * self.agreement:.2f}%", "", "", ""])
         inputs = " and ".join("x".join(map(str, shape)) for shape in self.inputs)
         title = f"{self.network} on {inputs}: {self._became}"
-        return Table(title, ["", "original", "ghosted", "ratio", "theory", "approx."], rows, note="\n".join(self.notes))
+        return Table(
+            title,
+            ["", "original", "ghosted", "ratio", "theory", "approx."],
+            rows,
+            note="\n".join([*self.notes, *why(self.clock)]),
+        )
 
     @property
     def _became(self) -> str:
@@ -102,10 +113,12 @@ class Report(BaseModel):
                 f"{stage.theory.r_f:.2f}x",
                 f"{stage.theory.approx_r_f:.2f}x",
                 ratio(stage.before.acts, stage.after.acts),
+                *times_of(self.clock, GGhostSwap, stage.target),
             ]
             for stage in self.stages
         ]
         columns = ["stage", "geometry", "form", "params", "r_p", "theory", "MACs", "r_f", "theory", "Eq. 13", "acts"]
+        columns += columns_of(self.clock)
         title = "Stage by stage (after; counted ratio; theory)"
         return Table(title, columns, rows, left=frozenset({"geometry", "form"}))
 
@@ -121,10 +134,11 @@ class Report(BaseModel):
                 quantity(block.after.macs),
                 ratio(block.before.macs, block.after.macs),
                 f"{block.theory.r_s:.2f}x",
+                *times_of(self.clock, ThinSwap, block.target),
             ]
             for block in self.blocks
         ]
-        columns = ["block", "geometry", "form", "params", "ratio", "MACs", "ratio", "theory"]
+        columns = ["block", "geometry", "form", "params", "ratio", "MACs", "ratio", "theory", *columns_of(self.clock)]
         title = "Block by block (after, without the ghosts inside; counted ratio; theory)"
         return Table(title, columns, rows, left=frozenset({"geometry", "form"}))
 
@@ -141,10 +155,12 @@ class Report(BaseModel):
                 ratio(layer.before.macs, layer.after.macs),
                 f"{layer.theory.r_s:.2f}x",
                 f"{layer.theory.approx_r_s:.2f}x",
+                *times_of(self.clock, CGhostSwap, layer.target),
             ]
             for layer in self.layers
         ]
         columns = ["layer", "geometry", "ghost", "params", "r_c", "MACs", "r_s", "theory", "approx."]
+        columns += columns_of(self.clock)
         title = "Layer by layer (after; counted ratio; theory)"
         return Table(title, columns, rows, left=frozenset({"geometry", "ghost"}))
 
@@ -174,6 +190,7 @@ def compare(
     accuracy: Mapping[str, Accuracy | Score] | None = None,
     notes: Sequence[str] = (),
     agreement: float | None = None,
+    clock: Measured | None = None,
 ) -> Report:
     """The report on a rewrite: its counts beside theory, with whatever was measured (``accuracy``, or the score of a
     metric, by stage).
@@ -202,6 +219,7 @@ def compare(
         fit=ghosted.fit,
         agreement=agreement,
         inference=inference_report(ghosted) if isinstance(ghosted, Optimized) else None,
+        clock=clock,
         notes=(*_observations(ghosted, latency), *_on_the_fit(ghosted.fit), *ghosted.notes, *notes),
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ghostify.errors import RewriteError, TraceError
-from ghostify.planning import Plan, check, plan, scan_for
+from ghostify.planning import Plan, Refused, check, plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rewriting.naming import left_by
 from ghostify.rewriting.parts import rewrite
@@ -96,16 +96,22 @@ def carried_out(
 
 @undisturbed()
 def rehearse(
-    recorded: Recording | Traced, settings: GhostSettings, device: torch.device | None = None, *, fitted: bool = False
+    recorded: Recording | Traced,
+    settings: GhostSettings,
+    device: torch.device | None = None,
+    *,
+    fitted: bool = False,
+    refused: Refused | None = None,
 ) -> Plan:
     """The plan that settings propose for what was recorded, after each swap of a rule that asks for it was built once.
 
     Some code shows only when it runs that it cannot work with fewer channels; such stages are left alone with the
-    reason, and so is, where the network is to be ``fitted``, what cannot be.  Raises ``PlanError``.
+    reason, and so is, where the network is to be ``fitted``, what cannot be, and what is ``refused``.  Raises
+    ``PlanError``.
     """
     recording = Recording.of(recorded)
     seen = scan_for(recording, settings, fitted)
-    proposed = plan(seen, settings, device=device, fitted=fitted)
+    proposed = plan(seen, settings, device=device, fitted=fitted, refused=refused)
     obstacles: dict[str, str] = {}
     for swap in proposed.swaps:
         if rule_of(swap).rehearsed:
@@ -114,7 +120,9 @@ def rehearse(
             except RewriteError as problem:
                 obstacles[swap.target] = str(problem).removeprefix(f"{swap.target} ").removesuffix(".")
     # Planned anew, because a stage that is left alone leaves its layers to other rules.
-    return plan(seen.hindered(obstacles), settings, device=device, fitted=fitted) if obstacles else proposed
+    if not obstacles:
+        return proposed
+    return plan(seen.hindered(obstacles), settings, device=device, fitted=fitted, refused=refused)
 
 
 def _try(recording: Recording, seen: Scan, swap: Swap) -> None:

@@ -10,6 +10,8 @@ flattened likewise.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,26 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fil
     if not flat.example:
         raise ModelError("The example holds no tensor, so there is nothing to feed to an exported network.")
     names = [f"input_{index}" for index, _ in enumerate(flat.example)]
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _as_in_a_file(module):
         warnings.simplefilter("ignore")  # an exporter's warnings are for who wants to keep the file
         _write(flat, names, file)
     return {name: _array(tensor) for name, tensor in zip(names, flat.example, strict=True)}
+
+
+@contextmanager
+def _as_in_a_file(module: nn.Module) -> Iterator[None]:
+    """The weights in the order of a file inside, and as they were laid out afterwards.
+
+    Code that asks how its maps lie would write transpositions into a file, where maps lie in one order only.
+    """
+    laid_out = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.is_contiguous()]
+    try:
+        for parameter, data in laid_out:
+            parameter.data = data.contiguous()
+        yield
+    finally:
+        for parameter, data in laid_out:
+            parameter.data = data
 
 
 def _write(flat: Flat, names: list[str], file: Path) -> None:
