@@ -13,7 +13,7 @@ metric of S; the filters, now with their centre, are then solved for what it lea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +65,18 @@ class Blocks:
             mean_own=own.mean_u[ghosts % m],
             mean_all=shared.mean_u[0],
             mean=mean,
+        )
+
+    def renewed(self, own: Moments, mixed: Moments, constant: bool) -> Blocks:
+        """The same intrinsic maps with other ghosts; ``own``: shifts with the ghosts of each map, ``mixed``: Y' with
+        all ghosts."""
+        ghosts = torch.arange(len(self.map), device=self.map.device)
+        return replace(
+            self,
+            c_own=own.crossed(constant)[self.map, ghosts // len(self.s)],
+            c_all=mixed.crossed(constant)[0],
+            variance=mixed.tt[0] / mixed.count + (0 if constant else mixed.mean_t[0].square()),
+            mean=mixed.mean_t[0],
         )
 
     def without_centre(self) -> tuple[list[int], Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ one batch as one call meets it, and every call has positions of its own.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Sequence
 from itertools import product
@@ -78,11 +79,13 @@ class Positions:
         self.chosen = [torch.randperm(rows, generator=generator)[: self.each] for _ in range(batches + judged)]
         self.total = self.each * images * len(self.batches)
 
-    def rows(self, wanted: int) -> Tensor:
-        """Which rows of a batch make up ``wanted`` positions from all batches, as many of every image; all of few."""
-        each = min(self.each, math.ceil(wanted * self.each / self.total))
-        rows = torch.arange(self.total // len(self.batches))
-        return rows[rows % self.each < each]
+    def fewer(self, wanted: int) -> Positions:
+        """Those of these that make up ``wanted`` positions from all batches, as many of every image; all of few."""
+        some = copy.copy(self)
+        some.each = min(self.each, math.ceil(wanted * self.each / self.total))
+        some.chosen = [chosen[: some.each] for chosen in self.chosen]
+        some.total = self.total // self.each * some.each
+        return some
 
     def values(self, x: Tensor, batch: int) -> Tensor:
         """What stands there: (N, C)."""
@@ -156,9 +159,12 @@ class Samples:
         some.total = sum(self.calls[call].total for call in calls)
         return some
 
-    def rows(self, wanted: int, block: Block) -> Tensor:
-        """Which rows of a block to take so that all blocks make up ``wanted`` positions; all of few."""
-        return self.calls[block.call].rows(math.ceil(wanted / len(self.calls)))
+    def fewer(self, wanted: int) -> Samples:
+        """Those of these that make up ``wanted`` positions from all blocks; all of few."""
+        some = copy.copy(self)
+        some.calls = [call.fewer(math.ceil(wanted / len(self.calls))) for call in self.calls]
+        some.total = sum(some.calls[call].total for call in {block.call for block in self.blocks})
+        return some
 
     def each(self, block: Block) -> int:
         """How many positions every image of a block has."""

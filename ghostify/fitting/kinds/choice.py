@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ghostify.fitting.agenda.correspondence import Part
 from ghostify.fitting.interpreter import Interpreter
+from ghostify.fitting.kinds.cheap import cheap_unknowns
 from ghostify.fitting.kinds.features import unknowns
-from ghostify.fitting.kinds.ghosts import GhostFit, cheap_unknowns, solved_for
+from ghostify.fitting.kinds.ghosts import GhostFit, solved_for
 from ghostify.fitting.kinds.layers import LayerFit
 from ghostify.fitting.kinds.pointwise import PointwiseFit, is_mixed_alone
 from ghostify.fitting.kinds.stages import StageFit
@@ -46,7 +47,7 @@ def fitting_of(part: Part, walk: Interpreter, targets: Targets, joint: bool) -> 
     if part.kind == "ghost":
         assert part.start is not None, "or it is no ghost"
         if joint and is_mixed_alone(part.module):
-            return PointwiseFit(part.module, inputs, targets, part.start)
+            return PointwiseFit(part.module, inputs, targets, part.start, joint)
         return GhostFit(part.module, inputs, targets, part.start, joint)
     if part.kind == "stage":
         return StageFit(part.module, inputs, pooled, targets)

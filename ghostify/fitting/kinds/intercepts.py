@@ -33,12 +33,15 @@ class Intercepts:
         """How many intercepts there are to be fitted; one that stays zero where there is no place for any."""
         return max(1, len(self._places))
 
-    def put(self, values: Sequence[Tensor]) -> None:
-        """Write the intercepts, (n,) each by place; a norm's is added to what it has taken in already."""
+    def put(self, values: Sequence[Tensor], outputs: Tensor | None = None) -> None:
+        """Write the intercepts, (n,) each by place; a norm's is added to what it has taken in already.
+
+        ``outputs``: the channels of a norm that these are of, -1 for one that nobody reads; None for all.
+        """
         with torch.no_grad():
             for place, value in zip(self._places, values, strict=True):
                 if isinstance(place, nn.Module):
-                    shift_mean(place, value)
+                    shift_mean(place, value if outputs is None else _among(place, value, outputs))
                 else:
                     place.copy_(value)
 
@@ -46,6 +49,13 @@ class Intercepts:
 def _place(layer: nn.Module, norm: nn.Module | None) -> nn.Module | Tensor | None:
     bias = getattr(layer, "bias", None)
     return norm if bias is None else bias
+
+
+def _among(norm: nn.Module, value: Tensor, outputs: Tensor) -> Tensor:
+    """Values of some channels as those of all of a norm's, zero for the others."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    there = outputs >= 0
+    return value.new_zeros(norm.num_features).index_add(0, outputs[there], value[there])
 
 
 def shift_mean(norm: nn.Module | None, bias: Tensor) -> None:

@@ -10,7 +10,7 @@ fall by it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from ghostify.leastsquares.moments import Moments, Normal, Solution, precision, 
 from ghostify.leastsquares.sampling import Block
 from ghostify.leastsquares.standardised import give, reach, standardises
 
+Rows = Callable[[Block], tuple[Tensor, Tensor]]
+"""Features (N, g, D) and targets (N, g, n) of a block."""
 ROUNDS = 3
 """How often targets behind a rectifier are renewed."""
 _WORTH = 0.95
@@ -112,10 +114,11 @@ class LeastSquares(ABC):
 
     def crossed(self) -> list[Moments]:
         """The moments of renewed targets with the same features, by place."""
-        found = self._by_place(squares=False)
-        for block in self.targets.samples.blocks:
-            found[self.places[block.call]].add(self.read(block), self.wanted(block))
-        return [one.reduced() for one in found]
+        return self.summed(self.targets.samples.blocks, self.rows, squares=False)
+
+    def rows(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Features and targets of a block."""
+        return self.read(block), self.wanted(block)
 
     def intercepts_of(self, moments: Sequence[Moments], weight: Tensor) -> list[Tensor] | None:
         """The intercept (g, n/g) of each place, from the moments there."""
@@ -132,14 +135,20 @@ class LeastSquares(ABC):
 
     def _moments(self) -> tuple[list[Moments], list[Moments]]:
         """By place, of what the fit is made of and of what is held out."""
-        seen, held = self._by_place(), self._by_place()
-        for block in self.targets.samples.blocks:
-            side = held if self.targets.is_held(block) else seen
-            side[self.places[block.call]].add(self.read(block), self.wanted(block))
-        return [one.reduced() for one in seen], [one.reduced() for one in held]
+        seen, held = self.sides()
+        return self.summed(seen, self.rows), self.summed(held, self.rows)
 
-    def _by_place(self, squares: bool = True) -> list[Moments]:
-        return [Moments(squares) for _ in range(max(self.places) + 1)]
+    def sides(self) -> tuple[list[Block], list[Block]]:
+        """The blocks that the fit is made of, and those that are held out."""
+        held = [block for block in self.targets.samples.blocks if self.targets.is_held(block)]
+        return [block for block in self.targets.samples.blocks if block not in held], held
+
+    def summed(self, blocks: Iterable[Block], rows: Rows, squares: bool = True) -> list[Moments]:
+        """The moments of features and targets of blocks, by place."""
+        found = [Moments(squares) for _ in range(max(self.places) + 1)]
+        for block in blocks:
+            found[self.places[block.call]].add(*rows(block))
+        return [one.reduced() for one in found]
 
 
 class FiltersFit(LeastSquares):
@@ -177,8 +186,7 @@ class FiltersFit(LeastSquares):
             return self.wanted(block) - self.given(block, found.weight, biases)
 
         each = self.start.shape[1]
-        # What is held out judges the filters, so they are not made of it.
-        seen = [block for block in self.targets.samples.blocks if not self.targets.is_held(block)]
+        seen, _ = self.sides()  # what is held out judges the filters, so they are not made of it
         self.basis = self.basis.grown(missed, seen, each)
         self.start = F.pad(self.start, (0, each))
 

@@ -37,9 +37,14 @@ class Targets:
         norms: Sequence[nn.Module | None],
         rectified: bool,
         amplifiers: Sequence[nn.Module | None] | None = None,
+        outputs: Tensor | None = None,
     ) -> None:
-        """``aims``, and ``norms`` before and ``amplifiers`` behind the rectifier: by call."""
+        """``aims``, and ``norms`` before and ``amplifiers`` behind the rectifier: by call.
+
+        ``outputs``: those of the layer's that these are the targets of, -1 for one that nobody reads; None for all.
+        """
         self.networks, self.aims, self.samples, self.norms = networks, aims, samples, norms
+        self.amplifiers, self.rectifies, self._index = amplifiers or [None] * len(aims), rectified, outputs
         self.takers = norms
         """The norms whose means may take an intercept in, by call."""
         # Where the two networks have different activations, sums are compared as they are.
@@ -52,19 +57,48 @@ class Targets:
         self.slopes: list[Tensor] = []
         self.offsets: list[Tensor] = []
         self.refresh()
-        self._alive = [slope.abs() > _DEAD * slope.abs().max() for slope in self.slopes]
+        self._alive = [self._lets_through(norm) for norm in norms]
         self.alive = torch.stack(self._alive).any(0)
         """The outputs that any norm lets through."""
         self._bent = self.sums
-        width, like = len(self.alive), next(iter(self.sums.values()))
-        self.amplified = [line(norm, width, like)[0] for norm in amplifiers or [None] * len(aims)]
+        self.amplified = [self._line(norm)[0] for norm in self.amplifiers]
         """By call, the slopes behind the rectifier."""
+
+    def of(self, outputs: Tensor, samples: Samples | None = None) -> Targets:
+        """The targets of some outputs, -1 for one that nobody reads; at other samples, if given.
+
+        They are renewed by themselves, and begin with the original's sums and the norms as they are now.
+        """
+        samples = samples or self.samples
+        some = Targets(self.networks, self.aims, samples, self.norms, self.rectifies, self.amplifiers, outputs)
+        some.takers = self.takers
+        return some
 
     def refresh(self) -> None:
         """Read the norms anew, for a mean has taken an intercept in."""
-        like = next(iter(self.sums.values()))
-        lines = [line(norm, like.shape[1], like) for norm in self.norms]
+        lines = [self._line(norm) for norm in self.norms]
         self.slopes, self.offsets = [slope for slope, _ in lines], [offset for _, offset in lines]
+
+    def _line(self, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """a and b of a norm, for the chosen outputs."""
+        like = next(iter(self.sums.values()))
+        if norm is None:
+            return line(None, like.shape[1], like)
+        slope, offset = line(norm, like.shape[1], like)
+        return self._chosen(slope), self._chosen(offset)
+
+    def _lets_through(self, norm: nn.Module | None) -> Tensor:
+        """By chosen output, whether a norm lets it through, and anybody reads it."""
+        like = next(iter(self.sums.values()))
+        slope = line(norm, like.shape[1], like)[0].abs()
+        through = slope > _DEAD * slope.max()
+        if self._index is None:
+            return through
+        return (self._index >= 0) if norm is None else self._chosen(through) & (self._index >= 0)
+
+    def _chosen(self, values: Tensor) -> Tensor:
+        """Values of all outputs (…, n) as those of the chosen ones; of one that nobody reads, anything."""
+        return values if self._index is None else values[..., self._index.clamp_min(0)]
 
     @property
     def rectified(self) -> bool:
@@ -135,4 +169,4 @@ class Targets:
 
     def _picked(self, value: Any, block: Block, kept: Tensor | None) -> Tensor:
         picked = self.samples.values(value, block)
-        return picked if kept is None else picked[:, kept.to(picked.device)]
+        return self._chosen(picked if kept is None else picked[:, kept.to(picked.device)])
