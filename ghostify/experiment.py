@@ -23,6 +23,7 @@ from ghostify.analysis import (
     analyze as analyze_network,
 )
 from ghostify.batches import count, inputs_in, take
+from ghostify.budgeting import begun
 from ghostify.errors import DataError, ModelError, RecipeError, RunError
 from ghostify.job import MEASURE_IT, Job, Outcome, measured, metric_of
 from ghostify.measuring import Accuracy, Score
@@ -50,6 +51,10 @@ def propose(recipe: Recipe, watcher: Watcher, given: Plan | None = None) -> Plan
     subject = prepare(recipe.model, recipe.data, recipe.seed)
     for note in subject.notes:
         watcher.say(note)
+    if given is None and recipe.budget.asked:
+        choosing = begun(subject, recipe, watcher)
+        given = choosing.plan()
+        watcher.say(str(choosing.result()))
     return planned(subject, recipe, given, watcher).plan
 
 
@@ -59,19 +64,23 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     An experiment that was stopped goes on when called again with the same recipe and folder: finished epochs are on
     the disk.  Raises any ``GhostifyError``.
     """
-    job = Job.of(recipe, folder, watcher)
+    job, asked = Job.of(recipe, folder, watcher), given
+    pretrained = bool(job.recipe.pretrain and job.recipe.pretrain.epochs)
+    given = asked or job.chosen(trained=not pretrained)
     recorded, plan = job.planned(given)  # a plan that cannot be carried out is told before any training
     job.require_measurable()
     job.rehearse(plan)
-    if job.recipe.pretrain and job.recipe.pretrain.epochs:
+    if job.recipe.pretrain and pretrained:
         watcher.say(f"Training the original network for {job.recipe.pretrain.epochs} epochs")
         job.train(job.subject.model, job.recipe.pretrain, "pretrain", teacher=None)
-        recorded, plan = job.planned(given)  # of the weights as they are now
+        given = asked or job.chosen()  # of the weights as they are now
+        recorded, plan = job.planned(given)
+        job.rehearse(plan)
 
     for line in filter(None, (plan.table().title, plan.partly)):
         watcher.say(line)
     accuracy = job.accuracies(original=job.subject.model)  # first, so that nothing is lost if it cannot be measured
-    ghosted = job.rewritten(recorded, plan, given)
+    ghosted = job.settled(job.rewritten(recorded, plan, given))
     job.settle_rate(fitted=ghosted.fit is not None)
     watcher.say("Measuring the original and the ghosted network")
     latency = measuring.compare(

@@ -12,6 +12,9 @@ from torch import nn
 
 from ghostify import measuring
 from ghostify.batches import Batch
+from ghostify.budget.choosing import Choosing
+from ghostify.budget.meeting import settled
+from ghostify.budgeting import begun
 from ghostify.clock import Measured
 from ghostify.errors import DataError, ModelError, RunError
 from ghostify.finetuning import check_checkpoint, finetune, remove_checkpoint
@@ -23,7 +26,7 @@ from ghostify.measuring.accuracy import samples_in
 from ghostify.measuring.borrowing import pick_device
 from ghostify.planned import fits, planned
 from ghostify.planning import Plan
-from ghostify.recipe import DataSettings, Recipe, TrainSettings
+from ghostify.recipe import BudgetSettings, DataSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, carried_out
 from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
@@ -101,6 +104,8 @@ class Job:
     """Which epoch of each training was kept, in sentences."""
     blank: Blank | None = None
     """What the run is read back into when it is saved."""
+    choosing: Choosing | None = None
+    """The budget that is to be met, where there is one."""
     clock: Measured | None = None
     """What the plan gives on the clock, where that decided."""
 
@@ -139,6 +144,31 @@ class Job:
         if earlier is None or plan is earlier.plan:
             return plan
         return plan.model_copy(update={"swaps": (*earlier.plan.swaps, *plan.swaps)})
+
+    def chosen(self, trained: bool = True) -> Plan | None:
+        """The plan that meets the budget; None where there is none, and the settings say what is swapped.
+
+        Of a network that is still to be trained no harm is measured: a plan then tells only whether there is one.
+        """
+        if not self.recipe.budget.asked:
+            return None
+        if self.recipe.budget.keep and not trained:
+            unasked = self.recipe.model_copy(update={"budget": BudgetSettings(measure=False)})
+            return planned(self.subject, unasked, None, self.watcher).plan
+        self.choosing = begun(self.subject, self.recipe, self.watcher, self.folder, seen=trained)
+        return self.choosing.plan()
+
+    def settled(self, ghosted: Ghosted) -> Ghosted:
+        """The network with what came of its budget; another one where what was to be kept was not."""
+        if self.choosing is None:
+            return ghosted
+
+        def again(plan: Plan) -> Ghosted:
+            self.rehearse(plan)
+            recording, plan = self.planned(plan)
+            return self.rewritten(recording, plan, plan)
+
+        return settled(self.choosing, ghosted, again, self.watcher.say)
 
     def planned(self, given: Plan | None) -> tuple[Recording, Plan]:
         recording, plan, self.clock = planned(self.subject, self.recipe, given, self.watcher)

@@ -10,12 +10,14 @@ from torch import nn
 
 from ghostify.arguments import example_input, network, takes
 from ghostify.batches import Batch
+from ghostify.budget.meeting import settled
+from ghostify.budget.preparing import last_of, prepared
 from ghostify.fitting import fitted
 from ghostify.planning import Plan
-from ghostify.recipe import FitSettings, GhostSettings, make_settings, require_images
+from ghostify.recipe import BudgetSettings, FitSettings, GhostSettings, make_settings, require_images
 from ghostify.rewriting import Ghosted, agreed, agreed_in_parts, carried_out
 from ghostify.running import undisturbed
-from ghostify.tracing import Recording
+from ghostify.tracing import Recording, record
 
 __all__ = ["Parts", "convert", "convert_parts"]
 
@@ -33,6 +35,7 @@ def convert(
     *,
     images: Batch | Iterable[Any] | None = None,
     fit: FitSettings | Mapping[str, Any] | str | None = None,
+    budget: BudgetSettings | Mapping[str, Any] | str | None = None,
     **changes: Any,
 ) -> Ghosted:
     """A rewritten copy of ``model``, its weights carried over: by default its convolutions become C-Ghost modules,
@@ -46,6 +49,9 @@ def convert(
     images.  Where weights are fitted, layers to which none can be are left alone, and the plan says why.  The model
     itself is not touched.
 
+    ``budget`` are ``BudgetSettings``, as in ``budget="macs=0.5x"``: of all that the method may swap, the plan of least
+    harm that costs no more is carried out, and what came of it is in ``budget`` of the result.
+
     A model that resists as a whole, such as a detector, which gives as many boxes as it finds, is rewritten part by
     part: its backbone, say, is found, rewritten and put back.  Then ``print`` says why and which parts those are,
     ``ghosted`` has each, and ``left`` tells what was left alone; the images may be a list of inputs of the whole.
@@ -53,7 +59,11 @@ def convert(
     Raises ``TraceError`` when it cannot be recorded, ``PlanError`` when nothing would change, ``FitError`` when it
     cannot be fitted.
     """
-    return _converted(agreed, model, example, ghost, images, fit, changes)
+    asked = make_settings(BudgetSettings, budget, {})
+    if not asked.asked:
+        return _converted(agreed, model, example, ghost, images, fit, changes)
+    asked.require_clock()
+    return _within(asked, model, example, ghost, images, fit, changes)
 
 
 @takes(model=network, example=example_input)
@@ -88,3 +98,29 @@ def _converted(
         return fitted(recording, plan, images, fitting, proposed=True)
 
     return carried_out(recording, plan, made, settings, fitted=is_fitted)
+
+
+def _within(
+    budget: BudgetSettings,
+    model: nn.Module,
+    example: Any,
+    ghost: GhostSettings | Mapping[str, Any] | str | None,
+    images: Batch | Iterable[Any] | None,
+    fit: FitSettings | Mapping[str, Any] | str | None,
+    changes: Mapping[str, Any],
+) -> Ghosted:
+    """The network of the plan that meets a budget."""
+    settings = make_settings(GhostSettings, ghost, changes)
+    fitting = make_settings(FitSettings, fit, {})
+    require_images(fitting, images is not None, "images")
+    is_fitted = fitting.resolved(images is not None) != "none"
+    held = None if images is None else last_of(images)
+    recording = record(model, example)
+    choosing = prepared(recording, settings, budget, images=images, held=held, fitted=is_fitted)
+
+    def made(plan: Plan) -> Ghosted:
+        recording, checked = agreed(model, example, plan, fitted=is_fitted)
+        how = partial(fitted, images=images, settings=fitting, proposed=False)
+        return carried_out(recording, checked, lambda recording, plan: how(recording, plan), plan, fitted=is_fitted)
+
+    return settled(choosing, made(choosing.plan()), made, lambda line: None)

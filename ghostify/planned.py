@@ -58,7 +58,7 @@ def _first_that_pays(subject: Subject, recipe: Recipe, watcher: Watcher) -> Plan
 def _paying(subject: Subject, recipe: Recipe, settings: GhostSettings, watcher: Watcher) -> Planned:
     device, fitted = pick_device(recipe.device), fits(subject, recipe)
     recording, proposed = agreed(subject.model, subject.example, settings, device, fitted=fitted)
-    clock = Clock(_place(recipe.budget, recipe.device))
+    clock = Clock(place_of(recipe.budget, recipe.device))
     with counted(watcher, title=f"Measuring layers on {clock.place}") as told:
         judge = Judge(recording, clock, told, watcher.say)
         plan, swaps = paying(judge, settings, proposed, device=device, fitted=fitted)
@@ -67,7 +67,7 @@ def _paying(subject: Subject, recipe: Recipe, settings: GhostSettings, watcher: 
     return Planned(recording, plan, found)
 
 
-def _place(budget: BudgetSettings, device: str) -> Place:
+def place_of(budget: BudgetSettings, device: str) -> Place:
     """Where time is measured: on the device of the recipe, or the CPU where the runtime knows no other."""
     chosen = runtime(budget.runtime)
     here = "cpu" if device == "auto" and chosen.devices == ("cpu",) else str(pick_device(device))

@@ -109,6 +109,11 @@ class Floor:
         """A value, or what one is written as."""
         return value if isinstance(value, Floor) else cls.read(value)
 
+    @property
+    def share(self) -> float:
+        """The share of answers that must stay: who keeps all but one in a hundred loses at most one point."""
+        return self.value if self.kind == "agreement" else 1 + self.value / 100
+
     def __str__(self) -> str:
         return f"{self.value:g}" if self.kind == "agreement" else f"accuracy={self.value:g}"
 

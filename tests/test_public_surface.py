@@ -123,6 +123,7 @@ SIGNATURES = {
         "*",
         "images: Batch | Iterable[Any] | None = None",
         "fit: FitSettings | Mapping[str, Any] | str | None = None",
+        "budget: BudgetSettings | Mapping[str, Any] | str | None = None",
         "**changes: Any",
         "-> Ghosted",
     ],

@@ -336,3 +336,10 @@ def test_a_scan_survives_json_and_says_what_it_doubts() -> None:
 def test_a_model_and_its_recording_give_one_scan() -> None:
     model = mobile()
     assert scan(trace(model, X)) == scan(model, X)
+
+
+def test_what_one_scan_of_a_recording_was_not_asked_for_another_has() -> None:
+    """Also after the blocks of the first were asked for, of which it has none."""
+    run = trace(nn.Sequential(conv_bn(3, 8), conv_bn(8, 8), head(8)), X)
+    assert scan(run).inner_blocks == []
+    assert scan(run, whole=True, stream="kept").inner_blocks

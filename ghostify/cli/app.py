@@ -430,7 +430,8 @@ def _show_outcome(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         show.json({"folder": str(outcome.folder), **outcome.report.model_dump(mode="json")})
         return
-    show.table(outcome.report.summary())
+    for table in (outcome.report.summary(), *outcome.report.forms()):
+        show.table(table)
     folder = shlex.quote(str(outcome.folder))
     show.say(f"Saved in {outcome.folder}; see each layer with: ghostify report {folder} --layers")
 

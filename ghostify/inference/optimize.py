@@ -54,7 +54,7 @@ def optimize(ghosted: Ghosted | nn.Module, example: Any = None) -> Optimized:
     whole = in_channels_last(recording, _put_together(recording, parts))
     cost = cost.model_copy(update={"params": own_params(whole)})
     told = trained or _as_it_is(recording, module)
-    shared = (told.plan, told.before, told.after, told.fit, told.notes)
+    shared = (told.plan, told.before, told.after, told.fit, told.notes, told.budget)
     return Optimized(whole, *shared, inference=cost, changes=tuple(changes))
 
 

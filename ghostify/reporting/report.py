@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.arguments import instance, or_none, takes
+from ghostify.budget_result import Budgeted
 from ghostify.cheap import Cheap
 from ghostify.clock import Measured
 from ghostify.costs import Cost
@@ -50,6 +51,8 @@ class Report(BaseModel):
     """The same by a metric of the user's, in place of accuracy."""
     fit: Fit | None = None
     """How the weights were fitted, where they were."""
+    budget: Budgeted | None = None
+    """What was asked of a budget, what its plan promised and what came of it, where there was one."""
     agreement: float | None = None
     """Share of test images that the network, right after conversion, put where the original does."""
     inference: InferenceReport | None = None
@@ -95,7 +98,13 @@ class Report(BaseModel):
         return ", ".join(filter(None, (blocks, stages, layers, scaled))) or "no layer was replaced"
 
     def forms(self) -> list[Table]:
-        """The form that trains beside the form that runs, where there are two."""
+        """What was asked of a budget beside what came of it, and the form that trains beside the one that runs."""
+        return [*self._budget(), *self._inference()]
+
+    def _budget(self) -> list[Table]:
+        return [self.budget.table()] if self.budget else []
+
+    def _inference(self) -> list[Table]:
         return [self.inference.table(self.network, self.before, self.after)] if self.inference else []
 
     def by_stage(self) -> Table:
@@ -217,6 +226,7 @@ def compare(
         accuracy={stage: value for stage, value in measured.items() if isinstance(value, Accuracy)},
         scores={stage: value for stage, value in measured.items() if isinstance(value, Score)},
         fit=ghosted.fit,
+        budget=ghosted.budget,
         agreement=agreement,
         inference=inference_report(ghosted) if isinstance(ghosted, Optimized) else None,
         clock=clock,

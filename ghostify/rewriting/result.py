@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ghostify.arguments import instance
+from ghostify.budget_result import Budgeted
 from ghostify.errors import PlanError, RewriteError, TraceError
 from ghostify.fit_result import Fit
 from ghostify.planning import Plan
@@ -31,6 +32,8 @@ class Ghosted:
     fit: Fit | None = None
     notes: tuple[str, ...] = ()
     """What a reader of its report must know."""
+    budget: Budgeted | None = None
+    """What was asked of a budget and what came of it, where there was one."""
     parts: Mapping[str, Ghosted] = field(default_factory=dict)
     """Of a network rewritten in parts, what became of each, by qualified name and told in names of its own."""
     run: Traced | None = field(default=None, repr=False, compare=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,6 +47,9 @@ class Swap(BaseModel):
         return self.model_copy(update={"target": rename(self.target)})
 
 
+S = TypeVar("S", bound=Swap)
+
+
 class Skip(BaseModel):
     """Something to be left alone, and why, as the end of a sentence that begins with its name."""
 
@@ -70,6 +73,18 @@ class Split(NamedTuple):
     """Whether a full pointwise convolution gives each ghost all intrinsic maps."""
     m: int | None = None
     """The number of intrinsic maps where it is set."""
+
+
+def offered(proposals: Iterable[Sequence[S | Skip]]) -> dict[str, list[S]]:
+    """By subject, the swaps among several proposals of one rule; of those that cost the same, the first."""
+    found: dict[str, list[S]] = {}
+    for swap in (entry for entries in proposals for entry in entries):
+        if isinstance(swap, Skip):
+            continue
+        known = found.setdefault(swap.target, [])
+        if all(other.after != swap.after for other in known):
+            known.append(swap)
+    return found
 
 
 def unfittable(scan: Scan, exclude: Sequence[str]) -> list[Site]:

@@ -49,6 +49,9 @@ _UNSAID = "is not named in the plan"
 _NEAR = 1 / 8
 """By what share m may be rounded, so that a ghost still has about the MACs that its ratio s promises."""
 
+_SHARES = (0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125)
+"""m/n that a budget may choose among."""
+
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -108,6 +111,11 @@ class CGhostRule(Rule[CGhostSwap]):
             return [_proposed(site, settings, fitted) for site in scan.sites]
         except PlanError as problem:
             raise PlanError(f"The settings cannot be met: {problem}") from None
+
+    def candidates(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> Mapping[str, Sequence[CGhostSwap]]:
+        settings = settings.model_copy(update={"exclude": spelled_out(scan, settings.exclude)})
+        found = {site.name: _offered(site, settings, fitted) for site in scan.sites}
+        return {name: swaps for name, swaps in found.items() if swaps}
 
     def is_meant(self, scan: Scan, target: str, pattern: str) -> bool:
         site = scan.site(target)
@@ -198,6 +206,46 @@ def propose(site: Site, settings: GhostSettings) -> CGhostSwap | Skip:
         if isinstance(proposed, CGhostSwap):
             break
     return proposed
+
+
+def _offered(site: Site, settings: GhostSettings, fitted: bool) -> list[CGhostSwap]:
+    """The ghosts of a site that cost less than it does, as a budget may choose among them, the dearest first."""
+    if isinstance(_proposed(site, settings.model_copy(update={"min_saving": 0}), fitted), Skip):
+        return []
+    wanted = _wanted(site, settings)
+    swaps = [swap for cheap in _forms_offered(site, wanted) for swap in _sizes(site, wanted, cheap, settings.round_to)]
+    priced = [swap for swap in (_priced(site, swap, settings) for swap in swaps) if isinstance(swap, CGhostSwap)]
+    paying = {swap.after: swap for swap in priced if swap.after.macs < swap.before.macs}
+    return sorted(paying.values(), key=lambda swap: -swap.after.macs)
+
+
+def _forms_offered(site: Site, wanted: _Wanted) -> list[Cheap]:
+    """The cheap operations to choose among: those asked for; else a mixture, and filters where a kernel has one tap."""
+    if wanted.cheap is not None or wanted.d is not None or wanted.pointwise is not None:
+        return _forms(site, wanted)
+    free = site.groups == 1 and wanted.parts == "linear"
+    mixture = [Cheap(pointwise="full")] if free else []
+    return mixture if free and math.prod(site.kernel) > 1 else [*mixture, Cheap(USUAL)]
+
+
+def _sizes(site: Site, wanted: _Wanted, cheap: Cheap, round_to: int) -> list[CGhostSwap]:
+    """A cheap operation with several numbers of intrinsic maps; with one, where its s was set by name."""
+    if "s" in wanted.named or cheap.depthwise is not None:
+        return [_swap_of(site, wanted, cheap, round_to)]
+    n = site.out_channels
+    # narrow layers are worth finer steps, in powers of two; the clock tells which of them pay
+    step = min(round_to, 2 ** max(0, (n // 8).bit_length() - 1))
+    numbers = {round(share * n / step) * step for share in _SHARES}
+    return [_of_size(site, wanted, cheap, m) for m in sorted(numbers, reverse=True) if 0 < m < n]
+
+
+def _of_size(site: Site, wanted: _Wanted, cheap: Cheap, m: int) -> CGhostSwap:
+    """The swap with m intrinsic maps, which are told by s alone where they are ⌈n/s⌉."""
+    n = site.out_channels
+    s = max(2, round(n / m))
+    swap = _swap_of(site, wanted._replace(s=s), cheap, round_to=1)
+    usual = intrinsic_maps(n, s, site.groups)
+    return swap.model_copy(update={"m": None if m == usual else m, "cheap": cheap.for_width(n, m)})
 
 
 def _unable(site: Site, wanted: _Wanted) -> str | None:

@@ -148,6 +148,14 @@ class Rule(ABC, Generic[S]):
         With ``fitted``, what cannot be fitted is left alone.  Raises ``PlanError`` for settings that cannot be met.
         """
 
+    def candidates(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> Mapping[str, Sequence[S]]:
+        """By each of its subjects, the swaps that a budget may choose among, besides leaving it as it is.
+
+        Each is priced as if it were the only one.  ``settings`` say what may be touched; what is set by name for a
+        subject leaves that alone to choose from.  A rule that offers none takes no part where there is a budget.
+        """
+        return {}
+
     def why_outside(self, scan: Scan, name: str) -> str:
         """Why a convolution of that name is left alone, of which no later rule decides."""
         return self.outside

@@ -23,7 +23,7 @@ from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError, did_you_mean
 from ghostify.names import matches
 from ghostify.recipe import GhostSettings, Keep, Rounding
-from ghostify.rules.base import Skip, Swap, cannot_be_fitted, thinner, unfittable
+from ghostify.rules.base import Skip, Swap, cannot_be_fitted, offered, thinner, unfittable
 from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.rules.narrower import add_origins, narrower, steady
 from ghostify.rules.origins import Origins
@@ -33,6 +33,8 @@ from ghostify.scanning import Scan, Site, network_nodes
 from ghostify.tracing import Traced
 
 _REFUSED = "cannot be thinned inside its blocks"
+_WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+"""What a budget may choose among."""
 _STREAMS = "none of its channels is inside a block, because all are outputs or added to others"
 
 
@@ -104,6 +106,15 @@ class ThinRule(Rule[ThinSwap]):
             left = [skip for skip in left if skip.target in modules]
         kept = [Skip(target=name, reason=cannot_be_fitted(f"it {site.unfit}")) for name, site in unfit.items()]
         return [*priced(scan, swaps), *left, *kept, *steady(scan)]
+
+    def candidates(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> Mapping[str, Sequence[ThinSwap]]:
+        if scan.coupling is None:
+            return {}
+        unfit = {site.name: site for site in unfittable(scan, settings.exclude)} if fitted else {}
+        widths = Widths(scan.coupling)
+        each = [settings.model_copy(update={"width": width}) for width in _WIDTHS]
+        blocks = list(_separate(scan))
+        return offered([_priced_alone(scan, block, one, unfit, widths) for block in blocks] for one in each)
 
     def why_outside(self, scan: Scan, name: str) -> str:
         block = next((block.name for block in scan.inner_blocks if name in block.layers), None)
@@ -300,6 +311,28 @@ def priced(scan: Scan, swaps: Sequence[ThinSwap]) -> Iterator[ThinSwap]:
         segments, less = _segments(block, swap), chosen.thinned(block, swap, widths)
         yield swap.model_copy(update={"before": chosen.cost(segments), "after": less.cost(segments)})
         chosen = less
+
+
+def _priced_alone(
+    scan: Scan, block: InnerBlock, settings: GhostSettings, unfit: Mapping[str, Site], widths: Widths
+) -> ThinSwap | Skip:
+    """A swap of a block with its cost where no other is thinned."""
+    swap = _proposed(scan, block, settings, unfit, widths)
+    if isinstance(swap, Skip):
+        return swap
+    whole, segments = Chosen.everything(followed(scan)), _segments(block, swap)
+    after = whole.thinned(block, swap, widths).cost(segments)
+    return swap.model_copy(update={"before": whole.cost(segments), "after": after})
+
+
+def _separate(scan: Scan) -> Iterator[InnerBlock]:
+    """Blocks of which no two share a layer, so that what they save adds up: of neighbours in a chain the dearer."""
+    whole = Chosen.everything(followed(scan))
+    taken: set[str] = set()
+    for block in sorted(scan.inner_blocks, key=lambda block: -whole.cost(block.segments).macs):
+        if taken.isdisjoint(block.layers):
+            taken.update(block.layers)
+            yield block
 
 
 def _proposed(

@@ -22,6 +22,8 @@ from ghostify.saving.runs import RECIPE, as_yaml, found_from_here, is_run, not_t
 
 REQUEST = "request.json"
 PLAN_GIVEN = "plan-given.yaml"
+HARMS = "harms.json"
+"""What harm was measured, for whoever goes on with an interrupted run."""
 CHECKPOINTS = ("pretrain", "finetune")
 """Folders in a run folder that hold what an interrupted training goes on from."""
 
@@ -40,6 +42,7 @@ class Claim:
         """
         if is_run(self.folder) or any(_is_filled(self.folder / name) for name in CHECKPOINTS):
             return
+        (self.folder / HARMS).unlink(missing_ok=True)  # the run's own, of which nothing came
         if self.made.holds(self.folder):
             for name in CHECKPOINTS:
                 with contextlib.suppress(OSError):

@@ -111,14 +111,16 @@ class Data:
             return None
         return Loader(self.held.quick, in_batches(range(len(self.held)), batch_size), workers)
 
-    def calibration(self, n: int) -> Batch:
+    def calibration(self, n: int, beyond: int = 0) -> Batch:
         """The same ``n`` training images every time, not varied: (n, C, H, W), or a batch of whatever the network is
         given, or a list of one input each where a collate of the user's makes lists; all of them where there are fewer.
+        ``beyond`` so many that others have, and those again where no others are left.
 
         Raises DataError when there are no training images.
         """
         train = self._need_train("calibrate with")
-        inputs = train.batch(shuffled(len(train), _PICK)[:n])[0]
+        chosen = shuffled(len(train), _PICK)
+        inputs = train.batch(chosen[beyond : beyond + n] or chosen[:n])[0]
         return [[one] for one in inputs] if isinstance(inputs, list) else inputs
 
     def _need_train(self, purpose: str) -> Images:

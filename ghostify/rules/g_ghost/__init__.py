@@ -26,7 +26,7 @@ from ghostify.errors import PlanError
 from ghostify.names import within
 from ghostify.patterns import spelled_out
 from ghostify.recipe import GhostSettings, StageForm, of_stages
-from ghostify.rules.base import Skip, Swap, cannot_be_fitted
+from ghostify.rules.base import Skip, Swap, cannot_be_fitted, offered
 from ghostify.rules.g_ghost.form import Form
 from ghostify.rules.g_ghost.lineage import add_origins
 from ghostify.rules.g_ghost.surgery import Surgery
@@ -50,6 +50,9 @@ PRESETS: dict[str, StageForm] = {
     "regnet": _IMAGENET.model_copy(update={"mix": 2, "group_width": 0.75}),
 }
 """Forms of a stage: our own, Eq. 6-12 to the letter, and those of Tables 11-14, 15-16 and 17-18."""
+
+_RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75)
+"""λ that a budget may choose among."""
 
 
 class GGhostRule(Rule[GGhostSwap]):
@@ -78,6 +81,10 @@ class GGhostRule(Rule[GGhostSwap]):
     def propose(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> list[GGhostSwap | Skip]:
         settings = settings.model_copy(update={"exclude": spelled_out(scan, settings.exclude)})
         return [_proposed(scan, stage, settings, fitted) for stage in scan.stages]
+
+    def candidates(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> Mapping[str, Sequence[GGhostSwap]]:
+        each = [settings.model_copy(update={"ratio": ratio}) for ratio in _RATIOS]
+        return offered(self.propose(scan, one, fitted=fitted) for one in each)
 
     def is_meant(self, scan: Scan, target: str, pattern: str) -> bool:
         return any(stage.name == target and stage.is_meant([pattern], scan.modules) for stage in scan.stages)

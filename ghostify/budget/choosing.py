@@ -1,0 +1,213 @@
+"""A network + a budget → the plan of least harm that meets it, or the cheapest that keeps what is to be kept.
+
+    candidates (what may be chosen) · prices (what each costs) · harms (what each does to the outputs)
+        → solved → built and timed → where it misses, solved again with what was learned
+
+A plan's time is measured before anything is fitted, because it does not depend on the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ghostify.budget.agreeing import Curve
+from ghostify.budget.candidates import Numbered
+from ghostify.budget.checking import Seen, Witness
+from ghostify.budget.planned import plan_of, told_of
+from ghostify.budget.pricing import COUNTS, Prices
+from ghostify.budget.solving import Solution, Vector, least_cost, least_harm
+from ghostify.budget.timing import Stopwatch, Timed
+from ghostify.budget_result import Amount, Budgeted, shown
+from ghostify.costs import Cost
+from ghostify.errors import PlanError
+from ghostify.harm import Harms
+from ghostify.planning import Plan
+from ghostify.recipe import BudgetSettings, GhostSettings
+from ghostify.rewriting import rewrite
+from ghostify.scanning import Scan
+from ghostify.targets import Quantity
+from ghostify.tracing import Recording
+
+ROUNDS = 4
+"""How often at most a plan is made again because it missed."""
+MISS = 0.03
+"""The share of a target by which a plan may miss it."""
+
+
+@dataclass
+class Choosing:
+    """A budget for one network: what may be chosen, its prices and harms, and what measurements taught of them."""
+
+    recording: Recording
+    scan: Scan
+    ghost: GhostSettings
+    budget: BudgetSettings
+    fitted: bool
+    numbered: Numbered
+    prices: Prices
+    harms: Vector
+    measured: Harms | None = None
+    """What the harms are taken from; None where they are a proxy."""
+    stopwatch: Stopwatch | None = None
+    """To time plans by; None where time decides nothing."""
+    witness: Witness | None = None
+    """Of what networks do to the outputs; None without images."""
+    curve: Curve | None = None
+    """How many answers change by harm; None where there are no answers to be compared."""
+    come_true: dict[str, float] = field(default_factory=dict)
+    """By quantity, the share of a predicted saving that was measured; of "harm", the share of that."""
+    rounds: int = 0
+    """How often the plan was made again."""
+    solution: Solution | None = None
+    timed: Timed | None = None
+
+    def plan(self) -> Plan:
+        """The plan chosen; where time is asked for, one that was timed, and made anew where it missed.
+
+        Raises ``PlanError`` for targets that cannot be met, with the least that can.
+        """
+        chosen = self._solved()
+        rounds = 0
+        while self.stopwatch and self.budget.timed:
+            self.timed = self.stopwatch.beside(rewrite(self.recording, chosen))
+            if not self._missed() or rounds == ROUNDS:
+                break
+            self.learn("latency", self.timed.before, self.timed.after)
+            rounds += 1
+            chosen = self._solved()
+        return chosen
+
+    def again(self, seen: Seen) -> Plan:
+        """The cheapest plan once more, with what was seen of the last one."""
+        assert self.curve is not None, "something is to be kept"
+        if self.harm > 0:
+            self.come_true["harm"] = max(0.1, self.come_true.get("harm", 1.0) * seen.harm / self.harm)
+        self.curve = self.curve.through(seen.harm, seen.kept)
+        self.rounds += 1
+        return self.plan()
+
+    @property
+    def harm(self) -> float:
+        """What the plan is expected to do to the outputs, with what was learned."""
+        assert self.solution is not None, "a plan was made"
+        return self.solution.harm * self.come_true.get("harm", 1.0)
+
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """What is bounded, each once; where harm is, what is to be least."""
+        if self.budget.target:
+            return tuple(dict.fromkeys(target.quantity for target in self.budget.target))
+        return ("latency",) if self.stopwatch else ("macs",)
+
+    def amounts(self, measured: dict[Quantity, float]) -> tuple[Amount, ...]:
+        """What each bounded quantity was, was to be, was predicted to be, and is."""
+        return tuple(
+            Amount(
+                quantity=quantity,
+                before=self.prices.before[quantity],
+                bound=self.bound(quantity),
+                predicted=self.predicted(quantity),
+                measured=measured.get(quantity),
+            )
+            for quantity in self.quantities
+        )
+
+    def result(self, seen: Seen | None = None, timed: Timed | None = None, after: Cost | None = None) -> Budgeted:
+        """What was asked, what was predicted and what came of it, as far as that is known."""
+        assert self.solution is not None, "a plan was made"
+        measured: dict[Quantity, float] = {}
+        if after is not None:
+            measured |= {quantity: float(of(after)) for quantity, of in COUNTS.items()}
+        if timed is not None:
+            measured["latency"] = timed.after / timed.before * self.prices.before["latency"]
+        asked = self.budget.target or (f"keep {self.budget.keep}",)
+        return Budgeted(
+            asked=tuple(map(str, asked)),
+            place=str(self.stopwatch.place) if self.stopwatch else "",
+            amounts=self.amounts(measured),
+            harm=self.harm,
+            harm_measured=seen.harm if seen else None,
+            unit=self.measured.unit if self.measured else "proxy",
+            agreement=self.curve.share(self.harm) if self.curve and self.measured else None,
+            agreement_measured=seen.agreement if seen else None,
+            images=self.witness.images if self.witness and seen else 0,
+            rounds=self.rounds,
+            gap=self.solution.gap,
+        )
+
+    # -- bounds and what is predicted --------------------------------------------------------------------------
+
+    def bound(self, quantity: Quantity) -> float | None:
+        """The most that the network may cost, of all targets of a quantity."""
+        targets = [target for target in self.budget.target if target.quantity == quantity]
+        return min((target.bound(self.prices.before[quantity]) for target in targets), default=None)
+
+    def predicted(self, quantity: Quantity) -> float:
+        """What the network of the solution is expected to cost, with what was learned."""
+        assert self.solution is not None, "a plan was made"
+        saved = -float(self.prices.changes[quantity][list(self.solution.taken)].sum())
+        return self.prices.before[quantity] - saved * self.come_true.get(quantity, 1.0)
+
+    def learn(self, quantity: Quantity, before: float, after: float) -> None:
+        """Take what was measured for what was predicted: savings come true in part, all alike."""
+        promised = self.prices.before[quantity] - self.predicted(quantity)
+        known = self.come_true.get(quantity, 1.0)
+        share = (1 - after / before) * self.prices.before[quantity] / promised if promised > 0 else 1.0
+        self.come_true[quantity] = known * max(share, 0.1)  # a saving that is not seen at all would ask for everything
+        self.rounds += 1
+
+    def _missed(self) -> bool:
+        """Whether the time measured is not the one that was asked for, in either direction.
+
+        One that is less was bought with harm that nobody asked for, unless the plan had nothing nearer to choose.
+        """
+        assert self.timed is not None
+        bound = self.bound("latency")
+        assert bound is not None
+        now = self.timed.after / self.timed.before * self.prices.before["latency"]
+        near = bound - self.predicted("latency") < MISS * bound
+        return now > (1 + MISS) * bound or (near and now < (1 - MISS) * bound)
+
+    # -- solving -----------------------------------------------------------------------------------------------
+
+    def _solved(self) -> Plan:
+        problem = self.numbered.problem(self.harms, self.prices.rows(self.quantities))
+        if self.budget.target:
+            found = least_harm(problem, [self._change_allowed(quantity) for quantity in self.quantities])
+        else:
+            found = least_cost(problem, 0, self._harm_allowed())
+        if found is None:
+            raise PlanError(self._out_of_reach())
+        self.solution = found
+        swaps = self.numbered.swaps(found.taken)
+        return plan_of(self.recording, self.scan, self.ghost, swaps, self.fitted)
+
+    def _change_allowed(self, quantity: Quantity) -> float:
+        """The bound as a sum of changes, in prices as they are known before anything is measured."""
+        bound = self.bound(quantity)
+        assert bound is not None
+        return (bound - self.prices.before[quantity]) / self.come_true.get(quantity, 1.0)
+
+    def _harm_allowed(self) -> float:
+        """The harm at which what is to be kept is kept, in harms as they are known before anything is measured."""
+        assert self.budget.keep is not None and self.curve is not None
+        return self.curve.harm(self.budget.keep.share) / self.come_true.get("harm", 1.0)
+
+    def _out_of_reach(self) -> str:
+        """Which target cannot be met, and what is the least that can be reached, by what."""
+        asked = ", ".join(map(str, self.budget.target))
+        problem = self.numbered.problem(self.harms, self.prices.rows(self.quantities))
+        for row, quantity in enumerate(self.quantities):
+            least = least_cost(problem, row, np.inf)
+            if least is None or least.costs[row] <= self._change_allowed(quantity):
+                continue
+            reached = self.prices.before[quantity] + least.costs[row] * self.come_true.get(quantity, 1.0)
+            share = reached / self.prices.before[quantity]
+            by = told_of(self.numbered.swaps(least.taken))
+            return (
+                f"{asked} cannot be met: the least that {self.scan.network} can be brought to by method "
+                f"{self.ghost.method} is {quantity}={share:.2f}x ({shown(quantity, reached)}), by swapping {by}."
+            )
+        return f"{asked} cannot all be met together, though each can alone; leave one out or ask less of it."

@@ -1,0 +1,190 @@
+"""Plans under a budget: what may be chosen, what it costs, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import Cli, refused
+from torch import nn
+from torchvision import models
+
+import ghostify
+from ghostify.budget.agreeing import Curve
+from ghostify.budget.choosing import Choosing
+from ghostify.budget.preparing import prepared, settings_under
+from ghostify.errors import PlanError, RecipeError
+from ghostify.networks import resnet20
+from ghostify.planning import scan_for
+from ghostify.recipe import BudgetSettings, GhostSettings, SiteSettings
+from ghostify.tracing import Recording
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+
+
+@cache
+def recording(name: str = "resnet20") -> Recording:
+    torch.manual_seed(0)
+    made: dict[str, Any] = {
+        "resnet20": resnet20,
+        "squeezenet": lambda: models.squeezenet1_1(num_classes=10),
+    }
+    return ghostify.record(made[name]().eval(), IMAGE if name == "resnet20" else torch.zeros(1, 3, 64, 64))
+
+
+def begun(target: Any, name: str = "resnet20", **ghost: Any) -> Choosing:
+    budget = BudgetSettings(target=target, measure=False)
+    return prepared(recording(name), GhostSettings(**ghost), budget)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("resnet20", "macs=0.5x"), ("resnet20", "activations=0.9x"), ("squeezenet", "params=0.8x")],
+)
+def test_a_target_is_met_and_the_cost_promised_is_the_cost_counted(name: str, target: str) -> None:
+    choosing = begun(target, name)
+    plan = choosing.plan()
+    result = ghostify.rewrite(recording(name), plan)
+    (amount,) = choosing.result(after=result.after.cost).amounts
+    assert amount.measured == pytest.approx(amount.predicted)
+    assert amount.bound is not None and amount.predicted <= amount.bound * (1 + 1e-6)
+
+
+def test_several_targets_are_met_at_once() -> None:
+    choosing = begun(["macs=0.5x", "size=0.6MB", "activations=0.95x"])
+    result = ghostify.rewrite(recording(), choosing.plan())
+    for amount in choosing.result(after=result.after.cost).amounts:
+        assert amount.measured is not None and amount.bound is not None
+        assert amount.measured <= amount.bound * (1 + 1e-6), amount.quantity
+
+
+def test_a_tighter_target_harms_more() -> None:
+    harms = []
+    for share in (0.8, 0.6, 0.4):
+        choosing = begun(f"macs={share}x")
+        choosing.plan()
+        harms.append(choosing.harm)
+    assert harms == sorted(harms) and harms[0] < harms[-1]
+
+
+def test_every_option_is_priced_as_its_plan_is() -> None:
+    """One option at a time, and with one inside it: what it changes is what the plan of its swaps saves."""
+    choosing = begun("macs=0.5x")
+    seen, swaps = set(), 0
+    for option in choosing.numbered.options:
+        inner = [unit.options[-1].swap for unit in option.inside[:1]]
+        taken = [swap for swap in (option.swap, *inner) if swap is not None]
+        if option.swap is None or type(option.swap) in seen:
+            continue
+        seen.add(type(option.swap))
+        plan = ghostify.Plan(
+            network=choosing.scan.network, inputs=choosing.scan.inputs, swaps=tuple(taken), before=choosing.scan.cost
+        )
+        checked = ghostify.planning.check(plan, scan_for(recording(), plan))
+        changes = sum((swap.after - swap.before for swap in taken), start=ghostify.costs.Cost())
+        assert checked.after == checked.before + changes
+        swaps += 1
+    assert swaps == 2, "a block and a convolution"
+
+
+def test_a_method_offers_its_own_swaps_alone() -> None:
+    for method, rule in (("c-ghost", "c-ghost"), ("thin", "thin"), ("g-ghost", "g-ghost")):
+        plan = begun("macs=0.85x", method=method).plan()
+        assert {swap.rule for swap in plan.swaps} == {rule}
+    assert {swap.rule for swap in begun("macs=0.4x").plan().swaps} == {"thin", "c-ghost"}
+
+
+def test_what_is_excluded_or_set_by_name_is_respected() -> None:
+    plan = begun(
+        "macs=0.6x",
+        exclude=("layer1",),
+        set={
+            "layer3.*.conv1": SiteSettings(s=1),
+            "layer3": SiteSettings(width=1.0),
+            "layer2.0.conv2": SiteSettings(s=4),
+        },
+    ).plan()
+    targets = {swap.target: swap for swap in plan.swaps}
+    assert not [name for name in targets if name.startswith(("layer1", "layer3.0.conv1"))]
+    assert not [name for name, swap in targets.items() if swap.rule == "thin" and name.startswith("layer3")]
+    if "layer2.0.conv2" in targets:
+        assert targets["layer2.0.conv2"].s == 4
+
+
+def test_a_target_out_of_reach_says_what_is_in_reach() -> None:
+    with pytest.raises(PlanError) as problem:
+        begun("macs=0.01x").plan()
+    assert "the least that CifarResNet can be brought to by method mixed is macs=0.06x" in str(problem.value)
+    assert "9 blocks, 18 convolutions" in str(problem.value)
+
+
+def test_targets_that_exclude_each_other_are_told_so() -> None:
+    with pytest.raises(PlanError, match=r"cannot (be met:|all be met together)"):
+        begun(["macs=0.16x", "activations=0.5x"]).plan()
+
+
+def test_a_method_without_a_choice_is_refused() -> None:
+    with pytest.raises(PlanError, match="choose method mixed"):
+        begun("macs=0.5x", method="width")
+    with pytest.raises(PlanError, match="nothing that a budget could choose among"):
+        begun("macs=0.5x", include=("linear",))
+
+
+def test_a_plan_under_a_budget_is_a_plan_as_any_other(tmp_path: Path) -> None:
+    plan = begun("macs=0.5x").plan()
+    (tmp_path / "plan.yaml").write_text(plan.to_yaml())
+    assert ghostify.read_plan(tmp_path / "plan.yaml") == plan
+    scan = scan_for(recording(), settings_under(GhostSettings()))
+    assert {entry.target for entry in (*plan.swaps, *plan.skips)} >= {site.name for site in scan.sites}
+
+
+def test_agreement_falls_as_harm_grows_and_the_curve_can_be_read_both_ways() -> None:
+    scores = 3 * torch.randn(400, 10, generator=torch.Generator().manual_seed(1))
+    curve = Curve.of(scores)
+    assert curve.share(0.0) == 1.0
+    shares = [curve.share(harm) for harm in (0.01, 0.1, 0.5)]
+    assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0]
+    assert curve.share(curve.harm(0.9)) == pytest.approx(0.9, abs=0.01)
+    moved = curve.through(0.1, 1 - 2 * (1 - curve.share(0.1)))
+    assert 1 - moved.share(0.1) == pytest.approx(2 * (1 - curve.share(0.1)))
+
+
+def test_convert_meets_a_budget_and_tells_what_came_of_it() -> None:
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    module = recording().model
+    budget = {"target": "macs=0.9x", "measure": False}
+    made = ghostify.convert(module, IMAGE, images=images, budget=budget, include=("layer3.1", "layer3.2"))
+    assert made.budget is not None and made.fit is not None
+    (amount,) = made.budget.amounts
+    assert amount.measured == made.after.cost.macs <= 0.9 * made.before.cost.macs
+    assert made.budget.unit == "KL" and made.budget.harm_measured is not None
+    assert made.budget.agreement_measured is not None
+    assert "macs=0.9x" in str(made.budget)
+
+
+def test_the_command_line_meets_a_budget(cli: Cli, images: str) -> None:
+    asked = ("mine:tiny", "--input", "3,8,8", "--data", images, "--target", "macs=0.6x")
+    planned = cli("plan", *asked[:3], *asked[5:], "-o", "plan.yaml")
+    assert planned.code == 0 and "macs=0.6x" in planned.err
+    answer = cli("compress", *asked, "-o", "run", "--json")
+    assert answer.code == 0, answer.err
+    budget = json.loads(answer.out)["budget"]
+    (amount,) = budget["amounts"]
+    assert budget["asked"] == ["macs=0.6x"] and amount["measured"] <= amount["bound"]
+    shown = cli("report", "run")
+    assert "Budget: macs=0.6x" in shown.out
+    refused(cli("compress", *asked[:-1], "macs=0.01x", "-o", "other"), "cannot be met")
+    assert not Path("other").exists()
+
+
+def test_what_nobody_can_judge_is_not_kept(cli: Cli) -> None:
+    refused(cli("plan", "mine:tiny", "--input", "3,8,8", "--keep", "0.9"), "is judged on images")
+
+
+def test_a_target_of_time_is_refused_without_a_clock() -> None:
+    with pytest.raises(RecipeError, match="asks for time"):
+        ghostify.convert(nn.Conv2d(3, 8, 3), IMAGE, budget={"target": "latency=0.5x", "measure": False})
