@@ -473,6 +473,13 @@ def test_an_entry_of_its_own_width_is_sliced_apart() -> None:
     assert thin.last.weight.shape[:2] == (4, 8)
 
 
+def test_the_numbers_of_shuffled_maps_are_held_at_one_position() -> None:
+    """A shuffle that the code writes as views copies the numbers of the whole map, which nothing may hold on to."""
+    the = followed("shuffle")
+    held = {ids.untyped_storage().nbytes() for ids in the.channels.ids.values() if isinstance(ids, Tensor)}
+    assert max(held) <= 32 * torch.int64.itemsize
+
+
 # -- sizes that the code writes out ----------------------------------------------------------------------------
 
 

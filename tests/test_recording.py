@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_parts import ANY, METHODS, NETS, SIZES, Detector, X
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from zoo import ZOO
 
 import ghostify
@@ -18,6 +18,7 @@ from ghostify import convert, convert_parts, plan, record, rewrite, rewrite_fitt
 from ghostify.errors import FitError, TraceError
 from ghostify.scanning import whole
 from ghostify.tracing import Recording, other_runs, sized_as
+from ghostify.tracing.convolved import Convolved
 from ghostify.tracing.training import speaks_of_training
 
 ALL = {**ANY, "also": ["stem", "classifier"]}
@@ -213,6 +214,17 @@ class Writing(Plain):
 def test_a_replay_takes_again_what_convolutions_gave_only_where_all_is_as_it_was(net: type[nn.Module]) -> None:
     with pytest.raises(TraceError, match="does not reproduce"):
         trace(net().eval(), X)
+
+
+@pytest.mark.parametrize(("side", "held"), [(8, True), (512, False)])
+def test_of_convolutions_small_maps_alone_are_kept_for_the_replay(side: int, held: bool) -> None:
+    """However large the example, recording holds little more than a forward pass."""
+    layer, node, x = nn.Conv2d(1, 1, 3, padding=1), fx.Graph().placeholder("x"), torch.randn(1, 1, side, side)
+    kept = Convolved()
+    with torch.no_grad():
+        gave = layer(x)
+        kept.note(node, layer, x, gave)
+        assert (kept.again(node, layer, x) is gave) is held
 
 
 class ByClass(nn.Module):

@@ -78,6 +78,9 @@ def _compact(ids: Tensor) -> Tensor:
     for dim in range(ids.dim()):
         if constant_along(ids, dim):
             ids = ids.narrow(dim, 0, 1)
+    # a part of a larger tensor keeps all of it in memory, which of a shuffled map are its numbers at every position
+    if ids.untyped_storage().nbytes() > ids.numel() * ids.element_size():
+        ids = ids.clone()
     return ids.expand(shape)
 
 

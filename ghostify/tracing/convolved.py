@@ -13,8 +13,14 @@ from torch import Tensor, fx, nn
 
 from ghostify.tracing.values import form_of, version_of
 
-MEMORY = 2**28
+MEMORY = 2**25
 """Bytes of tensors that are kept from being freed; later convolutions are computed again."""
+LARGEST = 2**20
+"""Bytes that one convolution may read and give to be kept.
+
+Most networks make their maps smaller as they go and convolve each stage for about as many MACs, so that small maps save
+the most time for their memory; and a run that holds large maps early has room for the small ones later.
+"""
 _CONVOLUTIONS = {
     nn.Conv1d,
     nn.Conv2d,
@@ -57,7 +63,8 @@ class Convolved:
         size = given.nbytes + result.nbytes
         hooked = layer._forward_hooks or layer._forward_pre_hooks
         plain = type(layer) in _CONVOLUTIONS and not hooked and not given.is_meta
-        if plain and size <= self._room and not torch.is_grad_enabled():  # gradients find no way back through it
+        fits = size <= min(LARGEST, self._room)
+        if plain and fits and not torch.is_grad_enabled():  # gradients find no way back through it
             self._room -= size
             kept = _Kept(given, version_of(given)), _Kept(result, version_of(result))
             self._kept[node] = (*kept, _state_of(layer))
