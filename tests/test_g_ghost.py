@@ -35,7 +35,8 @@ def stage(
 ) -> GGhostStage:
     """Two thin blocks, the first one wider than the last, with batch norms that are not the identity."""
     widths = [5, WIDTH if cheap == "none" else made]
-    thin = [block(WIDTH if entry == "projection" else RAW, widths[0]), block(*widths)]
+    beside = WIDTH - RAW if entry == "stream" else 0
+    thin = [block(WIDTH if entry == "projection" else RAW + beside, widths[0]), block(widths[0] + beside, widths[1])]
     last = block(WIDTH, WIDTH) if end else None
     made_stage = GGhostStage(thin, WIDTH, kept, thin_widths=widths, entry=entry, cheap=cheap, end=last, **args)
     unsettle(made_stage)
@@ -79,13 +80,13 @@ def by_hand(
     x = y1 if made.entry == "projection" else y1[:, list(kept)]
     z = []
     for layers in made.thin:
-        x = block_by_hand(x, layers)
+        x = block_by_hand(torch.cat([x, y1[:, others]], 1) if made.entry == "stream" else x, layers)
         z.append(x)
     out = torch.full_like(y1, float("nan"))
     if cheap == "none":
         out = x
     else:
-        ghosts = y1 if made.cheap_input == "full" else y1[:, others]
+        ghosts = {"slice": y1[:, others], "full": y1, "outputs": torch.cat([y1, *z], 1)}[made.cheap_input]
         if cheap != "identity":
             ghosts = conv_bn(ghosts, made.cheap[0], made.cheap[1])
         if made.mix is not None:
@@ -108,6 +109,14 @@ WIRINGS = [
         (False, True),
     )
     if not (cheap == "identity" and cheap_input == "full") and not (cheap == "none" and mix)
+]
+WIRINGS += [
+    {"entry": entry, "cheap": cheap, "cheap_input": cheap_input, "mix": mix, "mix_y1": True, "end": False}
+    for entry, cheap, cheap_input, mix in product(
+        ("slice", "stream"), ("1x1", "3x3", "identity"), ("slice", "full", "outputs"), (0, 1)
+    )
+    if entry == "stream" or cheap_input == "outputs"
+    if not (cheap == "identity" and cheap_input != "slice")
 ]
 KEPT = [RAW, [8, 2, 3, 6]]
 
@@ -173,9 +182,10 @@ def test_chosen_channels_are_the_first_ones_of_a_permuted_map(wiring: dict[str, 
     if wiring["mix"] and wiring["mix_y1"]:  # it reads all of Y1, in Y1's order
         name = "mix.fc.weight" if wiring["mix"] == 1 else "mix.fc.0.weight"
         state[name] = torch.cat([state[name][:, :WIDTH][:, order], state[name][:, WIDTH:]], 1)
-    for name, reads_all in (("cheap.0.weight", wiring["cheap_input"] == "full"), ("thin.0.0.weight", True)):
-        if name in state and reads_all and state[name].shape[1] == WIDTH:
-            state[name] = state[name][:, order]
+    projected, all_of_y1 = wiring["entry"] == "projection", wiring["cheap_input"] != "slice"
+    for name, reads_all in (("cheap.0.weight", all_of_y1), ("thin.0.0.weight", projected)):
+        if name in state and reads_all:
+            state[name] = torch.cat([state[name][:, :WIDTH][:, order], state[name][:, WIDTH:]], 1)
     first.load_state_dict(state)
     y1 = torch.randn(2, WIDTH, 6, 6)
     torch.testing.assert_close(chosen(y1)[:, order], first(y1[:, order]), rtol=1e-4, atol=1e-5)
@@ -384,12 +394,14 @@ def test_it_says_what_it_is() -> None:
         ({"thin_widths": [0, 4]}, "0 channels out of a thin block"),
         ({"entry": "slices"}, "Did you mean 'slice'?"),
         ({"cheap": "7x7"}, "cheap must be one of '1x1', '3x3', '5x5', 'identity', 'none', not '7x7'"),
-        ({"cheap_input": "all"}, "cheap_input must be one of 'slice', 'full', not 'all'"),
+        ({"cheap_input": "all"}, "cheap_input must be one of 'slice', 'full', 'outputs', not 'all'"),
         ({"mix": 3}, "mix = 3: the mix operation has 1 fully connected layer, 2, or 0"),
         ({"act": "gelu"}, "act must be a module, 'relu' or None, not 'gelu'"),
         ({"cheap": "none"}, "mix = 1 with cheap operation 'none'"),
         ({"cheap": "none", "mix": 0, "kept_out": 4}, "kept_out with cheap operation 'none'"),
         ({"cheap": "identity", "cheap_input": "full"}, "cheap_input must be 'slice'"),
+        ({"cheap": "identity", "cheap_input": "outputs"}, "cheap_input must be 'slice'"),
+        ({"cheap": "none", "mix": 0, "entry": "stream"}, "entry 'stream' with cheap operation 'none'"),
         ({"cheap": "identity", "kept_out": 3}, "cannot make 6 ghost channels of 5"),
     ],
     ids=as_text,

@@ -262,6 +262,18 @@ FORMS = [
     and not (form[3] == 0 and form[4])
     and not (form[0] == "none" and form[1] == "full")
 ]
+FORMS += [
+    {"cheap": cheap, "cheap_input": cheap_input, "entry": entry, "mix": mix, "end": end, "inner_width": inner}
+    for cheap, cheap_input, entry, mix, end, inner in itertools.product(
+        ("1x1", "3x3", "identity"),
+        ("slice", "outputs"),
+        ("slice", "stream"),
+        (0, 1),
+        (False, True),
+        (None, 0.25),
+    )
+    if not (cheap == "identity" and cheap_input != "slice")
+]
 
 
 SHORT: dict[str, Callable[[], nn.Module]] = {
@@ -313,7 +325,7 @@ def parameters(module: nn.Module | None) -> int:
 
 @pytest.mark.parametrize("group_width", [1.0, 0.75, 0.5])
 @pytest.mark.parametrize("keep", ["first", "strongest"])
-@pytest.mark.parametrize("entry", ["slice", "projection"])
+@pytest.mark.parametrize("entry", ["slice", "projection", "stream"])
 def test_predicted_is_counted_with_groups(group_width: float, keep: str, entry: str) -> None:
     ghosted = convert(seeded(grouped_stage), X, **G, group_width=group_width, keep=keep, entry=entry)
     (new,) = stages(ghosted.module).values()
@@ -399,7 +411,12 @@ def test_names_outside_the_stages_are_unchanged(pair: tuple[nn.Module, Ghosted])
 def test_the_model_given_is_bit_equal_afterwards() -> None:
     model = trained_like(seeded(NETS["mobilenet"]))
     before, given = copy.deepcopy(model.state_dict()), outputs(model)
-    for form in ({}, {"entry": "projection", "keep": "strongest"}, {"cheap": "none", "mix": 0}):
+    for form in (
+        {},
+        {"entry": "projection", "keep": "strongest"},
+        {"entry": "stream", "cheap_input": "outputs"},
+        {"entry": "slice", "cheap": "none", "mix": 0},
+    ):
         convert(model, X, **G, **form)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(outputs(model), given) and model.training
@@ -508,6 +525,30 @@ def test_thin_blocks_do_what_the_blocks_do_with_the_other_channels_silenced() ->
         y1 = torch.rand(2, 8, 8, 8)
         y1[:, 4:] = 0
         assert torch.allclose(thin(y1[:, :4]), block(y1)[:, :4], atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["first", "strongest"])
+def test_blocks_that_read_the_stream_lose_no_input(keep: str) -> None:
+    """Block 2 by hand, its own dropped filters silenced: it gives its channels of what the block makes of all of Y1."""
+    model = trained_like(seeded(NETS["resnet20"]))
+    ghosted = convert(model, X, **G, keep=keep, entry="stream", end=False)
+    stage, block, y1 = ghosted.module.layer1[1].eval(), copy.deepcopy(model.layer1[1]).eval(), torch.rand(2, 8, 8, 8)
+    kept = list(range(4)) if stage.kept_index is None else stage.kept_index.tolist()
+    others = [channel for channel in range(8) if channel not in kept]
+    inner = g_ghost.outputs_kept(traced("resnet20"), scanned("resnet20").stages[0], ghosted.plan.swaps[0])
+    with torch.no_grad():
+        dropped = [channel for channel in range(8) if channel not in inner["layer1.1.conv1"]]
+        block.bn1.weight[dropped], block.bn1.bias[dropped] = 0, 0
+        given = stage.thin[0](torch.cat([y1[:, kept], y1[:, others]], 1))
+        assert torch.allclose(given, block(y1)[:, kept], atol=1e-5)
+
+
+@pytest.mark.parametrize(("inner", "width"), [(None, 8), (0.25, 4), (0.75, 12)])
+def test_the_width_inside_thin_blocks_is_chosen_apart(inner: float | None, width: int) -> None:
+    form = {"inner_width": inner, "round_to": 4, "end": False}
+    ghosted = convert(seeded(NETS["resnet20"]), X, **G, **form, include=["layer2"])
+    for block in ghosted.module.layer2[1].thin:
+        assert (block.conv1.out_channels, block.conv2.out_channels) == (width, 8)
 
 
 @pytest.mark.parametrize("form", [{}, {"cheap": "3x3"}, {"entry": "projection"}, {"mix": 2}])

@@ -24,7 +24,8 @@ def thinned(channels: Channels, module: nn.Module, kept: np.ndarray, entry: np.n
     """A copy of ``module`` (a part of the network that was followed) with the ``kept`` channels alone.
 
     Weights, biases and statistics are sliced, and the layers' own numbers (``in_channels``, ``groups``) follow.
-    ``entry`` holds instead of ``kept`` for what convolutions read directly of a block's input.
+    ``entry`` holds instead of ``kept`` for what convolutions read directly of a block's input; where it is numbers, all
+    of that is read, channels of the lowest numbers first.
     """
     memo = sliced(channels, kept, entry)
     result = copy.deepcopy(module, memo)
@@ -73,9 +74,10 @@ def _indices(channels: Channels, kept: np.ndarray, entry: np.ndarray | None) -> 
     indices: dict[str, dict[int, Tensor]] = {}
     for use in channels.uses:
         chosen = entry if use.entry and entry is not None else kept
-        mask = chosen[use.channels] if not use.lanes else _lanes_kept(channels, use.channels, chosen)
-        if not mask.all():
-            indices.setdefault(use.name, {})[use.dim] = torch.from_numpy(np.flatnonzero(mask))
+        told = chosen[use.channels] if not use.lanes else _lanes_kept(channels, use.channels, chosen)
+        places = np.flatnonzero(told) if told.dtype == bool else np.argsort(told, kind="stable")
+        if not np.array_equal(places, np.arange(len(told))):
+            indices.setdefault(use.name, {})[use.dim] = torch.from_numpy(places)
     return indices
 
 

@@ -26,9 +26,9 @@ from ghostify.ghosts.selecting import selected
 
 fx.wrap("selected")
 
-Entry = Literal["slice", "projection"]
+Entry = Literal["slice", "projection", "stream"]
 StageCheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
-CheapInput = Literal["slice", "full"]
+CheapInput = Literal["slice", "full", "outputs"]
 Channels = int | Tensor | Sequence[int]
 """The first so many channels (which are sliced), or the indices of some (which are selected)."""
 
@@ -41,9 +41,11 @@ class GGhostStage(nn.Module):
     ghosts.  ``thin_widths`` are the thin blocks' output widths (if they are others than that of the last).
 
     ``entry``: the thin path reads the kept channels of Y1 ("slice"), or all of it, for its first block narrows it
-    itself ("projection").  ``cheap``: a convolution with BN of that kernel size, the other channels of Y1 as they are
-    ("identity"), or no ghosts at all ("none": the last thin block makes all c channels, and nothing is mixed).
-    ``cheap_input``: the cheap operation reads the other channels of Y1 ("slice") or all of it ("full").  ``mix``: the
+    itself ("projection"); or each thin block reads c channels, those of the thin path and behind them the others as
+    they are in Y1 ("stream").  ``cheap``: a convolution with BN of that kernel size, the other channels of Y1 as they
+    are ("identity"), or no ghosts at all ("none": the last thin block makes all c channels, and nothing is mixed).
+    ``cheap_input``: the cheap operation reads the other channels of Y1 ("slice"), all of it ("full"), or all of it and
+    behind it the outputs of all thin blocks in order ("outputs").  ``mix``: the
     number of layers of the mix operation (0: none), which pools the thin outputs and, with ``mix_y1``, Y1.  ``act``
     follows their sum (None: nothing does), ``end`` the concatenation.
 
@@ -82,6 +84,10 @@ class GGhostStage(nn.Module):
             raise PlanError("a G-Ghost stage needs at least one thin block.")
         if cheap == "none" and mix:
             raise PlanError(f"mix = {mix} with cheap operation 'none': there are no ghosts to mix into; set mix to 0.")
+        if cheap == "none" and entry == "stream":
+            raise PlanError(
+                "entry 'stream' with cheap operation 'none': the thin path makes all channels; choose slice."
+            )
         if cheap == "none" and kept_out is not None:
             raise PlanError("kept_out with cheap operation 'none': the thin path makes all channels; leave it out.")
         taken = _indices("kept", kept, width, ghosts=cheap != "none")
@@ -91,7 +97,7 @@ class GGhostStage(nn.Module):
         widths = _thin_widths(thin_widths, len(thin), len(made))
         left, ghosts = _others(taken, width), _others(made, width)
         place = _place(thin, device, dtype)
-        read = width if cheap_input == "full" else len(left)
+        read = {"slice": len(left), "full": width, "outputs": width + sum(widths)}[cheap_input]
 
         self.width, self.kept, self.entry, self.cheap_input, self.mix_y1 = width, len(taken), entry, cheap_input, mix_y1
         self.thin = nn.ModuleList(thin)
@@ -101,20 +107,21 @@ class GGhostStage(nn.Module):
         self.end = end
         self._copies = cheap == "identity" and not mix and act is not None
         by_index = not _is_number(kept)
-        self._remember("kept_index", taken if by_index and entry == "slice" else None, place)
-        self._remember("ghost_index", left if by_index and ghosts and cheap_input == "slice" else None, place)
+        apart = entry == "stream" or (bool(ghosts) and cheap_input == "slice")
+        self._remember("kept_index", taken if by_index and entry != "projection" else None, place)
+        self._remember("ghost_index", left if by_index and apart else None, place)
         reordered = cheap != "none" and not _is_number(kept if kept_out is None else kept_out)
         self._remember("order", _inverse(made + ghosts) if reordered else None, place)
 
     def forward(self, y1: Tensor) -> Tensor:
         x = y1 if self.entry == "projection" else _part(y1, self.kept_index, 0, self.kept)
+        beside = [self._others(y1)] if self.entry == "stream" else []
         outputs: list[Tensor] = []
         for block in self.thin:
-            x = block(x)
+            x = block(torch.cat([x] + beside, 1) if beside else x)  # noqa: RUF005 - torch.jit.script knows no star
             outputs.append(x)
         if self.cheap is not None:
-            left = y1 if self.cheap_input == "full" else _part(y1, self.ghost_index, self.kept, self.width - self.kept)
-            x = torch.cat([x, self._mixed(self.cheap(left), y1, outputs)], 1)
+            x = torch.cat([x, self._mixed(self.cheap(self._read_cheaply(y1, outputs)), y1, outputs)], 1)
         if self.order is not None:
             x = selected(x, self.order)
         if self.end is not None:
@@ -125,6 +132,18 @@ class GGhostStage(nn.Module):
         return (
             f"{self.width}, kept={self.kept}, entry={self.entry}, cheap_input={self.cheap_input}, mix_y1={self.mix_y1}"
         )
+
+    def _others(self, y1: Tensor) -> Tensor:
+        """The channels of Y1 that are not the thin path's."""
+        return _part(y1, self.ghost_index, self.kept, self.width - self.kept)
+
+    def _read_cheaply(self, y1: Tensor, outputs: list[Tensor]) -> Tensor:
+        """What the cheap operation reads."""
+        if self.cheap_input == "slice":
+            return self._others(y1)
+        if self.cheap_input == "full":
+            return y1
+        return torch.cat([y1] + outputs, 1)  # noqa: RUF005
 
     def _mixed(self, ghosts: Tensor, y1: Tensor, outputs: list[Tensor]) -> Tensor:
         """(N, λc, H, W), (N, c, H, W) and the thin outputs → (N, λc, H, W)"""
@@ -223,7 +242,7 @@ def _cheap(
     if kind == "none":
         return None
     if kind == "identity":
-        if cheap_input == "full":
+        if cheap_input != "slice":
             raise PlanError("cheap operation 'identity': it passes a part of Y1 on; cheap_input must be 'slice'.")
         if channels != ghosts:
             raise PlanError(f"cheap operation 'identity': it cannot make {ghosts} ghost channels of {channels}.")

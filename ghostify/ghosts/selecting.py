@@ -8,7 +8,7 @@ one calls ``torch.fx.wrap`` on its name.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def selected(x: Tensor, indices: Tensor, dim: int = 1) -> Tensor:
@@ -18,6 +18,20 @@ def selected(x: Tensor, indices: Tensor, dim: int = 1) -> Tensor:
     end = x.dim() - 1  # told by its number: an exporter may write -1 into a file as it is
     last = x.movedim(dim, end)
     return last.flatten(0, -2).index_select(1, indices).unflatten(0, last.shape[:-1]).movedim(end, dim)
+
+
+class FirstChannels(nn.Module):
+    """The first ``width`` channels: (N, c, H, W) → (N, width, H, W)"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.narrow(1, 0, self.width)
+
+    def extra_repr(self) -> str:
+        return str(self.width)
 
 
 def interleaved(maps: list[Tensor], groups: int, dim: int, width: int | None = None) -> Tensor:

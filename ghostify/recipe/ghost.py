@@ -26,8 +26,8 @@ Width = Annotated[
 Method = Literal["c-ghost", "g-ghost", "both", "auto", "width", "thin", "mixed"]
 Preset = Literal["default", "literal", "cifar", "imagenet", "regnet"]
 StageCheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
-CheapInput = Literal["slice", "full"]
-Entry = Literal["slice", "projection"]
+CheapInput = Literal["slice", "full", "outputs"]
+Entry = Literal["slice", "projection", "stream"]
 Keep = Literal["first", "strongest"]
 Rounding = Literal["nearest", "down"]
 Stream = Literal["scaled", "kept"]
@@ -119,10 +119,21 @@ class StageForm(Settings):
         replace(_STAGES, of=of_stages),
     ] = None
     cheap_input: Annotated[
-        CheapInput | None, Field(description="what it reads: the other channels of Y1, or all of them"), _STAGES, _CHEAP
+        CheapInput | None,
+        Field(
+            description="what it reads: slice, the other channels of Y1; full, all of them; outputs, those and what "
+            "every thin block gives"
+        ),
+        _STAGES,
+        _CHEAP,
     ] = None
     entry: Annotated[
-        Entry | None, Field(description="thin path: a slice of Y1, or all of it with a projection shortcut"), _STAGES
+        Entry | None,
+        Field(
+            description="what thin blocks read: slice, their channels alone; projection, the first of them all of Y1, "
+            "with a projection shortcut; stream, each of them the other channels of Y1, too"
+        ),
+        _STAGES,
     ] = None
     mix: Annotated[Literal[0, 1, 2] | None, Field(description="layers of the mix operation; 0 for none"), _STAGES] = (
         None
@@ -130,6 +141,11 @@ class StageForm(Settings):
     mix_y1: Annotated[bool | None, Field(description="whether the mix operation pools Y1, too"), _STAGES, _MIXED] = None
     end: Annotated[
         bool | None, Field(description="whether the last block keeps its full width, after the ghosts"), _STAGES
+    ] = None
+    inner_width: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="share of the channels kept inside thin blocks; by default that of their stream"),
+        _STAGES,
     ] = None
     group_width: Annotated[
         float | None,

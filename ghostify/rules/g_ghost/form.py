@@ -20,7 +20,7 @@ class Form:
         self.stage, self.swap, self.coupling = stage, swap, stage.coupling
         self.lanes = swap.group_width
         self.thin = range(stage.n - 1 - swap.end)
-        self.counts = self.coupling.keep(self._target(), self.lanes, step=swap.round_to)
+        self.counts = self._counts()
         widths = [self.coupling.width(end, self.counts, self.lanes) for end in self.coupling.ends]
         self.raw, self.outs = widths[0], [widths[block + 1] for block in self.thin]
         if swap.cheap == "none":  # with no ghosts to join it, the thin path itself gives all channels
@@ -33,22 +33,27 @@ class Form:
                 )
         if swap.cheap == "none" and swap.mix:
             raise PlanError(f"{stage.name} has no ghosts to mix into with cheap operation 'none'; set mix to 0.")
-        if swap.cheap == "identity" and (swap.cheap_input == "full" or self.raw != self.outs[-1]):
+        if swap.entry == "stream" and len({self.raw, *self.outs}) > 1:
+            raise PlanError(
+                f"{stage.name} has thin blocks of several widths, so they cannot read the other channels of Y1; set "
+                "entry to slice."
+            )
+        if swap.cheap == "identity" and (swap.cheap_input != "slice" or self.raw != self.outs[-1]):
             raise PlanError(
                 f"{stage.name} can pass only the other channels of Y1 on as they are; set cheap_input to slice."
             )
 
     def reads_all(self, block: int) -> bool:
         """Whether a thin block reads all channels of Y1."""
-        return block == 0 and self.swap.entry == "projection"
+        return self.swap.entry == "stream" or (block == 0 and self.swap.entry == "projection")
 
     def gives_all(self, block: int) -> bool:
         """Whether a thin block gives all channels, for there are no ghosts."""
         return block == self.thin[-1] and self.swap.cheap == "none"
 
     def projection(self, block: int, c: int, n: int) -> Cost:
-        """A 1x1 convolution with batch norm on the shortcut of a block, if it has one."""
-        if not self.coupling.shortcuts[block]:
+        """A 1x1 convolution with batch norm on the shortcut of a block, if it has one that is projected."""
+        if not self.coupling.shortcuts[block] or self.swap.entry == "stream":
             return Cost()
         positions = self._positions(self.stage.blocks[block + 1].in_shape)
         return Cost(params=c * n + 2 * n, macs=positions * c * n, acts=positions * n)
@@ -75,8 +80,20 @@ class Form:
 
     @property
     def cheap_channels(self) -> int:
-        """Channels of Y1 that the cheap operation reads."""
-        return self.stage.width if self.swap.cheap_input == "full" else self.stage.width - self.raw
+        """Channels that the cheap operation reads."""
+        whole = self.stage.width
+        return {"slice": whole - self.raw, "full": whole, "outputs": whole + sum(self.outs)}[self.swap.cheap_input]
+
+    def _counts(self) -> list[int]:
+        """How many components of each segment are kept: of those between blocks by λ, inside by the width there."""
+        swap = self.swap
+        stream = self.coupling.keep(self._target(), self.lanes, step=swap.round_to)
+        if swap.inner_width is None:
+            return stream
+        narrower = thinner(swap.inner_width, swap.round_to, swap.rounding, narrow=True)
+        inner = self.coupling.keep(narrower, self.lanes, step=swap.round_to)
+        between = {segment for end in self.coupling.ends for segment, _ in end.parts}
+        return [(stream if segment in between else inner)[segment] for segment in range(len(inner))]
 
     def _positions(self, shape: Sequence[int]) -> int:
         return shape[0] * math.prod(shape[2:])

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ghostify.channels import follow, rewired, silenced, stands_in, thinned
 from ghostify.errors import RewriteError
 from ghostify.ghosts import GGhostStage
+from ghostify.ghosts.selecting import FirstChannels
 from ghostify.rules.g_ghost.form import Form
 from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.running import THINNED, Failed, agree, attempt, coarsest, op_name, quiet, seed
@@ -29,6 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "mish": nn.Mish,
 }
+_NO_WIRING = "entry slice and a cheap operation need none"
 
 
 class Surgery:
@@ -109,6 +111,8 @@ class Surgery:
         reads_all, gives_all = self.form.reads_all(block), self.form.gives_all(block)
         if reads_all and gives_all:  # a stage of one thin block without ghosts: nothing of it is thin
             return self._joined([copy.deepcopy(module) for module in self._modules(block)])
+        if self.swap.entry == "stream":
+            return self._reading_stream(block, values)
         if reads_all:
             return self._resized(block, self.kept, self.everything, self.stage.width, self.ends[0])
         if gives_all:
@@ -136,6 +140,17 @@ class Surgery:
         projection = _projection(self.stage.width, places, read, self._like())
         return self._rewired(block, kept, entry, projection)
 
+    def _reading_stream(self, block: int, values: dict[fx.Node, Any] | None) -> nn.Module:
+        """A thin block that reads its own channels and, behind them, the others."""
+        own_first = np.where(self.kept, 0, 1)
+        if self.form.coupling.shortcuts[block]:
+            made: nn.Module = self._rewired(block, self.kept, own_first, FirstChannels(len(self.ends[block])))
+        else:
+            made = self._joined([thinned(self.channels, m, self.kept, own_first) for m in self._modules(block)])
+        if problem := self._disagreement(made, block, values):
+            raise self._refusal(block, f"with fewer channels {problem} ({_NO_WIRING})")
+        return made
+
     def _rewired(
         self, block: int, kept: np.ndarray, entry: np.ndarray | None = None, projection: nn.Module | None = None
     ) -> nn.Module:
@@ -145,7 +160,7 @@ class Surgery:
         original = self._joined([copy.deepcopy(module) for module in self._modules(block)])
         if not self._is_meta() and not stands_in(original, plain, self.stage.blocks[block + 1].in_shape):
             why = "does something else in training or at another size, which a new wiring of it would lose"
-            raise self._refusal(block, f"{why} (entry slice and a cheap operation need none)")
+            raise self._refusal(block, f"{why} ({_NO_WIRING})")
         return rewired(self.channels, self.blocks[block], kept, entry, projection)
 
     def _refusal(self, block: int, why: str) -> RewriteError:
@@ -173,6 +188,9 @@ class Surgery:
         entry = self.channels.entry if block == 0 else self.blocks[block - 1][-1]
         around = ((entry, block), (self.blocks[block][-1], block + 1))
         source, expected = (self._value(node, end, values) for node, end in around)
+        if self.swap.entry == "stream":  # with the other channels silenced, it does what a slice of it does
+            silent = source.new_zeros(len(source), self.stage.width - source.shape[1], *source.shape[2:])
+            source = torch.cat([source, silent], 1)
         try:
             given = _run(thin, source)
         except Failed as problem:
@@ -224,7 +242,7 @@ class Surgery:
             if isinstance(stage.cheap, nn.Sequential):
                 conv: Any = stage.cheap[0]
                 ghosts = _others(self.stage.width, self.ends[last])
-                read = list(range(self.stage.width))
+                read = list(range(self.stage.width))  # of Y1, behind which outputs of thin blocks begin at zero
                 if self.swap.cheap_input == "slice":
                     read = _others(self.stage.width, self.ends[0])
                 # one weight of one in the middle passes a channel of Y1 on, whatever the kernel's size

@@ -26,6 +26,7 @@ class GGhostSwap(Swap):
     mix: Literal[0, 1, 2] = 1
     mix_y1: bool = True
     end: bool = True
+    inner_width: Annotated[float | None, Field(gt=0, le=1)] = None
     group_width: Annotated[float, Field(gt=0, le=1)] = 1.0
     keep: Keep = "strongest"
     round_to: Annotated[int, Field(ge=1)] = 8
