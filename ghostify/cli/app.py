@@ -12,6 +12,7 @@ from ghostify.cli import options, show
 from ghostify.cli.benching import bench
 from ghostify.cli.recipes import recipes_app
 from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
+from ghostify.cli.sweeping import sweep
 from ghostify.errors import DataError, PlanError, RecipeError
 from ghostify.recipe import Recipe
 
@@ -244,6 +245,9 @@ def compress(
     with run_folder(settings, output, resume, given, "compress") as folder:
         outcome = run(settings, folder, show.Watcher(quiet=as_json), given)
     _show_outcome(outcome, as_json)
+
+
+app.command()(sweep)
 
 
 @app.command()

@@ -127,6 +127,14 @@ Measure = Annotated[
     _setting("measure", "budget.measure", BUDGET, flag="--measure/--no-measure", envvar="GHOSTIFY_MEASURE"),
 ]
 
+SweepTargets = Annotated[
+    list[str] | None, _setting("targets", "sweep.targets", BUDGET, metavar="SHARES", default="0.8x,0.6x,0.4x")
+]
+SharesOf = Annotated[str | None, _setting("of", "sweep.of", BUDGET, metavar="COST")]
+Neighbours = Annotated[
+    bool | None, _setting("neighbours", "sweep.neighbours", BUDGET, flag="--neighbours/--no-neighbours")
+]
+
 FitHow = Annotated[str | None, _setting("fit", "fit.how", FITTING, metavar="HOW")]
 Calibration = Annotated[int | None, _setting("calibration", "fit.images", FITTING)]
 
@@ -239,6 +247,15 @@ AnalysisOutput = Annotated[
         help="The report's folder; the default is analyses/NAME. It is numbered when taken.",
     ),
 ]
+SweepOutput = Annotated[
+    Path | None,
+    _other(
+        "--output",
+        "-o",
+        panel=OUTPUT,
+        help="The sweep's folder; the default is sweeps/NAME. It is numbered when taken.",
+    ),
+]
 Resume = Annotated[Path | None, _other("--resume", panel=OUTPUT, help="Go on with an interrupted run folder.")]
 DryRun = Annotated[bool, _other("--dry-run", panel=OUTPUT, help="Show the plan and what it saves, and write nothing.")]
 Figures = Annotated[bool, _other("--figures", panel=OUTPUT, help="Draw figures (PNG and SVG), too.")]
@@ -294,6 +311,7 @@ USED = {
     "analyze": ("model", "data", "analysis"),
     "plan": ("model", "data", "ghost", "budget"),
     "compress": ("model", "data", "pretrain", "ghost", "budget", "fit", "finetune"),
+    "sweep": ("model", "data", "ghost", "budget", "fit", "sweep"),
     "finetune": ("model", "data", "finetune"),
     "eval": ("model", "data"),
 }

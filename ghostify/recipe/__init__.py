@@ -38,6 +38,7 @@ from ghostify.recipe.ghost import (
     of_stages,
 )
 from ghostify.recipe.making import group_of, make_recipe, meaning, read_recipe, require_images
+from ghostify.recipe.sweep import SweepSettings
 from ghostify.recipe.whole import Recipe
 from ghostify.settings import make_settings, read_yaml, validated
 
@@ -70,6 +71,7 @@ __all__ = [
     "StageCheap",
     "StageForm",
     "Stream",
+    "SweepSettings",
     "TrainSettings",
     "group_of",
     "make_recipe",

@@ -9,6 +9,7 @@ from pydantic import Field
 from ghostify.recipe.budget import BudgetSettings
 from ghostify.recipe.experiment import AnalysisSettings, DataSettings, FitSettings, ModelSettings, TrainSettings
 from ghostify.recipe.ghost import GhostSettings
+from ghostify.recipe.sweep import SweepSettings
 from ghostify.settings import Settings
 
 
@@ -25,6 +26,7 @@ class Recipe(Settings):
     budget: BudgetSettings = BudgetSettings()
     fit: FitSettings = FitSettings()
     analysis: AnalysisSettings = AnalysisSettings()
+    sweep: SweepSettings = SweepSettings()
     finetune: Annotated[TrainSettings | None, Field(description="train the ghosted network afterwards")] = None
     seed: Annotated[int, Field(description="seed of everything random")] = 0
     device: Annotated[str, Field(description="where it runs: auto (a GPU if there is one), cpu, cuda, or cuda:1")] = (

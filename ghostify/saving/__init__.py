@@ -2,7 +2,7 @@
 
 from ghostify.saving.blanks import Blank
 from ghostify.saving.environment import describe_environment
-from ghostify.saving.folders import CHECKPOINTS, HARMS, Claim, note_request, reserve, resumable
+from ghostify.saving.folders import CHECKPOINTS, HARMS, PLANS, Claim, note_request, reserve, resumable
 from ghostify.saving.locking import locked
 from ghostify.saving.runs import (
     Run,
@@ -20,6 +20,7 @@ from ghostify.saving.runs import (
 __all__ = [
     "CHECKPOINTS",
     "HARMS",
+    "PLANS",
     "Blank",
     "Claim",
     "Run",

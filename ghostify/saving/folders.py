@@ -26,6 +26,8 @@ HARMS = "harms.json"
 """What harm was measured, for whoever goes on with an interrupted run."""
 CHECKPOINTS = ("pretrain", "finetune")
 """Folders in a run folder that hold what an interrupted training goes on from."""
+PLANS = "plans"
+"""The folder of the plans of a sweep, which goes on from those that are there."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Claim:
 
         Where there is a run or a checkpoint to go on from, everything stays.
         """
-        if is_run(self.folder) or any(_is_filled(self.folder / name) for name in CHECKPOINTS):
+        if is_run(self.folder) or any(_is_filled(self.folder / name) for name in (*CHECKPOINTS, PLANS)):
             return
         (self.folder / HARMS).unlink(missing_ok=True)  # the run's own, of which nothing came
         if self.made.holds(self.folder):
