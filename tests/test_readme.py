@@ -27,6 +27,9 @@ from ghostify.tables import quantity, ratio
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+SHORTER = {"sweep": ("--no-neighbours", "--calibration", "16")}
+"""What commands are given besides, for they would take minutes; tests of their own see to what that leaves out."""
+
 MYPACKAGE = """
 from torch import nn
 from ghostify.networks import resnet14
@@ -113,7 +116,7 @@ def test_the_day_with_a_slow_model_can_be_spent(cli: Cli, tmp_path: Path) -> Non
     for block in blocks(section("A day with a slow model"), "sh"):
         for name, *words in commands(block):
             assert name == "ghostify"
-            answer = cli(*words)
+            answer = cli(*words, *SHORTER.get(words[0], ()))
             assert answer.code == 0, answer.err
             assert answer.out
     assert (tmp_path / "runs/mine/run.json").is_file()
