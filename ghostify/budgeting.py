@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ghostify.budget.choosing import Choosing
-from ghostify.budget.preparing import prepared
+from ghostify.budget.preparing import prepared, settings_under
 from ghostify.files import replacing
 from ghostify.harm import read_harms
 from ghostify.measuring.borrowing import pick_device
@@ -18,6 +18,14 @@ from ghostify.watching import Watcher, counted
 
 CHECKED = 512
 """Training images, of those that nothing is fitted to, on which it is judged what a budget's network keeps."""
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with what a budget may choose among put down: once it is a file, nobody knows what was asked for.
+
+    Raises ``PlanError`` for a method that leaves nothing to choose.
+    """
+    return recipe.model_copy(update={"ghost": settings_under(recipe.ghost)})
 
 
 def begun(

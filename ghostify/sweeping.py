@@ -19,7 +19,6 @@ from typing import Any
 from torch import nn
 
 from ghostify.budget.choosing import Choosing
-from ghostify.budget.preparing import settings_under
 from ghostify.budgeting import begun
 from ghostify.clock.wholes import recorded, side_by_side
 from ghostify.errors import DataError, GhostifyError, ModelError, PlanError, RecipeError, RunError
@@ -49,11 +48,6 @@ class Wanted:
     family: Family
     target: Target | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-def settled(recipe: Recipe) -> Recipe:
-    """The recipe with the method that plans may choose by: once it is a file, nobody knows what was asked for."""
-    return recipe.model_copy(update={"ghost": settings_under(recipe.ghost)})
 
 
 def wanted(asked: SweepSettings) -> Iterator[Wanted]:

@@ -20,7 +20,7 @@ from ghostify.budget.preparing import prepared, settings_under
 from ghostify.errors import PlanError, RecipeError
 from ghostify.networks import resnet20
 from ghostify.planning import scan_for
-from ghostify.recipe import BudgetSettings, GhostSettings, SiteSettings
+from ghostify.recipe import BudgetSettings, GhostSettings, SiteSettings, read_recipe
 from ghostify.tracing import Recording
 
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -179,6 +179,16 @@ def test_the_command_line_meets_a_budget(cli: Cli, images: str) -> None:
     assert "Budget: macs=0.6x" in shown.out
     refused(cli("compress", *asked[:-1], "macs=0.01x", "-o", "other"), "cannot be met")
     assert not Path("other").exists()
+
+
+@pytest.mark.parametrize(("asked", "method"), [((), "mixed"), (("--method", "c-ghost"), "c-ghost")])
+def test_a_run_puts_down_what_its_budget_may_choose_among(cli: Cli, asked: tuple[str, ...], method: str) -> None:
+    """So that one that was interrupted goes on with the same choice, though its file tells every setting."""
+    options = ("mine:tiny", "--input", "3,8,8", "--target", "macs=0.7x", "-o", "run", *asked)
+    assert cli("compress", *options).code == 0
+    put_down = read_recipe("run/recipe.yaml").ghost
+    assert put_down.method == method and put_down.min_saving == 0
+    assert settings_under(put_down) == put_down
 
 
 def test_what_nobody_can_judge_is_not_kept(cli: Cli) -> None:

@@ -237,10 +237,12 @@ def compress(
     if dry_run:
         _dry_run(settings, plan, as_json)
         return
+    from ghostify.budgeting import settled
     from ghostify.experiment import compress as run
     from ghostify.subject import require_source
 
     require_source(settings.model)
+    settings = settled(settings) if settings.budget.asked else settings
     given = _read_plan(plan, resume)
     with run_folder(settings, output, resume, given, "compress") as folder:
         outcome = run(settings, folder, show.Watcher(quiet=as_json), given)

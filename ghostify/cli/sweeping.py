@@ -51,8 +51,8 @@ def sweep(
     said = {**options.typed(context, asked), "recipe": recipe, "set": set, "output": output}
     options.refuse_together("--resume", resume, said)
     settings = resumable(resume, "sweep") if resume else options.recipe_of("sweep", recipe, set, **asked)
+    from ghostify.budgeting import settled
     from ghostify.subject import require_source
-    from ghostify.sweeping import settled
     from ghostify.sweeping import sweep as swept
 
     settings = settled(settings)
