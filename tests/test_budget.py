@@ -15,8 +15,11 @@ from torchvision import models
 
 import ghostify
 from ghostify.budget.agreeing import Curve
-from ghostify.budget.choosing import Choosing
+from ghostify.budget.choosing import MISS, Choosing
 from ghostify.budget.preparing import prepared, settings_under
+from ghostify.budget.pricing import Prices
+from ghostify.budget.timing import Timed
+from ghostify.clock import Place
 from ghostify.errors import PlanError, RecipeError
 from ghostify.networks import resnet20
 from ghostify.planning import scan_for
@@ -52,6 +55,59 @@ def test_a_target_is_met_and_the_cost_promised_is_the_cost_counted(name: str, ta
     (amount,) = choosing.result(after=result.after.cost).amounts
     assert amount.measured == pytest.approx(amount.predicted)
     assert amount.bound is not None and amount.predicted <= amount.bound * (1 + 1e-6)
+
+
+class OfMacs:
+    """A stopwatch of a machine on which time is MACs, but for a part that no plan saves anything of."""
+
+    def __init__(self, idle: float) -> None:
+        self.idle = idle
+        self.place = Place()
+        self.times = 0
+
+    def beside(self, ghosted: ghostify.Ghosted) -> Timed:
+        self.times += 1
+        share = ghosted.after.cost.macs / ghosted.before.cost.macs
+        return Timed(10.0, 10.0 * (self.idle + (1 - self.idle) * share))
+
+
+def timed(target: str, idle: float) -> Choosing:
+    """A budget of time, with prices that know nothing of the idle part."""
+    choosing = begun("macs=0.5x")
+    before, changes = dict(choosing.prices.before), dict(choosing.prices.changes)
+    before["latency"], changes["latency"] = 20.0, 20.0 * changes["macs"] / before["macs"]
+    choosing.prices = Prices(before, changes)
+    choosing.budget = BudgetSettings(target=target)
+    choosing.stopwatch = OfMacs(idle)  # type: ignore[assignment]
+    return choosing
+
+
+def test_a_plan_whose_time_misses_is_made_again_until_it_is_met() -> None:
+    choosing = timed("latency=0.6x", idle=0.25)
+    choosing.plan()
+    (amount,) = choosing.result().amounts
+    assert amount.bound == 12.0
+    assert amount.measured == pytest.approx(12.0, rel=MISS)
+    assert amount.predicted == pytest.approx(amount.measured, rel=MISS)
+    assert 1 <= choosing.rounds <= 2
+    assert "as long as predicted" in choosing.result().notes[0]
+
+
+def test_a_plan_whose_time_is_as_predicted_is_made_once() -> None:
+    choosing = timed("latency=0.6x", idle=0.0)
+    choosing.plan()
+    assert choosing.rounds == 0
+    assert choosing.stopwatch is not None and choosing.stopwatch.times == 1  # type: ignore[attr-defined]
+
+
+def test_nobody_is_refused_a_time_before_the_fastest_was_timed() -> None:
+    choosing = timed("latency=0.6x", idle=0.0)
+    choosing.prices.changes["latency"][:] /= 10
+    choosing.plan()
+    (amount,) = choosing.result().amounts
+    assert amount.measured == pytest.approx(12.0, rel=MISS)
+    with pytest.raises(PlanError, match=r"the least that CifarResNet can be brought to .* is latency=0.2"):
+        timed("latency=0.05x", idle=0.2).plan()
 
 
 def test_several_targets_are_met_at_once() -> None:

@@ -17,7 +17,7 @@ from ghostify.budget.candidates import Numbered
 from ghostify.budget.checking import Seen, Witness
 from ghostify.budget.planned import plan_of, told_of
 from ghostify.budget.pricing import COUNTS, Prices
-from ghostify.budget.solving import Solution, Vector, least_cost, least_harm
+from ghostify.budget.solving import Problem, Solution, Vector, least_cost, least_harm
 from ghostify.budget.timing import Stopwatch, Timed
 from ghostify.budget_result import Amount, Budgeted, shown
 from ghostify.costs import Cost
@@ -62,22 +62,39 @@ class Choosing:
     """How often the plan was made again."""
     solution: Solution | None = None
     timed: Timed | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of the result must know."""
 
     def plan(self) -> Plan:
         """The plan chosen; where time is asked for, one that was timed, and made anew where it missed.
 
         Raises ``PlanError`` for targets that cannot be met, with the least that can.
         """
+        if not (self.stopwatch and self.budget.timed):
+            return self._solved()
+        if not self._is_in_reach("latency"):
+            # A busy machine delays a whole network more than its pieces, so nobody is refused by those alone.
+            self._learn_time(self._fastest(), self.stopwatch)
         chosen = self._solved()
-        rounds = 0
-        while self.stopwatch and self.budget.timed:
-            self.timed = self.stopwatch.beside(rewrite(self.recording, chosen))
-            if not self._missed() or rounds == ROUNDS:
+        for _ in range(ROUNDS):
+            if not self._learn_time(chosen, self.stopwatch):
                 break
-            self.learn("latency", self.timed.before, self.timed.after)
-            rounds += 1
             chosen = self._solved()
         return chosen
+
+    def _learn_time(self, chosen: Plan, stopwatch: Stopwatch) -> bool:
+        """Time a plan; whether it missed, and something was learned of that."""
+        self.timed = stopwatch.beside(rewrite(self.recording, chosen))
+        now = self.timed.after / self.timed.before * self.prices.before["latency"]
+        if not self.notes:
+            promised = f"{shown('latency', self.predicted('latency'))} predicted, {shown('latency', now)} measured"
+            self.notes += (
+                f"The first plan took {now / self.predicted('latency'):.2f}x as long as predicted: {promised}.",
+            )
+        if not self._missed(now):
+            return False
+        self.learn("latency", now)
+        return True
 
     def again(self, seen: Seen) -> Plan:
         """The cheapest plan once more, with what was seen of the last one."""
@@ -120,6 +137,7 @@ class Choosing:
         measured: dict[Quantity, float] = {}
         if after is not None:
             measured |= {quantity: float(of(after)) for quantity, of in COUNTS.items()}
+        timed = timed or self.timed
         if timed is not None:
             measured["latency"] = timed.after / timed.before * self.prices.before["latency"]
         asked = self.budget.target or (f"keep {self.budget.keep}",)
@@ -135,6 +153,7 @@ class Choosing:
             images=self.witness.images if self.witness and seen else 0,
             rounds=self.rounds,
             gap=self.solution.gap,
+            notes=self.notes,
         )
 
     # -- bounds and what is predicted --------------------------------------------------------------------------
@@ -150,39 +169,56 @@ class Choosing:
         saved = -float(self.prices.changes[quantity][list(self.solution.taken)].sum())
         return self.prices.before[quantity] - saved * self.come_true.get(quantity, 1.0)
 
-    def learn(self, quantity: Quantity, before: float, after: float) -> None:
+    def learn(self, quantity: Quantity, now: float) -> None:
         """Take what was measured for what was predicted: savings come true in part, all alike."""
-        promised = self.prices.before[quantity] - self.predicted(quantity)
-        known = self.come_true.get(quantity, 1.0)
-        share = (1 - after / before) * self.prices.before[quantity] / promised if promised > 0 else 1.0
-        self.come_true[quantity] = known * max(share, 0.1)  # a saving that is not seen at all would ask for everything
+        before = self.prices.before[quantity]
+        promised = before - self.predicted(quantity)
+        share = (before - now) / promised if promised > 0 else 1.0
+        # a saving that is hardly seen would ask for everything
+        self.come_true[quantity] = self.come_true.get(quantity, 1.0) * min(10.0, max(0.1, share))
         self.rounds += 1
 
-    def _missed(self) -> bool:
-        """Whether the time measured is not the one that was asked for, in either direction.
+    def _missed(self, now: float) -> bool:
+        """Whether a time is not the one that was asked for, in either direction.
 
         One that is less was bought with harm that nobody asked for, unless the plan had nothing nearer to choose.
         """
-        assert self.timed is not None
         bound = self.bound("latency")
         assert bound is not None
-        now = self.timed.after / self.timed.before * self.prices.before["latency"]
         near = bound - self.predicted("latency") < MISS * bound
         return now > (1 + MISS) * bound or (near and now < (1 - MISS) * bound)
 
     # -- solving -----------------------------------------------------------------------------------------------
 
+    def _problem(self) -> Problem:
+        return self.numbered.problem(self.harms, self.prices.rows(self.quantities))
+
     def _solved(self) -> Plan:
-        problem = self.numbered.problem(self.harms, self.prices.rows(self.quantities))
         if self.budget.target:
-            found = least_harm(problem, [self._change_allowed(quantity) for quantity in self.quantities])
+            found = least_harm(self._problem(), [self._change_allowed(quantity) for quantity in self.quantities])
         else:
-            found = least_cost(problem, 0, self._harm_allowed())
+            found = least_cost(self._problem(), 0, self._harm_allowed())
         if found is None:
             raise PlanError(self._out_of_reach())
-        self.solution = found
-        swaps = self.numbered.swaps(found.taken)
+        return self._plan_of(found)
+
+    def _plan_of(self, solution: Solution) -> Plan:
+        self.solution = solution
+        swaps = self.numbered.swaps(solution.taken)
         return plan_of(self.recording, self.scan, self.ghost, swaps, self.fitted)
+
+    def _fastest(self) -> Plan:
+        return self._plan_of(self._least("latency"))
+
+    def _least(self, quantity: Quantity) -> Solution:
+        """The choice that costs least, whatever its harm."""
+        found = least_cost(self._problem(), self.quantities.index(quantity), np.inf)
+        assert found is not None, "everything may be left as it is"
+        return found
+
+    def _is_in_reach(self, quantity: Quantity) -> bool:
+        least = self._least(quantity).costs[self.quantities.index(quantity)]
+        return bool(least <= self._change_allowed(quantity))
 
     def _change_allowed(self, quantity: Quantity) -> float:
         """The bound as a sum of changes, in prices as they are known before anything is measured."""
@@ -198,11 +234,10 @@ class Choosing:
     def _out_of_reach(self) -> str:
         """Which target cannot be met, and what is the least that can be reached, by what."""
         asked = ", ".join(map(str, self.budget.target))
-        problem = self.numbered.problem(self.harms, self.prices.rows(self.quantities))
         for row, quantity in enumerate(self.quantities):
-            least = least_cost(problem, row, np.inf)
-            if least is None or least.costs[row] <= self._change_allowed(quantity):
+            if self._is_in_reach(quantity):
                 continue
+            least = self._least(quantity)
             reached = self.prices.before[quantity] + least.costs[row] * self.come_true.get(quantity, 1.0)
             share = reached / self.prices.before[quantity]
             by = told_of(self.numbered.swaps(least.taken))
