@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,9 +60,9 @@ def _paying(subject: Subject, recipe: Recipe, settings: GhostSettings, watcher: 
     device, fitted = pick_device(recipe.device), fits(subject, recipe)
     recording, proposed = agreed(subject.model, subject.example, settings, device, fitted=fitted)
     clock = Clock(place_of(recipe.budget, recipe.device))
-    with counted(watcher, title=f"Measuring layers on {clock.place}") as told:
-        judge = Judge(recording, clock, told, watcher.say)
-        plan, swaps = paying(judge, settings, proposed, device=device, fitted=fitted)
+    watched = partial(counted, watcher, title=f"Measuring layers on {clock.place}")
+    judge = Judge(recording, clock, watched, watcher.say)
+    plan, swaps = paying(judge, settings, proposed, device=device, fitted=fitted)
     found = require_faster(measured(judge, plan, swaps), plan.network)
     watcher.say(f"{plan.network} in its inference form on {clock.place}: {found.whole}")
     return Planned(recording, plan, found)

@@ -32,6 +32,10 @@ Told = Callable[[int, int], None]
 """Is told how many pieces are done, and of how many."""
 
 
+def unheard(done: int, total: int) -> None:
+    """Nobody is told."""
+
+
 class Clock:
     """What pieces of networks cost at a place."""
 
@@ -41,7 +45,7 @@ class Clock:
         self._cache = Cache(place, folder)
         self._known = self._cache.read()
 
-    def times(self, pieces: Iterable[Piece], told: Told = lambda done, total: None) -> dict[Piece, Time]:
+    def times(self, pieces: Iterable[Piece], told: Told = unheard) -> dict[Piece, Time]:
         """The time of each piece; those that nobody has measured here are measured now.
 
         Raises ``ModelError`` where the runtime cannot run a piece.
