@@ -171,7 +171,7 @@ class Job:
         return settled(self.choosing, ghosted, again, self.watcher.say)
 
     def planned(self, given: Plan | None) -> tuple[Recording, Plan]:
-        recording, plan, self.clock = planned(self.subject, self.recipe, given, self.watcher)
+        recording, plan, self.clock = planned(self.subject, self.recipe, given, self.watcher, self.folder)
         return recording, plan
 
     def rewritten(self, recording: Recording, plan: Plan, given: Plan | None) -> Ghosted:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ghostify.clock import Clock, Judge, Measured, Place, measured, paying, require_faster
 from ghostify.effects import overruled
 from ghostify.errors import PlanError
+from ghostify.files import replacing
 from ghostify.measuring.borrowing import pick_device
 from ghostify.planning import Plan, advised
 from ghostify.recipe import BudgetSettings, GhostSettings, Method, Recipe, make_settings
 from ghostify.rewriting import agreed
 from ghostify.runtimes import runtime
+from ghostify.saving import CLOCK
 from ghostify.subject import Subject
 from ghostify.tracing import Recording
 from ghostify.watching import Watcher, counted
@@ -29,15 +33,45 @@ class Planned(NamedTuple):
     """What the plan gives on the clock, where that decided."""
 
 
-def planned(subject: Subject, recipe: Recipe, given: Plan | None, watcher: Watcher) -> Planned:
+class Decided(BaseModel):
+    """What the clock decided, as an interrupted run keeps it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan: Plan
+    clock: Measured
+
+
+def planned(
+    subject: Subject, recipe: Recipe, given: Plan | None, watcher: Watcher, folder: Path | None = None
+) -> Planned:
     """The plan for a network: ``given``, checked, or made by the recipe, and then without what is slower.
 
-    Raises ``PlanError`` where nothing would change, because nothing is faster above all.
+    What the clock decided is kept in ``folder``, and read there where a run goes on.  Raises ``PlanError`` where
+    nothing would change, because nothing is faster above all.
     """
-    if given is None and recipe.budget.measure:
-        return _first_that_pays(subject, recipe, watcher)
-    wanted, place = given or recipe.ghost, pick_device(recipe.device)
-    return Planned(*agreed(subject.model, subject.example, wanted, place, fitted=fits(subject, recipe)))
+    if given is not None or not recipe.budget.measure:
+        return _agreed(subject, recipe, given or recipe.ghost)
+    if before := _decided_in(folder):
+        return _agreed(subject, recipe, before.plan)._replace(clock=before.clock)
+    found = _first_that_pays(subject, recipe, watcher)
+    if folder and found.clock:
+        with replacing(folder / CLOCK) as new:
+            new.write_text(Decided(plan=found.plan, clock=found.clock).model_dump_json(indent=1), encoding="utf-8")
+    return found
+
+
+def _agreed(subject: Subject, recipe: Recipe, wanted: GhostSettings | Plan) -> Planned:
+    place, fitted = pick_device(recipe.device), fits(subject, recipe)
+    return Planned(*agreed(subject.model, subject.example, wanted, place, fitted=fitted))
+
+
+def _decided_in(folder: Path | None) -> Decided | None:
+    """What the clock decided when a run was begun; None where nothing readable tells."""
+    try:
+        return Decided.model_validate_json((folder / CLOCK).read_bytes()) if folder else None
+    except (OSError, ValidationError):
+        return None
 
 
 def fits(subject: Subject, recipe: Recipe) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ from command import Cli, refused
 from fake_clock import by_macs, with_a_toll
 from torch import nn
 
+from ghostify.cli.show import Watcher
 from ghostify.clock import Clock, Judge, Measured, Place, SwapTime, Time, paying, require_faster
 from ghostify.clock.turns import difference, ratio_between
 from ghostify.errors import PlanError
 from ghostify.ghosts import CGhost, GGhostStage
 from ghostify.measuring import Timings
 from ghostify.networks import resnet20
+from ghostify.planned import planned
 from ghostify.planning import Plan
-from ghostify.recipe import GhostSettings
+from ghostify.recipe import GhostSettings, ModelSettings, Recipe
 from ghostify.rewriting import rehearse, rewrite
+from ghostify.subject import prepare
 from ghostify.tracing import Recording, trace
 
 DEPTHWISE = {"cheap": "depthwise 3", "min_saving": 0}
@@ -31,9 +35,14 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GHOSTIFY_CACHE", str(tmp_path / "cache"))
 
 
+@cache
+def recorded() -> Recording:
+    return Recording.of(trace(resnet20().eval(), torch.randn(1, 3, 32, 32)))
+
+
 def judged(settings: GhostSettings, folder: Path) -> tuple[Plan, Plan, tuple[SwapTime, ...], Recording]:
     """A plan as it is proposed, the same as the clock leaves it, and the times of its swaps."""
-    recording = Recording.of(trace(resnet20().eval(), torch.randn(1, 3, 32, 32)))
+    recording = recorded()
     proposed = rehearse(recording, settings)
     judge = Judge(recording, Clock(Place(), folder))
     plan, times = paying(judge, settings, proposed)
@@ -167,7 +176,7 @@ def test_compress_leaves_out_what_loses_and_reports_what_it_gained(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     by_macs(monkeypatch, with_a_toll(800_000))
-    asked = ("ghostify:resnet20", "--cheap", "depthwise 3", "--min-saving", "0", "--measure")
+    asked = ("ghostify:resnet8", "--cheap", "depthwise 3", "--min-saving", "0", "--measure")
     answer = cli("compress", *asked, "--json", "--output", "run")
     assert answer.code == 0, answer.err
     report = json.loads(answer.out)
@@ -184,7 +193,7 @@ def test_compress_leaves_out_what_loses_and_reports_what_it_gained(
 
 def test_a_network_where_nothing_pays_is_left_alone_unless_forced(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     by_macs(monkeypatch, with_a_toll(1e9))
-    asked = ("compress", "ghostify:resnet20", "--cheap", "depthwise 3", "--output", "run")
+    asked = ("compress", "ghostify:resnet8", "--cheap", "depthwise 3", "--output", "run")
     refused(cli(*asked, "--measure"), "changes nothing", "no swap is faster")
     assert not Path("run").exists()
     forced = cli(*asked, "--no-measure", "--json")
@@ -192,10 +201,26 @@ def test_a_network_where_nothing_pays_is_left_alone_unless_forced(cli: Cli, monk
     assert json.loads(forced.out)["clock"] is None
 
 
+def test_a_run_goes_on_with_what_the_clock_decided_when_it_began(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = Recipe(model=ModelSettings(source="ghostify:resnet8"), ghost=GhostSettings(**DEPTHWISE), device="cpu")
+    subject = prepare(recipe.model)
+    by_macs(monkeypatch)
+    begun = planned(subject, recipe, None, Watcher(quiet=True), tmp_path)
+    by_macs(monkeypatch, with_a_toll(1e9))
+    monkeypatch.setenv("GHOSTIFY_CACHE", str(tmp_path / "another"))
+    again = planned(subject, recipe, None, Watcher(quiet=True), tmp_path)
+    assert (again.plan, again.clock) == (begun.plan, begun.clock)
+    (tmp_path / "clock.json").write_text("damaged")
+    with pytest.raises(PlanError, match="no swap is faster"):
+        planned(subject, recipe, None, Watcher(quiet=True), tmp_path)
+
+
 def test_a_plan_by_hand_is_carried_out_as_it_is(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     by_macs(monkeypatch, with_a_toll(1e9))
-    assert cli("plan", "ghostify:resnet20", "--cheap", "depthwise 3", "--no-measure", "-o", "plan.yaml").code == 0
-    answer = cli("compress", "ghostify:resnet20", "--plan", "plan.yaml", "--measure", "--json")
+    assert cli("plan", "ghostify:resnet8", "--cheap", "depthwise 3", "--no-measure", "-o", "plan.yaml").code == 0
+    answer = cli("compress", "ghostify:resnet8", "--plan", "plan.yaml", "--measure", "--json")
     assert answer.code == 0, answer.err
 
 

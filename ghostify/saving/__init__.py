@@ -2,7 +2,7 @@
 
 from ghostify.saving.blanks import Blank
 from ghostify.saving.environment import describe_environment
-from ghostify.saving.folders import CHECKPOINTS, HARMS, PLANS, Claim, note_request, reserve, resumable
+from ghostify.saving.folders import CHECKPOINTS, CLOCK, HARMS, PLANS, Claim, note_request, reserve, resumable
 from ghostify.saving.locking import locked
 from ghostify.saving.runs import (
     Run,
@@ -19,6 +19,7 @@ from ghostify.saving.runs import (
 
 __all__ = [
     "CHECKPOINTS",
+    "CLOCK",
     "HARMS",
     "PLANS",
     "Blank",

@@ -24,6 +24,8 @@ REQUEST = "request.json"
 PLAN_GIVEN = "plan-given.yaml"
 HARMS = "harms.json"
 """What harm was measured, for whoever goes on with an interrupted run."""
+CLOCK = "clock.json"
+"""What was decided by the clock, likewise: measured again, it might be decided otherwise."""
 CHECKPOINTS = ("pretrain", "finetune")
 """Folders in a run folder that hold what an interrupted training goes on from."""
 PLANS = "plans"
@@ -44,7 +46,8 @@ class Claim:
         """
         if is_run(self.folder) or any(_is_filled(self.folder / name) for name in (*CHECKPOINTS, PLANS)):
             return
-        (self.folder / HARMS).unlink(missing_ok=True)  # the run's own, of which nothing came
+        for name in (HARMS, CLOCK):  # the run's own, of which nothing came
+            (self.folder / name).unlink(missing_ok=True)
         if self.made.holds(self.folder):
             for name in CHECKPOINTS:
                 with contextlib.suppress(OSError):
