@@ -43,6 +43,7 @@ from torchvision import models
 
 import ghostify
 from ghostify.benching.verdicts import Speedup, speedups
+from ghostify.errors import PlanError
 from ghostify.measuring import timed
 from ghostify.rewriting import Ghosted
 from ghostify.runtimes import Session
@@ -165,7 +166,11 @@ def planned(target: str, options: Any) -> Iterator[str]:
     network = models.resnet50(weights=None).eval().to(options.device)
     example = torch.randn(1, 3, options.size, options.size, device=options.device)
     start = time.perf_counter()
-    ghosted = ghostify.convert(network, example, budget={"target": target, "batch": options.plan_batch})
+    try:
+        ghosted = ghostify.convert(network, example, budget={"target": target, "batch": options.plan_batch})
+    except PlanError as problem:  # which tells the least that it can be brought to
+        yield f"ResNet50: {problem}"
+        return
     yield f"ResNet50 planned for {target} of a batch of {options.plan_batch} in {time.perf_counter() - start:.0f} s:"
     yield str(ghosted)
     yield str(ghosted.budget)

@@ -13,6 +13,8 @@ from ghostify.batches import Batch
 from ghostify.budget.meeting import settled
 from ghostify.budget.preparing import last_of, prepared
 from ghostify.fitting import fitted
+from ghostify.measuring.borrowing import device_for
+from ghostify.planned import place_of
 from ghostify.planning import Plan
 from ghostify.recipe import BudgetSettings, FitSettings, GhostSettings, make_settings, require_images
 from ghostify.rewriting import Ghosted, agreed, agreed_in_parts, carried_out
@@ -115,8 +117,10 @@ def _within(
     require_images(fitting, images is not None, "images")
     is_fitted = fitting.resolved(images is not None) != "none"
     held = None if images is None else last_of(images)
+    here = device_for(model, None)
+    place = place_of(budget, str(here))
     recording = record(model, example)
-    choosing = prepared(recording, settings, budget, images=images, held=held, fitted=is_fitted)
+    choosing = prepared(recording, settings, budget, place, images=images, held=held, fitted=is_fitted, device=here)
 
     def made(plan: Plan) -> Ghosted:
         recording, checked = agreed(model, example, plan, fitted=is_fitted)

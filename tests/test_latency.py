@@ -134,7 +134,8 @@ def test_takes_nested_examples_by_keyword() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "threads", "names"), [(0, 1, "a"), (1, 0, "a"), (1, 1, ""), (float("nan"), 1, "a")]
+    ("seconds", "threads", "names"),
+    [(0, 1, "a"), (1, 0, "a"), (1, 1, ""), (float("nan"), 1, "a"), (float("inf"), 1, "a")],
 )
 def test_refuses_settings_out_of_range(seconds: float, threads: int, names: str) -> None:
     with pytest.raises(RecipeError):

@@ -69,11 +69,12 @@ def bench(
 
     Raises ``RecipeError`` for a setting out of range, ``ModelError`` where a network does not run.
     """
+    combined = _many(runtimes), _many(batches), _many(threads)
+    _require_sensible(*combined)
     sample = take(example, slice(0, 1))
     contenders = [of_module(name, one, sample) for name, one in models.items()]
     here = device_for(contenders[0].module, device)
-    where = places(_many(runtimes), _many(batches), _many(threads), str(here))
-    return _benched(contenders, where, seconds)
+    return _benched(contenders, places(*combined, str(here)), seconds)
 
 
 def bench_sources(
@@ -93,6 +94,7 @@ def bench_sources(
     Without ``runtimes``, they run on the first that can run all of them, which is eager where no file is among them.
     Their peak memory is measured as well.  ``told`` is called with what happens.
     """
+    _require_sensible(runtimes, batches, threads)  # before networks are built, which may take a minute
     notes: list[str] = []
     sources = [source.model_copy(update={"name": name}) for name in names]
     contenders = [contender_of(one, notes.append) for one in sources]
@@ -100,20 +102,24 @@ def bench_sources(
         contender.name = label
     chosen = list(runtimes) or [_common_runtime(contenders)]
     where = places(chosen, batches, threads, _device(device, chosen))
-    for note in notes:
-        told(note)
     built = {one.name: one_source for one, one_source in zip(contenders, sources, strict=True)}
     peak = (lambda one, place: peak_bytes(built[one.name], place)) if memory else None
     return _benched(contenders, where, seconds, notes, told, peak)
 
 
-def places(runtimes: Sequence[str], batches: Sequence[int], threads: Sequence[int], device: str) -> tuple[Place, ...]:
-    """Every combination.  Raises ``RecipeError`` for a number below 1, or a runtime that is not here."""
+def _require_sensible(runtimes: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> None:
+    """Raises ``RecipeError`` for a number below 1, or a runtime that is not here."""
     for name in runtimes:
-        known.runtime(name).require_device(torch.device(device))
+        known.runtime(name)
     for what, numbers in {"batches": batches, "threads": threads}.items():
         if wrong := [number for number in numbers if not isinstance(number, int) or number < 1]:
             raise RecipeError(f"Networks are timed with {what} of 1 or more, not {wrong[0]}.")
+
+
+def places(runtimes: Sequence[str], batches: Sequence[int], threads: Sequence[int], device: str) -> tuple[Place, ...]:
+    """Every combination.  Raises ``RecipeError`` where a runtime does not run on the device."""
+    for name in runtimes:
+        known.runtime(name).require_device(torch.device(device))
     combined = product(runtimes, batches, threads)
     return tuple(Place(runtime=name, device=device, threads=n, batch=batch) for name, batch, n in combined)
 
@@ -166,6 +172,7 @@ def _results(contenders: Sequence[Contender], place: Place, seconds: float, peak
 
 def _timings(contenders: Sequence[Contender], place: Place, seconds: float) -> Timings:
     """Every set-up of every network, in turns: one of each, then the next of each."""
+    # Neighbours in memory and in the caches of a runtime are then others, not set-ups of the same network.
     keys = [(index, one) for index in range(SETUPS) for one in contenders]
     sessions = {_setups(one)[index]: one.session(place) for index, one in keys}
     return timed(sessions, seconds=seconds, threads=place.threads, device=place.device, runtime=place.runtime)

@@ -66,7 +66,8 @@ def speedups(ms: Mapping[str, Numbers]) -> dict[str, Speedup]:
 def _effects(ms: Mapping[str, Numbers]) -> numpy.ndarray:
     """e(s) above: networks x set-ups."""
     logs = numpy.log(numpy.array(list(ms.values())))
-    in_turn = logs - logs.mean((0, 1))
+    in_turn = logs - logs.mean((0, 1))  # what all suffer in a turn is gone
+    # A median, because a run that was interrupted says nothing of the network.
     return numpy.median(in_turn, axis=2)
 
 
@@ -74,6 +75,7 @@ def _half_width(effects: numpy.ndarray) -> float:
     """Half of the interval of a difference of two networks' means."""
     networks, setups = effects.shape
     freedom = networks * (setups - 1)
+    # One variance of all networks: three set-ups of each would tell too little of their own.
     variance = float(((effects - effects.mean(1, keepdims=True)) ** 2).sum()) / freedom
     quantile = float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
     return quantile * math.sqrt(2 * variance / setups)

@@ -6,6 +6,7 @@ compared by the median of the ratios within each turn, in which drift cancels, n
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -278,7 +279,7 @@ def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
 def _require_sensible(models: Mapping[str, Any], seconds: float, threads: int) -> None:
     if not models:
         raise RecipeError("There is no model to measure.")
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise RecipeError(f"Measuring needs seconds > 0, not {seconds}.")
     if threads < 1:
         raise RecipeError(f"Measuring needs at least 1 thread, not {threads}.")
