@@ -254,3 +254,20 @@ def test_what_nobody_can_judge_is_not_kept(cli: Cli) -> None:
 def test_a_target_of_time_is_refused_without_a_clock() -> None:
     with pytest.raises(RecipeError, match="asks for time"):
         ghostify.convert(nn.Conv2d(3, 8, 3), IMAGE, budget={"target": "latency=0.5x", "measure": False})
+
+
+def test_time_is_measured_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is none: what is asked of the planner is looked at, and it goes no further."""
+    seen: list[tuple[str, str]] = []
+
+    def stop(*args: Any, device: torch.device, **more: Any) -> None:
+        seen.append((args[3].device, str(device)))
+        raise PlanError("stop")
+
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr("ghostify.pipeline.prepared", stop)
+    monkeypatch.setattr("ghostify.pipeline.device_for", lambda model, device: gpu)
+    monkeypatch.setattr("ghostify.planned.pick_device", torch.device)
+    with pytest.raises(PlanError, match="^stop$"):
+        ghostify.convert(resnet20(), torch.zeros(1, 3, 32, 32), budget={"target": "latency=0.5x", "measure": True})
+    assert seen == [("cuda:0", "cuda:0")]
