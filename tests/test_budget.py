@@ -268,6 +268,6 @@ def test_time_is_measured_where_the_network_is(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ghostify.pipeline.prepared", stop)
     monkeypatch.setattr("ghostify.pipeline.device_for", lambda model, device: gpu)
     monkeypatch.setattr("ghostify.planned.pick_device", torch.device)
-    with pytest.raises(PlanError, match="^stop$"):
+    with pytest.raises(PlanError, match="stop"):
         ghostify.convert(resnet20(), torch.zeros(1, 3, 32, 32), budget={"target": "latency=0.5x", "measure": True})
     assert seen == [("cuda:0", "cuda:0")]
