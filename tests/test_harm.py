@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from ghostify.errors import FitError, PlanError
 from ghostify.fitting import rewrite_fitted
+from ghostify.fitting.sensitivity import metric, sensitivities
 from ghostify.harm import Harms, measure_harms, read_harms
 from ghostify.harm.result import between
 from ghostify.leastsquares.principal import Principal
 from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, Swap
-from ghostify.tracing import Traced, trace
+from ghostify.tracing import Traced, sized_as, trace
 from tests.zoo import conv_bn, head
 
 IMAGES = 64
@@ -95,8 +96,11 @@ def test_harm_is_that_of_the_layer_really_projected(m: int) -> None:
     with torch.no_grad():
         y = module[:1](seen)
         y = module[1][0](y).movedim(1, -1).flatten(0, -2).double()
-    norm = module[1][1]
-    weights = (norm.weight / (norm.running_var + norm.eps).sqrt()).square()
+    slope = (module[1][1].weight / (module[1][1].running_var + module[1][1].eps).sqrt()).double().detach()
+    run = sized_as(traced, x[:8])
+    (norm,) = (node for node in run.graph.nodes if node.target == "1.1")
+    sensitivity = sensitivities(run, module, [x[first::8] for first in range(4)], {norm})[norm]
+    weights = metric(slope.square(), slope[:, None] * sensitivity * slope)
     matrix = Principal.of(torch.cov(y.T, correction=0), weights).projection(m)
     projected = nn.Conv2d(16, 16, 1)
     with torch.no_grad():

@@ -6,12 +6,12 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ghostify.batches import count
 from ghostify.fit_result import Fit, LayerError
@@ -28,6 +28,8 @@ from ghostify.fitting.networks import Networks
 from ghostify.fitting.norms import Statistics, renew
 from ghostify.fitting.positions import samples_of
 from ghostify.fitting.requirements import require_faithful, require_finite
+from ghostify.fitting.sensitivity import sensitivities
+from ghostify.ghosts import CGhost
 from ghostify.leastsquares.sampling import Samples
 from ghostify.recipe import FitSettings
 from ghostify.rules.origins import Origins
@@ -62,7 +64,8 @@ def fit(
         judge = Judge(networks.original.traced, original, images.batches, images.judged)
         unfitted = judge.error(networks.converted.traced, module)
         before = copy.deepcopy(module.state_dict())
-        job = _Job(networks, agenda, original, module, settings, progress)
+        sensitivity = _sensitivity(agenda, networks, images, settings)
+        job = _Job(networks, agenda, original, module, settings, sensitivity, progress)
         layers = job.run()
         missed = judge.error(networks.converted.traced, module)
         # Said so that an error of NaN counts as worse.
@@ -95,6 +98,30 @@ def _on_their_way(
     return Networks(ahead, behind, held=images.held, judged=images.judged), agenda
 
 
+def _sensitivity(agenda: Agenda, networks: Networks, images: Calibration, settings: FitSettings) -> dict[int, Tensor]:
+    """By part of which a rank is chosen, what errors of its sums do to the original's outputs, over all its calls."""
+    if not settings.sensitive:
+        return {}
+    sums = {
+        index: [aim.theirs.sum for aim in agenda.aims[index]]
+        for index, part in enumerate(agenda.parts)
+        if isinstance(part.module, CGhost) and part.module.pointwise is not None
+    }
+    original, nodes = networks.original, {node for own in sums.values() for node in own}
+    found = sensitivities(original.traced, original.root, images.fitted, nodes)
+    # A part that makes some of the original's outputs alone is told of these.
+    return {
+        index: _kept(sum(found[node] for node in own), agenda.aims[index][0].kept)  # type: ignore[arg-type]
+        for index, own in sums.items()
+        if all(node in found for node in own)
+    }
+
+
+def _kept(matrix: Tensor, kept: Tensor | None) -> Tensor:
+    """The rows and columns of some channels."""
+    return matrix if kept is None else matrix[kept][:, kept]
+
+
 class _Job:
     """The parts one after the other."""
 
@@ -105,10 +132,12 @@ class _Job:
         original: nn.Module,
         module: nn.Module,
         settings: FitSettings,
+        sensitivity: Mapping[int, Tensor],
         progress: Progress,
     ) -> None:
         self.networks, self.agenda, self.progress = networks, agenda, progress
         self.original, self.module, self.settings = original, module, settings
+        self.sensitivity = sensitivity
         self.parts = agenda.parts
         self.notes: list[str] = []
         self.starved: list[str] = []
@@ -183,6 +212,7 @@ class _Job:
         norms = [self._module_at(aim.ours.norm) for aim in aims]
         behind = [self._module_at(aim.ours.amplifier) for aim in aims]
         targets = Targets(self.networks, aims, samples, norms, self.settings.rectified, behind)
+        targets.sensitivity = self.sensitivity.get(index)
         targets.takers = [None if norm in self.agenda.frozen else norm for norm in norms]
         require_finite(part, targets, self.networks)
         return fitting_of(part, self.networks.converted, targets, self.settings.joint), targets

@@ -18,6 +18,7 @@ from torch import fx
 from ghostify.batches import Batch, count, move, per_sample, take
 from ghostify.errors import FitError, PlanError
 from ghostify.fitting.interpreter import MEMORY, batched
+from ghostify.fitting.sensitivity import sensitivities
 from ghostify.fitting.transfer import as_recorded, require_fittable, working_copy
 from ghostify.harm.alone import fitted_alone
 from ghostify.harm.compensation import Answers, Depth, Sums
@@ -132,6 +133,9 @@ class _Job:
 
     def run(self) -> tuple[tuple[LayerHarm, ...], tuple[FormHarm, ...]]:
         self.sums.note(self.walk)
+        sums = {self.calls[name][0].around.sum for name in self._mixed()}
+        seen = [self.batches[batch] for batch in self.seen]
+        self.sensitivities = sensitivities(self.walk.traced, self.traced.module, seen, sums)
         steps = sorted([*self._mixtures(), *self._depthwise(), *self._thin(), *self._others()], key=lambda s: s.place)
         for done, step in enumerate(steps):
             self.told(done, len(steps))
@@ -169,11 +173,15 @@ class _Job:
                 found[site.name] = [Call(self.walk.traced, node, called) for node in called]
         return found
 
+    def _mixed(self) -> set[str]:
+        """The layers of which some candidate's ghosts are mixtures."""
+        return {swap.target for swap in self.candidates if is_mixture(swap) and swap.target in self.calls}
+
     # -- ghosts that are mixtures ------------------------------------------------------------------------------
 
     def _mixtures(self) -> Iterator[_Step]:
-        targets = {swap.target for swap in self.candidates if is_mixture(swap)}
-        sites = [site for site in self.scan.sites if site.name in targets and site.name in self.calls]
+        names = self._mixed()
+        sites = [site for site in self.scan.sites if site.name in names]
         answered = {site.name for site in sites[:: -(-len(sites) // _ANSWERED) or 1]} | {s.name for s in sites[-1:]}
         for site in sites:
             place = self.walk.index[self.calls[site.name][0].node]
@@ -185,7 +193,8 @@ class _Job:
         with self.walk.changed({}), self.walk.keeping([call.node]):
             self.walk.advance(place + 1, self.seen)
             rows = self.sums.rows_of_original(call, self.walk)
-        projections = Projections(rows, call.weights(rows.y), site.groups, call.dim)
+        weights = call.metric(rows.y, self.sensitivities.get(call.around.sum))
+        projections = Projections(rows, weights, site.groups, call.dim)
         measured = {
             m: self._harm(dict.fromkeys(nodes, projections.of(m))) for m in ranks(site.out_channels, site.groups)
         }

@@ -18,7 +18,7 @@ from torch import Tensor
 from ghostify.fitting.kinds.least_squares import ROUNDS
 from ghostify.harm.rows import Affine, Rows, nearest
 from ghostify.leastsquares.moments import RIDGES, Moments, Normal
-from ghostify.leastsquares.principal import Principal
+from ghostify.leastsquares.principal import UNWEIGHTED, Principal, metric_of
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Of a layer's maps, how many are intrinsic where its harm is measured."""
@@ -28,7 +28,7 @@ class Projections:
     """What every m leaves of one layer's outputs; of a grouped layer, of those of each group."""
 
     def __init__(self, rows: Rows, weights: Tensor, groups: int, dim: int) -> None:
-        """``weights`` (n,): how much an error of each output counts."""
+        """``weights``: how much errors of the outputs count, (n,) or (n, n)."""
         self.rows, self.weights, self.groups, self.dim = rows, weights, groups, dim
         moments = Moments()
         moments.add(rows.y[:, None], rows.y[:, None])
@@ -71,8 +71,8 @@ class Projections:
         """The principal directions of each group's outputs."""
         n = len(covariance) // self.groups
         blocks = covariance.unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
-        parts = self.weights.unflatten(0, (self.groups, n))
-        return [Principal.of(blocks[group, :, group], parts[group]) for group in range(self.groups)]
+        metric = metric_of(self.weights, UNWEIGHTED).unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
+        return [Principal.of(blocks[group, :, group], metric[group, :, group]) for group in range(self.groups)]
 
 
 def ranks(n: int, groups: int) -> list[int]:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from ghostify.fitting.agenda.epilogue import Epilogue, epilogue, line
 from ghostify.fitting.kinds.least_squares import ROUNDS
+from ghostify.fitting.sensitivity import metric
 from ghostify.leastsquares.moments import Moments, Normal, Solution, solve
 from ghostify.tracing import Traced
 
@@ -61,9 +62,13 @@ class Call:
         """a and c, (n,) each."""
         return line(self.norm, y.shape[1], y)
 
-    def weights(self, y: Tensor) -> Tensor:
-        """How much an error of each output counts, (n,): by the square of its norms' slopes."""
-        return (self.line(y)[0] * line(self.amplifier, y.shape[1], y)[0]).square()
+    def metric(self, y: Tensor, sensitivity: Tensor | None) -> Tensor:
+        """How much errors of the outputs count, (n, n), given what errors of their sums do; without, (n,) by the norms'
+        slopes.
+        """
+        slope = self.line(y)[0]
+        own = (slope * line(self.amplifier, y.shape[1], y)[0]).square()
+        return own if sensitivity is None else metric(own, slope[:, None] * sensitivity * slope)
 
 
 @dataclass(frozen=True)

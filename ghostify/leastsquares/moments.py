@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghostify.leastsquares.principal import Principal, shares
+from ghostify.leastsquares.principal import Principal, metric_of
 
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
@@ -314,18 +314,18 @@ def spanning(s: Tensor, weight: Tensor, weights: Tensor, rank: int) -> Tensor:
 
 
 def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """The map whose m ``chosen`` rows, mixed, come nearest to all n rows of ``weight`` (n, D); (n, D), of rank m.
+    """The map whose m ``chosen`` rows J, mixed, come nearest to all n rows of ``weight`` (n, D); (n, D), of rank m.
 
-    Features have the covariance ``s``, errors count by ``weights`` (n,).  With G = W S Wᵀ, A the identity in the chosen
-    rows and P in the others J, V and P take turns (in the metric Λ of the weights):
+    Features have the covariance ``s``; an error e of the outputs counts eᵀΛe by ``weights``: Λ (n, n), or
+    its diagonal (n,).  With G = W S Wᵀ, A the identity in the chosen rows J and P in the others K, V and P take turns:
 
-        V = (AᵀΛA)⁻¹ AᵀΛ        P = G_J Vᵀ (V G Vᵀ + ρ ḡ I)⁻¹
+        V = (AᵀΛA)⁻¹ AᵀΛ        P = (G_K Vᵀ + Λ_KK⁻¹ Λ_KJ (G_J − V G) Vᵀ) (V G Vᵀ + ρ ḡ I)⁻¹
 
     Without the ridge ρ that spans what ``spanning`` does, whichever rows are chosen; but where these are nearly
     dependent, or hardly vary, P is of hundreds, and the first step of training destroys it.  So ρ is the weakest of
     ``MIXING`` with which no entry of P is above ``LIMIT``.
     """
-    metric = shares(weights, _FAINT)
+    metric = metric_of(weights, _FAINT)
     g = weight @ s @ weight.T
     others = torch.ones(len(weight), dtype=torch.bool, device=g.device)
     others[chosen] = False
@@ -352,10 +352,13 @@ def _in_turns(g: Tensor, metric: Tensor, chosen: Tensor, others: Tensor, strengt
     """A (n, m) and V (m, n)."""
     mix = torch.eye(len(g), dtype=g.dtype, device=g.device)[:, chosen]
     basis = mix.T
+    # An error of a chosen output may be made up for by the others, where the two matter together.
+    along = torch.linalg.solve(metric[others][:, others], metric[others][:, chosen])
     for _ in range(_TURNS):
         # With the maps V y given, the best P is a regression on them; with A given, the best V a weighted projection.
         inner = loaded((basis @ g @ basis.T)[None], strength)[0]
         mix = mix.clone()
-        mix[others] = torch.linalg.solve(inner, (g[others] @ basis.T).T).T
-        basis = torch.linalg.solve(mix.T @ (metric[:, None] * mix), mix.T * metric)
+        wanted = g[others] @ basis.T + along @ (g[chosen] @ basis.T - basis @ g @ basis.T)
+        mix[others] = torch.linalg.solve(inner, wanted.T).T
+        basis = torch.linalg.solve(mix.T @ metric @ mix, mix.T @ metric)
     return mix, basis

@@ -1,11 +1,12 @@
 """How much of n outputs the best m linear combinations of them carry: the rank curve, all m from one decomposition.
 
-    y ≈ P_m y        P_m = Λ^-½ U_m U_mᵀ Λ^½        U_m: the first m eigenvectors of G = Λ^½ cov(y) Λ^½
+    y ≈ P_m y        P_m = R⁻¹ U_m U_mᵀ R           U_m: the first m eigenvectors of G = R cov(y) Rᵀ,  Λ = Rᵀ R
     carried(m) = Σ_{i≤m} g_i / Σ_i g_i              g: the eigenvalues of G, largest first
 
-No map of rank m comes nearer to y where an error of output j counts by its weight Λ_j (Eckart and Young 1936; reduced
-rank regression of y on what it was made of, which explains all of it).  So a layer whose m intrinsic maps make all
-others by a pointwise convolution, fitted on the inputs that the original reads, gives exactly P_m y.
+No map of rank m comes nearer to y where an error e of the outputs counts eᵀΛe (Eckart and Young 1936; reduced rank
+regression of y on what it was made of, which explains all of it).  Λ may be diagonal, a weight for each output.  So a
+layer whose m intrinsic maps make all others by a pointwise convolution, fitted on the inputs that the original reads,
+gives exactly P_m y.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ UNWEIGHTED = 1e-12
 
 @dataclass(frozen=True)
 class Principal:
-    """The principal directions of n outputs, of which an error in each counts by a weight."""
+    """The principal directions of n outputs, in the metric by which their errors count."""
 
     variances: Tensor
     """g (n,): along each direction, largest first."""
     directions: Tensor
     """U (n, n): a direction in every column."""
-    scale: Tensor
-    """√Λ (n,)."""
+    root: Tensor
+    """R (n, n), upper triangular."""
 
     @staticmethod
     def of(covariance: Tensor, weights: Tensor) -> Principal:
-        """Those of a covariance (n, n), where errors count by ``weights`` (n,)."""
-        # Outputs times √weight make the weighted error a plain one, which eigenvectors minimise.
-        scale = shares(weights, UNWEIGHTED).sqrt()
-        values, vectors = torch.linalg.eigh(scale[:, None] * covariance.double() * scale)
-        return Principal(values.flip(0).clamp_min(0), vectors.flip(1), scale)
+        """Those of a covariance (n, n), where errors count by ``weights``: Λ (n, n), or its diagonal (n,)."""
+        # Outputs times R make the weighted error a plain one, which eigenvectors minimise.
+        root = torch.linalg.cholesky(metric_of(weights, UNWEIGHTED), upper=True)
+        values, vectors = torch.linalg.eigh(root @ covariance.double() @ root.T)
+        return Principal(values.flip(0).clamp_min(0), vectors.flip(1), root)
 
     @cached_property
     def carried(self) -> Tensor:
@@ -56,7 +57,12 @@ class Principal:
     def projection(self, m: int) -> Tensor:
         """P_m (n, n): what m combinations leave of the outputs, about their mean."""
         leading = self.directions[:, :m]
-        return (leading @ leading.T) * self.scale / self.scale[:, None]
+        return torch.linalg.solve_triangular(self.root, leading @ (leading.T @ self.root), upper=True)
+
+
+def metric_of(weights: Tensor, least: float) -> Tensor:
+    """Λ (n, n), of which weights (n,) are the diagonal, none less than so large a share of the largest."""
+    return weights.double() if weights.dim() == 2 else torch.diag(shares(weights, least))
 
 
 def shares(weights: Tensor, least: float) -> Tensor:

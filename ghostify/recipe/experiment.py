@@ -169,6 +169,11 @@ class FitSettings(Settings):
         ),
         _FITTED,
     ] = "select"
+    sensitive: Annotated[
+        bool,
+        Field(description="where a rank is chosen, errors count by what they do to the network's outputs"),
+        _FITTED,
+    ] = True
     joint: Annotated[
         bool, Field(description="intrinsic maps are those that serve all maps best, together"), _FITTED
     ] = True

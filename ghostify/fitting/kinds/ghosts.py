@@ -86,7 +86,7 @@ class PrimaryFit(FiltersFit):
     def attainable(self, weight: Tensor, s: Tensor, c: Tensor) -> Tensor:
         if not self.joint:
             return self.reached(self.alive(weight))
-        nearest = serving(s[0], weight[0], self.targets.weights, self.intrinsic)
+        nearest = serving(s[0], weight[0], self.targets.metric, self.intrinsic)
         basis = self.reached(self.alive(nearest[None])[:, self.intrinsic])[0]
         # Silenced and rescaled filters are not those that ``serving`` mixed, so the mix is solved for again.
         self.mix = mixing(basis @ s[0] @ basis.T, c[0, self.ghosts] @ basis.T)

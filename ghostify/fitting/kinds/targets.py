@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ghostify.fitting.agenda.aims import Aim
 from ghostify.fitting.agenda.epilogue import line
 from ghostify.fitting.networks import Networks
+from ghostify.fitting.sensitivity import metric
 from ghostify.leastsquares.sampling import Block, Samples
 
 _DEAD = 1e-4
@@ -60,6 +61,8 @@ class Targets:
         self._alive = [self._lets_through(norm) for norm in norms]
         self.alive = torch.stack(self._alive).any(0)
         """The outputs that any norm lets through."""
+        self.sensitivity: Tensor | None = None
+        """How much errors of the sums matter to what the network gives, (n, n), where that is known."""
         self._bent = self.sums
         self.amplified = [self._line(norm)[0] for norm in self.amplifiers]
         """By call, the slopes behind the rectifier."""
@@ -111,6 +114,14 @@ class Targets:
         rectifier, a mean over the calls."""
         slopes = [own * after for own, after in zip(self.slopes, self.amplified, strict=True)]
         return torch.where(self.alive, torch.stack(slopes).square().mean(0), 0.0)
+
+    @property
+    def metric(self) -> Tensor:
+        """How much errors of the outputs count together, (n, n); where norms alone tell, ``weights``."""
+        if self.sensitivity is None:
+            return self.weights
+        slope = torch.where(self.alive, torch.stack(self.slopes).mean(0), 0.0)
+        return metric(self.weights, slope[:, None] * self.sensitivity * slope)
 
     def is_held(self, block: Block) -> bool:
         return self.networks.is_held(block.batch)
