@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.batches import Batch, count, per_sample
+from ghostify.batches import Batch, count, per_sample, split
 from ghostify.fitting.interpreter import Interpreter
 from ghostify.leastsquares.principal import shares
-from ghostify.tracing import Traced
+from ghostify.tracing import Traced, sized_as
 
 _IMAGES = 256
 """Images that are looked at, as far as there are so many."""
@@ -29,6 +29,8 @@ _PROJECTIONS = 2
 """Random projections of the outputs of each image."""
 _NUMBERS = 2**22
 """Numbers in the images that are looked at: of large ones, fewer are, because a pass backwards takes as long as two."""
+_AT_ONCE = 2**18
+"""Numbers in the images that are looked at together."""
 _OWN = 0.3
 """How much the norms' slopes count beside it: few images know little of directions that mattered in none of them."""
 _FAINT = 1e-6
@@ -48,22 +50,31 @@ def sensitivities(
 ) -> dict[fx.Node, Tensor]:
     """M (n, n) of each node that the outputs depend on, in float64; channels are the second dimension, or the last.
 
-    ``traced`` is of the batches' size; ``root`` has its weights.
+    ``root`` has the weights of ``traced``; batches are of any size.
     """
     found: dict[fx.Node, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    for batch in batches[: _enough(batches)] if nodes else ():
-        # Values that wait for their gradients are those of this batch alone.
-        for node, gradient in _gradients(_Sensing(traced, root, batch, nodes), generator):
-            rows = gradient.movedim(_channels(traced, node), -1).flatten(0, -2)
-            found[node] = found.get(node, 0) + (rows.T @ rows).double()
+    parts = _parts(batches) if nodes else []
+    for part in parts:
+        run = sized_as(traced, part)
+        # The run of another size has nodes of its own, under the same names.
+        twins = {node.name: node for node in nodes}
+        sensed = [node for node in run.graph.nodes if node.name in twins]
+        for node, gradient in _gradients(_Sensing(run, root, part, sensed), generator):
+            rows = gradient.movedim(_channels(run, node), -1).flatten(0, -2)
+            twin = twins[node.name]
+            found[twin] = found.get(twin, 0) + (rows.T @ rows).double()
     return found
 
 
-def _enough(batches: Sequence[Batch]) -> int:
-    """How many of the batches are looked at."""
-    each = max(1, sum(leaf.numel() for leaf in per_sample(batches[0])))
-    return max(1, min(_IMAGES // max(1, count(batches[0])), _NUMBERS // each))
+def _parts(batches: Sequence[Batch]) -> list[Batch]:
+    """The images that are looked at, as few at a time as memory wants: values on the way wait for their gradients."""
+    each = max(1, sum(leaf[0].numel() for leaf in per_sample(batches[0])))
+    size = max(1, min(count(batches[0]), _AT_ONCE // each))
+    enough = max(1, min(_IMAGES, _NUMBERS // each) // size)
+    parts = [part for batch in batches for part in split(batch, size) if count(part) == size]
+    # Some of every batch, for these may be few.
+    return parts[:: max(1, len(parts) // enough)][:enough]
 
 
 class _Sensing(Interpreter):
