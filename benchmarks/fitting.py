@@ -120,7 +120,7 @@ METHODS = {
         {"method": "g-ghost", "ratio": 0.5},
         on={
             "resnet20": {"preset": "default", "end": False},
-            "resnet56": {"end": True, "cheap": "3x3", "cheap_input": "full", "entry": "projection"},
+            "resnet56": {"preset": "stream", "ratio": 0.25, "inner_width": 0.43, "round_to": 1},
         },
     ),
     "g-ghost-projection": Method(

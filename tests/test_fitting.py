@@ -397,6 +397,29 @@ def test_a_stage_whose_ghosts_are_a_map_of_its_first_block_becomes_one(end: bool
     assert_exact(model, ghosted)
 
 
+@pytest.mark.parametrize("keep", ["first", "strongest"])
+def test_blocks_that_read_the_stream_and_ghosts_of_their_outputs_are_fitted(keep: str) -> None:
+    """Thin channels read the others, which stay those of Y1 until the last block adds a map of the thin ones."""
+    torch.manual_seed(0)
+    blocks = [basic_block(8, 16, 2), *(basic_block(16, 16, 1) for _ in range(3))]
+    model = settled(nn.Sequential(conv_bn(3, 8), nn.Sequential(*blocks), head(16)))
+    kept = torch.arange(8) if keep == "first" else torch.randperm(16)[:8]
+    rest = torch.tensor([channel for channel in range(16) if channel not in kept.tolist()])
+    with torch.no_grad():
+        for block in blocks[1:]:
+            block.body[1].weight[rest], block.body[1].bias[rest] = 0, 0
+        (conv1, norm, _), conv2 = blocks[-1].body
+        nn.init.dirac_(conv1.weight)
+        norm.load_state_dict(nn.BatchNorm2d(16).state_dict())
+        conv2.weight.zero_()
+        conv2.bias.zero_()
+        conv2.weight[rest[:, None], kept, 1, 1] = torch.rand(8, 8) / 8
+    ghosted = fitted(model, method="g-ghost", preset="stream", inner_width=1.0, keep=keep, round_to=1)
+    (stage,) = (part for part in ghosted.module.modules() if isinstance(part, GGhostStage))
+    assert (stage.entry, stage.cheap_input, stage.kept) == ("stream", "outputs", 8)
+    assert_exact(model, ghosted)
+
+
 def test_a_mix_operation_makes_what_is_added_to_whole_maps() -> None:
     """Ghosts of the first block's maps, and of the mean of the thin path's."""
 

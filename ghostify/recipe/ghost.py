@@ -24,7 +24,7 @@ Width = Annotated[
     float, Field(gt=0, lt=1, description="share of channels kept by methods width, thin and mixed, where they narrow")
 ]
 Method = Literal["c-ghost", "g-ghost", "both", "auto", "width", "thin", "mixed"]
-Preset = Literal["default", "literal", "cifar", "imagenet", "regnet"]
+Preset = Literal["default", "stream", "literal", "cifar", "imagenet", "regnet"]
 StageCheap = Literal["1x1", "3x3", "5x5", "identity", "none"]
 CheapInput = Literal["slice", "full", "outputs"]
 Entry = Literal["slice", "projection", "stream"]
@@ -220,8 +220,8 @@ class GhostSettings(StageForm, _OlderWords):
     preset: Annotated[
         Preset,
         Field(
-            description="form of a G-Ghost stage: default (our own), or as the paper has it: literal, cifar, "
-            "imagenet or regnet"
+            description="form of a G-Ghost stage: default (our own), stream (our own, which keeps most of a trained "
+            "network of basic blocks), or as the paper has it: literal, cifar, imagenet or regnet"
         ),
         _STAGES,
     ] = "default"

@@ -44,12 +44,25 @@ _IMAGENET = StageForm(
 _CIFAR = _IMAGENET.model_copy(update={"cheap_input": "full", "entry": "projection", "mix_y1": False})
 PRESETS: dict[str, StageForm] = {
     "default": StageForm(**{name: GGhostSwap.model_fields[name].default for name in StageForm.model_fields}),
+    "stream": StageForm(
+        cheap="1x1",
+        cheap_input="outputs",
+        entry="stream",
+        mix=1,
+        mix_y1=True,
+        end=False,
+        inner_width=0.5,
+        group_width=1.0,
+        keep="strongest",
+    ),
     "literal": _CIFAR.model_copy(update={"end": False}),
     "cifar": _CIFAR,
     "imagenet": _IMAGENET,
     "regnet": _IMAGENET.model_copy(update={"mix": 2, "group_width": 0.75}),
 }
-"""Forms of a stage: our own, Eq. 6-12 to the letter, and those of Tables 11-14, 15-16 and 17-18."""
+"""Forms of a stage: our own, two of them (``stream`` keeps most of a trained network where blocks are convolutions of
+3x3, and costs too much where they are bottlenecks); Eq. 6-12 to the letter; and those of Tables 11-14, 15-16 and 17-18.
+"""
 
 _RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75)
 """λ that a budget may choose among."""
