@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ghostify.errors import FitError, PlanError
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.sensitivity import metric, sensitivities
-from ghostify.harm import Harms, measure_harms, read_harms
+from ghostify.harm import Harms, guessed_harms, measure_harms, read_harms
 from ghostify.harm.result import between
 from ghostify.leastsquares.principal import Principal
 from ghostify.planning import plan, scan_for
@@ -130,6 +130,26 @@ def test_between_measured_points_harm_is_a_power_of_what_is_missed() -> None:
     assert between(points, 0.8) == pytest.approx(1.28)
     assert between(points, 0.0) == 0
     assert between([(0.5, 0.1)], 0.25) == pytest.approx(0.05)
+
+
+# -- without images --------------------------------------------------------------------------------------------
+
+
+def test_filters_of_half_rank_are_guessed_to_do_no_harm_at_half_their_maps() -> None:
+    module = net()
+    with torch.no_grad():
+        module[1][0].weight[8:] = 3 * module[1][0].weight[:8]
+        found = guessed_harms(recorded(module), [mixture(MIDDLE, 8), mixture("2.0", 8)])
+    assert found.of(mixture(MIDDLE, 8)) == pytest.approx(0, abs=1e-9)
+    assert found.of(mixture(MIDDLE, 4)) > 0 and found.of(mixture("2.0", 8)) > 0
+    assert found.unit == "proxy" and found.images == 0 and "guesses" in str(found)
+
+
+def test_a_guess_grows_with_the_share_of_multiply_adds() -> None:
+    traced = recorded(net())
+    found = guessed_harms(traced, [mixture("0.0", 8, c=3), mixture("2.0", 8)])
+    first, last = found.layers
+    assert first.of(8) / first.missed(8) < last.of(8) / last.missed(8)
 
 
 # -- of a value ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ easy to imitate may ruin everything behind it.
 """
 
 from ghostify.harm.measure import measure_harms
+from ghostify.harm.proxies import guessed_harms
 from ghostify.harm.result import Harms, read_harms
 
-__all__ = ["Harms", "measure_harms", "read_harms"]
+__all__ = ["Harms", "guessed_harms", "measure_harms", "read_harms"]

@@ -71,7 +71,7 @@ def measure_harms(
     began = time.perf_counter()
     traced = Recording.of(recorded).whole
     if traced is None:
-        raise PlanError("Harm is measured on a network that is recorded as a whole.")
+        raise PlanError("Harm is told of a network that is recorded as a whole, and this one is recorded in parts.")
     require_fittable(traced)
     here = device or next((tensor.device for tensor in traced.module.parameters()), torch.device("cpu"))
     work = working_copy(traced, here)
