@@ -46,6 +46,40 @@ class Amount(BaseModel):
         return [_NAMES[self.quantity], *("" if value is None else shown(self.quantity, value) for value in values)]
 
 
+class Way(BaseModel):
+    """One way to have a block or a layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    form: str
+    """The settings of its swap, or ``as it is``."""
+    m: int | None = None
+    """How many maps are intrinsic, where it is a C-Ghost module."""
+    harm: float
+    """What that alone was expected to do to the network's outputs."""
+    cost: float
+    """Of the block or layer, at the width that its block keeps."""
+    taken: bool
+
+
+class Chosen(BaseModel):
+    """A block or a layer, and the ways to have it that a plan chose among."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    quantity: Quantity
+    """What costs are of: milliseconds of latency, or a count."""
+    before: float
+    """What it cost in the original."""
+    ways: tuple[Way, ...]
+
+    @property
+    def taken(self) -> Way:
+        """The way that the plan took."""
+        return next(way for way in self.ways if way.taken)
+
+
 class Budgeted(BaseModel):
     """What was asked of a network, what the plan promised, and what came of it."""
 
@@ -70,6 +104,8 @@ class Budgeted(BaseModel):
     """How often it was solved again, because what was measured was not what was predicted."""
     gap: float = 0.0
     """By what share of its harm (or cost) a better plan might be better, by the same predictions."""
+    choices: tuple[Chosen, ...] = ()
+    """What the plan chose among, and what it took."""
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:

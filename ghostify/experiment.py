@@ -18,11 +18,13 @@ from ghostify.analysis import (
     as_picture,
     first_image,
     with_converted,
+    with_plan,
 )
 from ghostify.analysis import (
     analyze as analyze_network,
 )
 from ghostify.batches import count, inputs_in, take
+from ghostify.budget_result import Budgeted
 from ghostify.budgeting import begun
 from ghostify.errors import DataError, ModelError, RecipeError, RunError
 from ghostify.job import MEASURE_IT, Job, Outcome, measured, metric_of
@@ -203,9 +205,15 @@ def analyze(recipe: Recipe, watcher: Watcher) -> Analyzed:
             camera=camera,
             told=told,
         )
-    if original is None:
+    if original is None or subject.run is None:
         return Analyzed(found, camera.pictures)
+    found = with_plan(found, subject.run.plan, _budget_of(recipe.model.source))
     return Analyzed(found, with_converted(camera.pictures, original, subject.model, take(sample.images, slice(SEEN))))
+
+
+def _budget_of(run: str) -> Budgeted | None:
+    """What was asked of a run's plan, if anything was."""
+    return read_report(run).budget if "report.json" in read_run(run).files else None
 
 
 def _left_out(problems: Sequence[str]) -> str:

@@ -21,8 +21,9 @@ from ghostify.budget.pricing import Prices
 from ghostify.budget.timing import Timed
 from ghostify.clock import Place
 from ghostify.errors import PlanError, RecipeError
-from ghostify.networks import resnet20
-from ghostify.planning import scan_for
+from ghostify.names import within
+from ghostify.networks import resnet8, resnet20
+from ghostify.planning import read_plan, scan_for
 from ghostify.recipe import BudgetSettings, GhostSettings, SiteSettings, read_recipe
 from ghostify.tracing import Recording
 
@@ -116,6 +117,27 @@ def test_several_targets_are_met_at_once() -> None:
     for amount in choosing.result(after=result.after.cost).amounts:
         assert amount.measured is not None and amount.bound is not None
         assert amount.measured <= amount.bound * (1 + 1e-6), amount.quantity
+
+
+def test_what_was_chosen_among_is_told_with_what_it_costs_and_adds_up_to_the_plan() -> None:
+    """One way of each is taken; at the width of its block; layers cost in the original what the scan says."""
+    choosing = begun("macs=0.4x")
+    made = choosing.plan()
+    told = choosing.result()
+    changes = []
+    for chosen in told.choices:
+        assert sum(way.taken for way in chosen.ways) == 1 and chosen.quantity == "macs"
+        as_it_is = next(way for way in chosen.ways if way.form == "as it is")
+        changes.append(chosen.taken.cost - as_it_is.cost)
+        site = choosing.scan.site(chosen.target)
+        assert site is None or chosen.before == site.cost.macs
+    assert sum(changes) == made.after.macs - made.before.macs
+    by_target = {chosen.target: chosen for chosen in told.choices}
+    assert {swap.target: swap.settings for swap in made.swaps} == {
+        target: chosen.taken.form for target, chosen in by_target.items() if chosen.taken.form != "as it is"
+    }
+    assert sum(chosen.taken.harm for chosen in told.choices) == pytest.approx(told.harm)
+    assert any(way.m for chosen in told.choices for way in chosen.ways)
 
 
 def test_a_tighter_target_harms_more() -> None:
@@ -235,6 +257,22 @@ def test_the_command_line_meets_a_budget(cli: Cli, images: str) -> None:
     assert "Budget: macs=0.6x" in shown.out
     refused(cli("compress", *asked[:-1], "macs=0.01x", "-o", "other"), "cannot be met")
     assert not Path("other").exists()
+
+
+def test_an_analysis_of_a_run_shows_what_its_plan_chose(cli: Cli) -> None:
+    torch.save(resnet8().state_dict(), "trained.pt")
+    data = ("--data", "digits", "--input", "3,16,16")
+    asked = ("--weights", "trained.pt", *data, "--calibration", "16", "--target", "macs=0.7x", "-o", "run", "--json")
+    report = json.loads(cli("compress", "ghostify:resnet8", *asked).out)
+    analysed = json.loads(cli("analyze", "run", *data, "--images", "16", "-o", "seen", "--json").out)
+    assert analysed["carried_out"] and analysed["budget"] == report["budget"]
+    layers = {layer["name"]: layer for layer in analysed["layers"]}
+    choices = {chosen["target"]: chosen for chosen in report["budget"]["choices"]}
+    assert all(layer["chosen"] == choices.get(name) for name, layer in layers.items())
+    swaps = read_plan("run/plan.yaml").swaps
+    formed = {name for name in layers if any(within(name, swap.target) for swap in swaps)}
+    assert {name for name, layer in layers.items() if layer["form"]} == formed != set()
+    assert "Harm of each way to have it" in Path("seen/report.html").read_text()
 
 
 @pytest.mark.parametrize(("asked", "method"), [((), "mixed"), (("--method", "c-ghost"), "c-ghost")])

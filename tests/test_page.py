@@ -26,8 +26,10 @@ from ghostify.analysis.findings import (
 )
 from ghostify.analysis.pictures import LayerPictures, Pictures, Replaced
 from ghostify.analysis.result import Analysis
+from ghostify.budget_result import Amount, Budgeted, Chosen, Way
 from ghostify.costs import Cost
 from ghostify.planning import Plan
+from ghostify.reporting.analysis_files import layers_csv
 from ghostify.reporting.page import render_page
 from ghostify.rules import CGhostSwap
 
@@ -172,6 +174,28 @@ def some_pictures(analysis: Analysis, converted: bool = True) -> Pictures:
     return Pictures(image=image, layers=layers, stages=stages)
 
 
+def with_choices(analysis: Analysis) -> Analysis:
+    """The sample as the network that a run under a budget began with: all but the first layer could be chosen for."""
+
+    def chosen(index: int, layer: LayerRedundancy) -> Chosen:
+        before = 0.4 + 0.1 * index
+        ways = [Way(form="as it is", harm=0.0, cost=before, taken=False)]
+        ways += [
+            Way(form=f"s=2 m={m} pw", m=m, harm=0.08 / m, cost=before * (0.2 + m / 20), taken=m == 8)
+            for m in (12, 8, 4)
+        ]
+        return Chosen(target=layer.name, quantity="latency", before=before, ways=tuple(ways))
+
+    first, *others = analysis.layers
+    made = [
+        layer.model_copy(update={"chosen": chosen(index, layer), "form": "thin=0.75, s=2 m=8 pw"})
+        for index, layer in enumerate(others)
+    ]
+    amount = Amount(quantity="latency", before=5.0, bound=2.5, predicted=2.45, measured=2.52)
+    budget = Budgeted(asked=("latency=0.5x",), place="onnxruntime on 1 thread", amounts=(amount,), harm=0.12, unit="KL")
+    return analysis.model_copy(update={"layers": (first, *made), "carried_out": True, "budget": budget})
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     analysis = a_sample()
@@ -242,6 +266,23 @@ def test_numbers_that_are_none() -> None:
     odd = analysis.layers[0].model_copy(update={"similarity": float("nan"), "best": (), "filters": (), "splits": ()})
     page = render_page(analysis.model_copy(update={"layers": (odd, *analysis.layers[1:])}), None)
     assert not re.search(r"\bnan\b|\binf\b", page.split("<body>")[1])
+
+
+def test_of_a_run_it_says_what_the_plan_chose_and_among_what() -> None:
+    analysis = with_choices(a_sample())
+    page = render_page(analysis, None)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<body>")[1]))
+    assert "Budget: latency=0.5x (onnxruntime on 1 thread)" in text and "latency 5 ms 2.5 ms 2.45 ms 2.52 ms" in text
+    assert page.count('aria-label="Harm of each way to have it"') == len(NAMES) - 1
+    assert text.count("0.4 ms → 0.24 ms") == 3, "beside its bar, in the table and in its section"
+    assert "thin=0.75, s=2 m=8 pw" in text and "kept by the plan of this run" in text
+    table = analysis.table()
+    assert table.rows[0][table.columns.index("chosen")] == "keep"
+    assert table.rows[1][table.columns.index("harm")] == "0.01" and table.rows[0][table.columns.index("ms")] == ""
+    header, *rows = layers_csv(analysis).splitlines()
+    assert "latency_before,latency_planned,harm" in header and len(rows) == len(NAMES)
+    before = a_sample().table()
+    assert not {"chosen", "harm", "ms"} & {*before.columns}
 
 
 def test_names_of_strangers_are_text() -> None:
@@ -429,9 +470,11 @@ def test_a_map_is_shown_at_its_place_in_the_sheet(shown: Any) -> None:
         assert (grey.min() == 255) if bright else (grey.max() < 32)
 
 
+@pytest.mark.parametrize("carried_out", [False, True], ids=["analysed", "carried-out"])
 @pytest.mark.parametrize("size", [LARGE, PHONE], ids=["large", "phone"])
-def test_fits_the_screen(shown: Any, size: dict[str, int]) -> None:
+def test_fits_the_screen(shown: Any, size: dict[str, int], carried_out: bool) -> None:
     analysis = a_sample(names=(*NAMES, "features." + "denseblock." * 12 + "conv2"))
+    analysis = with_choices(analysis) if carried_out else analysis
     tab = shown(render_page(analysis, some_pictures(analysis)))
     tab.set_viewport_size(size)
     tab.add_style_tag(content=".layer, .stage { content-visibility: visible !important; }")

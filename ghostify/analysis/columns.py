@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from ghostify.analysis.findings import LayerRedundancy
+from ghostify.budget_result import Chosen, shown
 from ghostify.tables import quantity
 
 CARRIED = (0.9, 0.99)
@@ -42,7 +43,7 @@ class Column:
     strength: Callable[[LayerRedundancy], float] | None = None
     """How strongly the page colours a cell, from 0 to 1; None for not at all."""
     mark: str = ""
-    """How the page draws a cell, where not as plain text: link, chip or badge."""
+    """How the page draws a cell, where not as plain text: link, chip, badge (of the advice) or chosen."""
 
     def shown(self, layer: LayerRedundancy) -> str:
         """The cell of a layer as people read it."""
@@ -66,6 +67,8 @@ def layer_columns(layers: Sequence[LayerRedundancy]) -> list[Column]:
         *(_split(s) for s in ratios),
         *(_other_than_shown(f"spread_s{s}", "splits", "s", s, "spread") for s in ratios),
         *_of_the_advice(),
+        *(_of_the_plan() if any(layer.form for layer in layers) else ()),
+        *(_of_the_choice(layers) if any(layer.chosen for layer in layers) else ()),
     ]
 
 
@@ -190,5 +193,55 @@ def _of_the_advice() -> list[Column]:
             text=attrgetter("advice.short"),
             hint=attrgetter("advice.reason"),
             mark="badge",
+        ),
+    ]
+
+
+def _of_the_plan() -> list[Column]:
+    return [
+        Column(
+            attrgetter("form"),
+            "chosen",
+            "chosen",
+            True,
+            left=True,
+            about="what the plan of the run made of the layer",
+            text=lambda layer: layer.form or "keep",
+            mark="chosen",
+        )
+    ]
+
+
+def _of_the_choice(layers: Sequence[LayerRedundancy]) -> list[Column]:
+    """What a plan under a budget knew: what a layer cost, what it costs now, and the harm expected of that."""
+    quantity = next(layer.chosen.quantity for layer in layers if layer.chosen)
+    head = {"latency": "ms", "macs": "MACs now"}.get(quantity, quantity)
+
+    def said(what: Callable[[Chosen], float]) -> Callable[[LayerRedundancy], float | None]:
+        return lambda layer: None if layer.chosen is None else what(layer.chosen)
+
+    def costs(layer: LayerRedundancy) -> str:
+        if layer.chosen is None:
+            return ""
+        return f"{shown(quantity, layer.chosen.before)} → {shown(quantity, layer.chosen.taken.cost)}"
+
+    harm = said(lambda chosen: chosen.taken.harm)
+    return [
+        Column(said(lambda chosen: chosen.before), f"{quantity}_before"),
+        Column(said(lambda chosen: chosen.taken.cost), f"{quantity}_planned"),
+        Column(
+            said(lambda chosen: chosen.before - chosen.taken.cost),
+            head=head,
+            printed=True,
+            about="what the layer cost, and what it costs in the plan; sorted by what that saves",
+            text=costs,
+        ),
+        Column(
+            harm,
+            "harm",
+            "harm",
+            True,
+            about="what the choice alone was expected to do to the outputs of the network",
+            text=lambda layer: "" if layer.chosen is None else f"{harm(layer):.2g}",
         ),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from ghostify.budget_result import Chosen
 from ghostify.costs import Cost
 
 
@@ -122,6 +123,10 @@ class LayerRedundancy(Value):
     silent: int = 0
     """Maps that do not vary."""
     advice: Advice
+    form: str = ""
+    """What the plan of a run made of it; empty for nothing, or where no run was looked at."""
+    chosen: Chosen | None = None
+    """What a plan under a budget chose for it, and among what."""
 
     @property
     def redundancy(self) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ghostify.analysis.columns import layer_columns
 from ghostify.analysis.findings import LayerRedundancy, StageRedundancy, Value
+from ghostify.budget_result import Budgeted
 from ghostify.costs import Cost
 from ghostify.errors import PlanError
 from ghostify.planning import Plan
@@ -37,6 +38,10 @@ class Analysis(Value):
     """Layers that were not looked at, and why."""
     plan: Plan
     """The advice as a plan."""
+    carried_out: bool = False
+    """Whether this is the network that a run began with, and the layers say what its plan made of them."""
+    budget: Budgeted | None = None
+    """What was asked of that plan, and what came of it."""
     seconds: float = 0.0
     complete: bool = True
     """False where it was interrupted: then the layers are those that were done."""

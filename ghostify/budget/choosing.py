@@ -15,6 +15,7 @@ import numpy as np
 from ghostify.budget.agreeing import Curve
 from ghostify.budget.candidates import Numbered
 from ghostify.budget.checking import Seen, Witness
+from ghostify.budget.ledger import ledger
 from ghostify.budget.planned import plan_of, told_of
 from ghostify.budget.pricing import COUNTS, Prices
 from ghostify.budget.solving import Problem, Solution, Vector, least_cost, least_harm
@@ -153,6 +154,7 @@ class Choosing:
             images=self.witness.images if self.witness and seen else 0,
             rounds=self.rounds,
             gap=self.solution.gap,
+            choices=ledger(self, "latency" if "latency" in self.prices.changes else self.quantities[0]),
             notes=self.notes,
         )
 

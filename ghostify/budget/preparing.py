@@ -121,9 +121,9 @@ def _with_time(
     place = stopwatch.place
     around = surroundings_in(recording, place.batch)
     with watched(f"Timing pieces ({place})") as told:
-        changes = clocked(numbered, around, Clock(place), told or _silent)
+        changes, own = clocked(numbered, around, Clock(place), told or _silent)
     before = {**prices.before, "latency": stopwatch.alone()}
-    return Prices(before, {**prices.changes, "latency": changes})
+    return Prices(before, {**prices.changes, "latency": changes}, {**prices.own, "latency": own})
 
 
 def _silent(done: int, total: int) -> None: ...

@@ -34,6 +34,8 @@ class Prices:
 
     before: Mapping[Quantity, float]
     changes: Mapping[Quantity, Vector]
+    own: Mapping[Quantity, Vector]
+    """What each option takes the place of costs as it is (n); zero of those that leave things as they are."""
 
     def rows(self, quantities: Sequence[Quantity]) -> Vector:
         """The changes of some quantities, a row each."""
@@ -46,7 +48,11 @@ def counted(whole: Cost, numbered: Numbered) -> Prices:
     changes = {
         quantity: np.array([float(of(option.change)) for option in numbered.options]) for quantity, of in COUNTS.items()
     }
-    return Prices(before, changes)
+    own = {
+        quantity: np.array([float(of(option.swap.before)) if option.swap else 0.0 for option in numbered.options])
+        for quantity, of in COUNTS.items()
+    }
+    return Prices(before, changes, own)
 
 
 def clocked(
@@ -54,15 +60,16 @@ def clocked(
     around: Mapping[str, Sequence[Surroundings]],
     clock: Clock,
     told: Callable[[int, int], None],
-) -> Vector:
-    """By option, by how many milliseconds it is slower (n), in one forward pass.
+) -> tuple[Vector, Vector]:
+    """By option, by how many milliseconds it is slower (n), in one forward pass; and how long what it replaces takes.
 
     A difference inside its own noise is none: what the clock cannot see is not worth any harm.
     """
     ran = [list(_before(option, around)) for option in numbered.options]
     runs = [list(_after(option, around)) for option in numbered.options]
     times = clock.times((piece for pieces in (*ran, *runs) for piece in pieces), told)
-    return np.array([_seen(total(new, times) - total(old, times)) for old, new in zip(ran, runs, strict=True)])
+    changes = [_seen(total(new, times) - total(old, times)) for old, new in zip(ran, runs, strict=True)]
+    return np.array(changes), np.array([total(old, times).ms for old in ran])
 
 
 def _seen(difference: Time) -> float:

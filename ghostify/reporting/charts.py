@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from ghostify.analysis.columns import CARRIED
 from ghostify.analysis.findings import LayerRedundancy, SplitError, StageRedundancy
+from ghostify.budget_result import Chosen, Way, shown
 from ghostify.reporting.formats import counted, decimal
 
 _WIDTH, _HEIGHT = 300, 170
@@ -79,6 +80,8 @@ def layer_charts(layer: LayerRedundancy) -> Iterator[Chart]:
     advised = layer.advice
     if layer.carried:
         yield rank_chart(layer)
+    if layer.chosen:
+        yield choice_chart(layer.chosen)
     if layer.filters:
         values = [(one.d, one.error, 0.0) for one in sorted(layer.filters, key=lambda one: one.d)]
         yield _line_chart("Error of the best filter of one other map", "filter size d", values, advised.d)
@@ -115,6 +118,31 @@ def rank_chart(layer: LayerRedundancy) -> Chart:
         levels=_levels(),
         marker=_marker(layer.advice.m, (0, n), scale),
     )
+
+
+def choice_chart(chosen: Chosen) -> Chart:
+    """What each way to have a layer was expected to harm, over what it costs; the band is the one that was taken."""
+    ways = sorted(chosen.ways, key=lambda way: way.cost)
+    dearest, most = max(chosen.before, ways[-1].cost), max(way.harm for way in ways) or 1.0
+    scale = _scale((0.0, dearest))
+    told = [ways[0], chosen.taken]  # labels of all would lie on each other
+    points = tuple(_way_point(scale, chosen, way, most, way in told) for way in ways)
+    ticks = tuple((scale(dearest * part), shown(chosen.quantity, dearest * part)) for part in (0, 0.5, 1))
+    levels = tuple((_level(part), f"{most * part:.1g}") for part in (0, 0.5, 1))
+    return Chart(
+        "Harm of each way to have it",
+        {"latency": "time", "macs": "multiply-adds"}.get(chosen.quantity, chosen.quantity),
+        lines=(Line("", points),),
+        ticks=ticks,
+        levels=levels,
+        marker=scale(chosen.taken.cost),
+    )
+
+
+def _way_point(scale: Scale, chosen: Chosen, way: Way, most: float, told: bool) -> Point:
+    label = f"m={way.m}" if way.m and told else ""
+    title = f"{way.form}: {shown(chosen.quantity, way.cost)}, harm {way.harm:.2g}"
+    return Point(scale(way.cost), _level(way.harm / most), label, title)
 
 
 def _rank_points(scale: Scale, layer: LayerRedundancy) -> Iterator[Point]:

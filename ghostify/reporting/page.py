@@ -23,6 +23,7 @@ from ghostify.tables import quantity, ratio
 def render_page(analysis: Analysis, pictures: Pictures | None = None) -> str:
     """The report as one self-contained HTML document."""
     layers, stages = _layers(analysis, pictures), _stages(analysis, pictures)
+    costs = [layer.chosen.before for layer in analysis.layers if layer.chosen]
     sheets = [view.gallery.sheet for view in layers] + [view.gallery.sheet for view in stages]
     columns = [column for column in layer_columns(analysis.layers) if column.head]
     page = template("page.html").render(
@@ -38,6 +39,8 @@ def render_page(analysis: Analysis, pictures: Pictures | None = None) -> str:
         image_side=css_size(pictures.image.shape[:2], 168) if pictures else (0, 0),
         pictured=pictures is not None,
         widest=max((layer.share for layer in analysis.layers), default=0.0),
+        dearest=max(costs, default=0.0),
+        budget=analysis.budget.table() if analysis.budget else None,
     )
     return page.strip() + "\n"
 

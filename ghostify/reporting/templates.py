@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from ghostify.budget_result import shown
 from ghostify.reporting.formats import counted, css_share, decimal, duration, percent
 from ghostify.tables import quantity, ratio
 
@@ -26,6 +27,7 @@ def template(name: str) -> Template:
         "extent": lambda size: "×".join(map(str, size)),
         "css_share": css_share,
         "sortable": _sortable,
+        "amount": lambda value, quantity: shown(quantity, value),
         "counted": counted,
         "digest": _digest,
         "duration": duration,
