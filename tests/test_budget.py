@@ -77,7 +77,8 @@ def timed(target: str, idle: float) -> Choosing:
     choosing = begun("macs=0.5x")
     before, changes = dict(choosing.prices.before), dict(choosing.prices.changes)
     before["latency"], changes["latency"] = 20.0, 20.0 * changes["macs"] / before["macs"]
-    choosing.prices = Prices(before, changes)
+    own = {**choosing.prices.own, "latency": 20.0 * choosing.prices.own["macs"] / before["macs"]}
+    choosing.prices = Prices(before, changes, own)
     choosing.budget = BudgetSettings(target=target)
     choosing.stopwatch = OfMacs(idle)  # type: ignore[assignment]
     return choosing
