@@ -124,19 +124,26 @@ def stage_model(
     projection: float | None = None,
     end: bool = True,
     ghosts: bool = True,
+    inner: float | None = None,
+    stream: bool = False,
 ) -> float:
     """Eq. 13 and 14 for the stages that the papers' tables really count.
 
     ``new`` is what the cheap and the mix operation cost.  The last block keeps its full width (``end``).  The first
     thin block costs (1−λ)² where it reads a slice of Y1; where it reads all of it, with a ``projection`` of that cost,
     the first half of it is (1−λ); and without ``ghosts`` the last thin block is thin in its first half's input alone.
+    ``inner`` is the share of the width that thin blocks have inside, 1−λ where none is told; in a ``stream`` the first
+    half of each of them reads all channels.
     """
     thin = 1 - ratio
+    inner = thin if inner is None else inner
     first, *later = blocks
     full = later.pop() if end else 0.0
-    # a thin layer that reads thin maps has (1−λ)² of its filters' weights, one with a single thin side (1−λ)
-    shares = [thin**2] * len(later)
-    shares[0] = thin**2 if projection is None else (thin + thin**2) / 2
+    # of a layer's weights there stay the share of what it reads times that of what it makes; a block is two halves, one
+    # that makes what is inside it and one that reads that
+    slicing, reading_all = inner * thin, inner * (1 + thin) / 2
+    shares = [reading_all if stream else slicing] * len(later)
+    shares[0] = shares[0] if projection is None else reading_all
     shares[-1] = shares[-1] if ghosts else (thin + 1) / 2
     return sum(blocks) / (first + sum(map(mul, shares, later)) + full + (projection or 0.0) + new)
 

@@ -323,6 +323,17 @@ def parameters(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.parametrize(("entry", "share"), [("slice", 1 / 8), ("stream", 3 / 16)])
+def test_theory_knows_the_width_inside_and_what_thin_blocks_read(entry: str, share: float) -> None:
+    """A quarter inside and half between: an eighth of the MACs, and of the first half twice that where all is read."""
+    form = {"cheap": "identity", "mix": 0, "end": False, "inner_width": 0.25, "round_to": 4, "entry": entry}
+    (swap,) = plan(scanned("resnet20"), **G, include=["layer2"], **form).swaps
+    stage = scanned("resnet20").stages[1]
+    first, *others = (block.cost.macs for block in stage.blocks)
+    assert swap.after.macs == first + share * sum(others)
+    assert g_ghost.theory(stage, swap).r_f == pytest.approx(swap.before.macs / swap.after.macs)
+
+
 @pytest.mark.parametrize("group_width", [1.0, 0.75, 0.5])
 @pytest.mark.parametrize("keep", ["first", "strongest"])
 @pytest.mark.parametrize("entry", ["slice", "projection", "stream"])

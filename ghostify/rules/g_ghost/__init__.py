@@ -253,7 +253,14 @@ def theory(stage: Stage, swap: GGhostSwap) -> StageRatios:
         blocks = [getattr(block.cost, cost) for block in stage.blocks]
         new, extra = getattr(cheap + mix, cost), getattr(projection, cost) if projection else None
         ratios[f"r_{name}"] = stage_model(
-            blocks, ratio, new, projection=extra, end=swap.end, ghosts=swap.cheap != "none"
+            blocks,
+            ratio,
+            new,
+            projection=extra,
+            end=swap.end,
+            ghosts=swap.cheap != "none",
+            inner=swap.inner_width,
+            stream=swap.entry == "stream",
         )
         ratios[f"approx_r_{name}"] = stage_ratio(blocks, ratio, getattr(cheap, cost))
     return StageRatios(**ratios)
