@@ -280,8 +280,8 @@ def test_the_form_that_trains_is_timed_where_it_is_asked_for(cli: Cli) -> None:
     ],
 )
 def test_what_is_wrong_is_one_line(cli: Cli, words: list[str], told: str) -> None:
-    refused(cli("bench", *words, "--no-memory"), told)
-    assert not Path("runs").exists()
+    refused(cli("bench", *words, "--no-memory", "-o", "times/new"), told)
+    assert not Path("times").exists()
 
 
 def test_files_that_no_runtime_has_in_common_are_told(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
