@@ -15,7 +15,19 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
-from zoo import Residual, Shuffle, basic, conv_bn, gated_stage, grouped_stage, head, plain, scaled_stage, shuffle_stage
+from zoo import (
+    ZOO,
+    Residual,
+    Shuffle,
+    basic,
+    conv_bn,
+    gated_stage,
+    grouped_stage,
+    head,
+    plain,
+    scaled_stage,
+    shuffle_stage,
+)
 
 from ghostify import Ghosted, Plan, Scan, convert, load, plan, read_plan, rewrite, save, scan, trace
 from ghostify.costs import Cost
@@ -552,6 +564,15 @@ def test_blocks_that_read_the_stream_lose_no_input(keep: str) -> None:
         block.bn1.weight[dropped], block.bn1.bias[dropped] = 0, 0
         given = stage.thin[0](torch.cat([y1[:, kept], y1[:, others]], 1))
         assert torch.allclose(given, block(y1)[:, kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("net", [net for net in ZOO if net.stages], ids=lambda net: net.name)
+def test_any_stage_can_read_its_stream(net: Any) -> None:
+    """A rewrite itself refuses thin blocks that do something else, and a cost that is not the predicted one."""
+    model, example = seeded(net.build).eval(), net.example()
+    ghosted = convert(model, example, **G, entry="stream", inner_width=0.25, round_to=1, ratio=0.25)
+    assert {stage.entry for stage in stages(ghosted.module).values()} == {"stream"}
+    assert ghosted.after.cost.macs < ghosted.before.cost.macs
 
 
 @pytest.mark.parametrize(("inner", "width"), [(None, 8), (0.25, 4), (0.75, 12)])
