@@ -21,7 +21,7 @@ from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, Swap
 from ghostify.tracing import Traced, sized_as, trace
-from tests.zoo import conv_bn, head
+from tests.zoo import basic, conv_bn, head
 
 IMAGES = 64
 
@@ -121,6 +121,45 @@ def test_harm_is_about_that_of_the_module_really_fitted(m: int) -> None:
     made = rewrite_fitted(traced, wanted, many, {"compensate": False, "kept": False}).module.eval()
     real = divergence(made, module, images(256, seed=1))
     assert measure_harms(traced, many, [swap]).layers[0].measured[m] == pytest.approx(real, rel=0.25)
+
+
+def test_later_layers_make_good_some_of_a_harm_and_behind_the_last_there_are_none() -> None:
+    first, middle, last = harms().layers
+    assert first.compensation < 1 and middle.compensation < 1
+    assert last.compensation == 1
+
+
+def test_both_branches_of_a_block_answer_where_they_end_in_one_sum() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(conv_bn(3, 16), basic(16, 32, 2), head(32)).eval()
+    module[-1][-1].weight.data *= 20
+    found = measure_harms(recorded(module), images(256), [mixture("0.0", 4, c=3)]).layers[0]
+    assert 0 < found.compensation < 1
+    assert 0 < found.of(4) < found.measured[4]
+
+
+def test_thin_blocks_and_depthwise_ghosts_are_measured_each_by_itself() -> None:
+    module = nn.Sequential(conv_bn(3, 16), basic(16, 16), basic(16, 16), head(16)).eval()
+    traced = recorded(module)
+    settings = [{"method": "thin", "width": width, "round_to": 1} for width in (0.25, 0.75)]
+    settings.append({"method": "c-ghost", "cheap": "depthwise 3", "min_saving": 0})
+    swaps = [
+        swap for own in map(GhostSettings.model_validate, settings) for swap in plan(scan_for(traced, own), own).swaps
+    ]
+    found = measure_harms(traced, images(), swaps)
+    assert not found.layers and len(found.forms) == len(swaps)
+    narrow, wide = (next(s for s in swaps if s.settings == f"thin={width}") for width in (0.25, 0.75))
+    assert narrow.target == wide.target
+    assert found.of(narrow) > found.of(wide) > 0
+
+
+def test_the_model_is_not_touched() -> None:
+    module = net().train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    measure_harms(recorded(module), images(), [mixture(MIDDLE, 8)])
+    assert module.training and all(p.grad is None for p in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_between_measured_points_harm_is_a_power_of_what_is_missed() -> None:

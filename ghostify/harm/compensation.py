@@ -42,15 +42,15 @@ class Sums:
                 walk.values[batch].clear()
 
     def rows(self, call: Call, walk: Walk) -> Rows:
-        """What a call gives and adds up to where the walk stands."""
-        y = self._now(call, walk, call.node)
+        """What a call gives where the walk stands, behind its sum, and what it should add up to."""
+        y, now = (self._now(call, walk, node) for node in (call.node, call.around.sum))
         wanted = torch.cat([self._kept[call.node, batch] for batch in self.batches]).double()
-        slope, offset = call.line(y)
-        added: Tensor = offset if call.around.other is None else self._now(call, walk, call.around.other) + offset
-        return Rows(y, wanted, added, slope, call.around.ceiling)
+        slope, _ = call.line(y)
+        # What is added is what the sum is more than the output, whichever way it came.
+        return Rows(y, wanted, now - slope * y, slope, call.around.ceiling)
 
     def rows_of_original(self, call: Call, walk: Walk) -> Rows:
-        """The same where nothing is changed: what is added is what sums are more than outputs."""
+        """The same where nothing is changed and the walk stands behind the call."""
         y = self._now(call, walk, call.node)
         wanted = torch.cat([self._kept[call.node, batch] for batch in self.batches]).double()
         slope, _ = call.line(y)
@@ -76,24 +76,27 @@ class Answers:
         behind = _behind(self.walk, changes)
         # A classifier has a row for each image alone, too few to answer by.
         calls = [call for call in self.sums.calls if call.node in behind and not isinstance(call.module, nn.Linear)]
+        # Both branches of a block may end in one sum, where each answers what the other left.
+        together: dict[fx.Node, list[Call]] = {}
+        for call in sorted(calls, key=lambda call: self.walk.index[call.around.sum]):
+            together.setdefault(call.around.sum, []).append(call)
         with self.walk.changed(changes):
-            for call in sorted(calls, key=lambda call: self.walk.index[call.around.sum]):
-                self._answer(call)
+            for node, own in together.items():
+                self._answer(node, own)
             return self.walk.to_the_end(self.held)
 
-    def _answer(self, call: Call) -> None:
-        around, walk = call.around, self.walk
-        read = [node for node in (call.node, around.other) if node is not None]
-        batches = [*self.sums.batches, *self.held]
-        with walk.keeping(read):
-            walk.advance(walk.index[around.sum] + 1, batches)
-            rows = self.sums.rows(call, walk)
-            more = _difference(answering(rows, call.dim), rows.slope)
-            # The sum was added up already, so it takes in by how much the answer differs.
-            for batch in batches:
-                values = walk.values[batch]
-                if around.sum in values:
-                    values[around.sum] = values[around.sum] + more(values[call.node])
+    def _answer(self, node: fx.Node, calls: Sequence[Call]) -> None:
+        """Let the calls that add up to a node's value answer."""
+        walk, batches = self.walk, [*self.sums.batches, *self.held]
+        with walk.keeping({node, *(call.node for call in calls)}):
+            walk.advance(walk.index[node] + 1, batches)
+            for call in calls:
+                rows = self.sums.rows(call, walk)
+                more = _difference(answering(rows, call.dim), rows.slope)
+                # The sum was added up already, so it takes in by how much the answer differs.
+                for batch in batches:
+                    values = walk.values[batch]
+                    values[node] = values[node] + more(values[call.node])
 
 
 def _difference(answer: Affine, slope: Tensor) -> Affine:
