@@ -41,11 +41,11 @@ NETWORKS = {
     "googlenet": "torchvision:googlenet",
     "cifar-resnet20": "ghostify:resnet20",
     "cifar-resnet56": "ghostify:resnet56",
-    "retinanet": "torchvision:retinanet_resnet50_fpn",
+    "faster r-cnn": "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
 }
-SHAPES = {"retinanet": [3, 320, 320]}
+SHAPES = {"faster r-cnn": [3, 320, 320]}
 QUIET = Watcher(quiet=True)
-ARGUMENTS = {"googlenet": {"init_weights": False}, "retinanet": {"weights_backbone": None}}
+ARGUMENTS = {"googlenet": {"init_weights": False}, "faster r-cnn": {"weights_backbone": None}}
 
 
 class Row(NamedTuple):

@@ -244,6 +244,17 @@ def test_noise_tells_how_far_rounds_are_apart(monkeypatch: pytest.MonkeyPatch, t
     assert (found.ms, found.noise) == (9.0, 0.0), "what drifts alike for a frame with and without its piece cancels"
 
 
+def test_what_a_busy_machine_tells_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def disturbed(sessions: Mapping[str, Session], **asked: Any) -> Timings:
+        turns = {name: [10.0 + 9 * name.startswith("piece") * (i // 4) for i in range(20)] for name in sessions}
+        return Timings(turns, 1, "cpu")
+
+    monkeypatch.setattr(clock, "timed", disturbed)
+    found = Clock(Place(), tmp_path).times([CONV])[CONV]
+    assert found.noise > 0.1 * found.ms
+    assert Cache(Place(), tmp_path).read() == {}
+
+
 def test_errors_of_one_piece_add_up_and_those_of_two_do_not() -> None:
     times = {CONV: Time(ms=1.0, noise=0.3), PIECES["linear"]: Time(ms=1.0, noise=0.4)}
     assert total([CONV, CONV], times).noise == pytest.approx(0.6)

@@ -58,7 +58,7 @@ class Clock:
             company = list(times)[: max(0, COMPANY - len(group))]
             found = self._measured([*group, *company])
             fresh = {piece: found[piece] for piece in group}
-            self._cache.add(fresh)
+            self._cache.add({piece: time for piece, time in fresh.items() if time.steady})
             self._known |= fresh
             times |= fresh
             done += len(group)

@@ -18,6 +18,11 @@ from pydantic import BaseModel, ConfigDict
 
 from ghostify.recipe import CheapOperation, Parts
 
+_UNSURE = 0.1
+"""Share of a time that its standard error may be where it is kept."""
+_UNSURE_MS = 0.005
+"""Milliseconds that it may be in any case: of the shortest pieces it is as much on an idle machine."""
+
 
 class GhostForm(BaseModel):
     """The form of a C-Ghost module that stays one when it runs, because its filters have more than one tap."""
@@ -74,6 +79,11 @@ class Time(BaseModel):
     def __mul__(self, times: int) -> Time:
         # an error in the time of one piece is the same in all of its places
         return Time(ms=times * self.ms, noise=times * self.noise)
+
+    @property
+    def steady(self) -> bool:
+        """Whether it is sure enough to be kept: on a machine that others use, a time may be anything."""
+        return self.noise <= max(_UNSURE * self.ms, _UNSURE_MS)
 
     def __str__(self) -> str:
         return f"{self.ms:.3g} ms"
