@@ -16,7 +16,7 @@ from ghostify.fitting import fitted
 from ghostify.measuring.borrowing import device_for
 from ghostify.planned import place_of
 from ghostify.planning import Plan
-from ghostify.recipe import BudgetSettings, FitSettings, GhostSettings, make_settings, require_images
+from ghostify.recipe import BudgetSettings, FitSettings, GhostSettings, make_settings, require_images, require_undecided
 from ghostify.rewriting import Ghosted, agreed, agreed_in_parts, carried_out
 from ghostify.running import undisturbed
 from ghostify.tracing import Recording, record
@@ -115,6 +115,7 @@ def _within(
     settings = make_settings(GhostSettings, ghost, changes)
     fitting = make_settings(FitSettings, fit, {})
     require_images(fitting, images is not None, "images")
+    require_undecided(settings, budget)
     is_fitted = fitting.resolved(images is not None) != "none"
     held = None if images is None else last_of(images)
     here = device_for(model, None)

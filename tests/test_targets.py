@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ghostify.errors import RecipeError
 from ghostify.recipe import BudgetSettings, RuntimeName, make_recipe
+from ghostify.runtimes import RUNTIMES
 from ghostify.targets import Floor, Quantity, Target
 
 READ = {
@@ -122,5 +123,16 @@ def test_a_target_and_what_is_to_be_kept_are_not_asked_together(cli: Cli) -> Non
     refused(asked, "keep = 0.99 has no effect with target macs=0.5x; choose one of the two")
 
 
+def test_what_a_budget_decides_is_not_set_for_all(cli: Cli) -> None:
+    asked = ("plan", "mine:tiny", "--target", "macs=0.5x")
+    refused(cli(*asked, "--s", "4"), "ghost.s = 4 has no effect with a budget (macs=0.5x)", "layer by layer")
+    recipe = {"model": {"source": "any"}, "ghost": {"s": 3, "exclude": ["layer1"]}}
+    made = make_recipe(recipe, {"budget.target": ["macs=0.5x"]})
+    assert made.ghost.exclude == ("layer1",)
+    assert "s" not in made.ghost.model_fields_set, "a recipe's falls away where a target is laid over it"
+    with pytest.raises(RecipeError, match=r"s = 3 has no effect with a budget"):
+        make_recipe({**recipe, "budget": {"target": "macs=0.5x"}})
+
+
 def test_runtimes_are_those_that_can_be_asked_for() -> None:
-    assert "eager" in get_args(RuntimeName)
+    assert set(RUNTIMES) == set(get_args(RuntimeName))

@@ -37,7 +37,7 @@ from ghostify.recipe.ghost import (
     of_convolutions,
     of_stages,
 )
-from ghostify.recipe.making import group_of, make_recipe, meaning, read_recipe, require_images
+from ghostify.recipe.making import group_of, make_recipe, meaning, read_recipe, require_images, require_undecided
 from ghostify.recipe.sweep import SweepSettings
 from ghostify.recipe.whole import Recipe
 from ghostify.settings import make_settings, read_yaml, validated
@@ -82,5 +82,6 @@ __all__ = [
     "read_recipe",
     "read_yaml",
     "require_images",
+    "require_undecided",
     "validated",
 ]

@@ -10,10 +10,14 @@ from pydantic import BaseModel
 
 from ghostify.effects import given, overruled, require_effect
 from ghostify.errors import RecipeError
+from ghostify.recipe.budget import BudgetSettings
 from ghostify.recipe.experiment import FitSettings
-from ghostify.recipe.ghost import SiteSettings
+from ghostify.recipe.ghost import GhostSettings, SiteSettings
 from ghostify.recipe.whole import Recipe
 from ghostify.settings import models_in, read_yaml, validated
+
+DECIDED = ("s", "ratio", "width")
+"""What a budget decides for each layer, block or stage."""
 
 
 def meaning(key: str) -> tuple[str, Any]:
@@ -43,6 +47,8 @@ def make_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     another.  Raises ``RecipeError``, also for a setting that has no effect with the others.
     """
     merged, overrides = _copied(values), overrides or {}
+    if {"budget.target", "budget.keep"} & overrides.keys() and isinstance(merged.get("ghost"), dict):
+        merged["ghost"] = {key: value for key, value in merged["ghost"].items() if key not in DECIDED}
     for group in _groups():
         if isinstance(merged.get(group), dict):
             changes = {key.removeprefix(f"{group}."): value for key, value in overrides.items()}
@@ -62,6 +68,7 @@ def _require_effect_of_all(recipe: Recipe, where: str) -> None:
             if group is not None:
                 require_effect(group, f"{name}.")
         recipe.budget.require_clock()
+        require_undecided(recipe.ghost, recipe.budget, "ghost.")
         require_images(recipe.fit, recipe.data is not None, "data.source, as in --data folder:PATH")
     except RecipeError as problem:
         raise RecipeError(f"{where}: {problem}") from None
@@ -72,6 +79,18 @@ def _require_epochs(recipe: Recipe, overrides: Mapping[str, Any], where: str) ->
     key = next((key for key in overrides if key.startswith("finetune.")), None)
     if key and recipe.finetune and "epochs" not in recipe.finetune.model_fields_set:
         raise RecipeError(f"{where}: {key} = {overrides[key]} has no effect without finetune.epochs, as in --epochs 1.")
+
+
+def require_undecided(ghost: GhostSettings, budget: BudgetSettings, group: str = "") -> None:
+    """Raise ``RecipeError`` for what is set for all layers and a budget decides for each."""
+    idle = next((name for name in given(ghost) if name in DECIDED), None)
+    if budget.asked and idle:
+        asked = ", ".join(map(str, budget.target)) or f"keep {budget.keep}"
+        value = f"{getattr(ghost, idle):g}"
+        raise RecipeError(
+            f"{group}{idle} = {value} has no effect with a budget ({asked}), which decides it layer by layer; leave it "
+            f"out, or set it by name, as in --set 'layer4.*.{idle}={value}'."
+        )
 
 
 def require_images(fit: FitSettings, images: bool, wanted: str) -> None:
