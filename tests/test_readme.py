@@ -154,6 +154,9 @@ def test_the_demo_prints_what_is_shown(cli: Cli) -> None:
 
 def test_every_option_in_the_text_exists() -> None:
     verbs = get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = {"--help", *(name for verb in verbs for parameter in verb.params for name in parameter.opts)}
+    known = {
+        "--help",
+        *(name for verb in verbs for parameter in verb.params for name in (*parameter.opts, *parameter.secondary_opts)),
+    }
     named = re.findall(r"(?<=[` ])--[a-z][a-z-]*", README)
     assert sorted(set(named) - known) == []
