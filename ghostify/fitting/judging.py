@@ -9,6 +9,7 @@ number that is finite in one network alone is wholly missed, which counts as ÏƒÂ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from ghostify.tracing import Traced, cloned
 
 _VARYING = 64
 """Images over which outputs vary: those judged, and of others as many as are missing."""
+_KEPT = 2**24
+"""Numbers of the original's outputs that are kept."""
 _CONSTANT = 1e-12
 """A variance below this share of the mean square is that of rounding."""
 
@@ -31,20 +34,41 @@ class Judge:
         """The last ``judged`` of ``batches`` measure the error, and some more the variance."""
         self.traced, self.original = traced, original
         self.judging = batches[len(batches) - judged :]
+        self._known = dict[int, list[Tensor]]()
         wanted = max(judged, -(-_VARYING // count(batches[0])))
-        self._variances = _variances(traced, original, batches[-wanted:]) if judged else []
+        others = batches[len(batches) - wanted : len(batches) - judged]
+        self._variances = self._varying(others) if judged else []
 
     def error(self, traced: Traced, module: nn.Module) -> float | None:
         """What is missed of the outputs' variance; None where there is nothing to judge by."""
         if not self.judging:
             return None
         wrong = total = 0.0
-        for batch in self.judging:
-            pairs = zip(outputs(traced, module, batch), outputs(self.traced, self.original, batch), strict=True)
+        for index, batch in enumerate(self.judging):
+            pairs = zip(outputs(traced, module, batch), self._wanted(index), strict=True)
             for variance, (found, wanted) in zip(self._variances, pairs, strict=True):
                 missed, compared = squared_difference(found, wanted, variance)
                 wrong, total = wrong + float(missed.sum()), total + variance * float(compared.sum())
         return wrong / total if total else float(wrong > 0)
+
+    def _wanted(self, index: int) -> list[Tensor]:
+        """What the original gives for a batch to judge by: kept, for it is compared twice, unless it is very large."""
+        if index in self._known:
+            return self._known[index]
+        given = outputs(self.traced, self.original, self.judging[index])
+        if len(self.judging) * sum(y.numel() for y in given) <= _KEPT:
+            self._known[index] = given
+        return given
+
+    def _varying(self, others: Sequence[Batch]) -> list[float]:
+        """Of each output its variance over the batches to judge by and ``others``."""
+        found: list[Varying] = []
+        seen = (outputs(self.traced, self.original, batch) for batch in others)
+        for given in chain(seen, map(self._wanted, range(len(self.judging)))):
+            found = found or [Varying() for _ in given]
+            for one, y in zip(found, given, strict=True):
+                one.add(y)
+        return [one.variance for one in found]
 
 
 def squared_difference(found: Tensor, wanted: Tensor, variance: float) -> tuple[Tensor, Tensor]:
@@ -100,14 +124,3 @@ class Varying:
         there = self.count > 0
         square = float(self.mean[there].square().mean()) if there.any() else 1.0
         return variance if variance > _CONSTANT * square else square
-
-
-def _variances(traced: Traced, module: nn.Module, batches: Sequence[Batch]) -> list[float]:
-    """Of each output over all batches."""
-    found: list[Varying] = []
-    for batch in batches:
-        given = outputs(traced, module, batch)
-        found = found or [Varying() for _ in given]
-        for one, y in zip(found, given, strict=True):
-            one.add(y)
-    return [one.variance for one in found]

@@ -13,6 +13,8 @@ from ghostify.fitting.networks import Networks
 from ghostify.ghosts import CGhostLinear
 from ghostify.leastsquares.sampling import Positions, Samples, positions_wanted
 
+_PLENTY = 256
+"""Positions for each unknown beyond which there is next to nothing to learn."""
 _APART = 7919
 """By how much the seeds of two calls of one layer differ: positions of every call are others."""
 
@@ -20,10 +22,13 @@ _APART = 7919
 def samples_of(agenda: Agenda, networks: Networks, index: int) -> Samples:
     """Positions of the maps that a part gives, by call; of a linear layer, rows."""
     part = agenda.parts[index]
-    room, wanted = _room(agenda, networks, index), positions_wanted(*choice.size_of(part))
+    unknowns, filters = choice.size_of(part)
+    room, wanted = _room(agenda, networks, index), positions_wanted(unknowns, filters)
     # More calls have more to tell, but not for more than twice the cost.
     own = math.ceil(wanted * min(2, len(part.calls)) / len(part.calls))
-    return Samples([_of_call(agenda, networks, index, call, room, own) for call in range(len(part.calls))])
+    calls = [_of_call(agenda, networks, index, call, room, own) for call in range(len(part.calls))]
+    # Few unknowns want few positions, but of as many images: those of one image tell much the same.
+    return Samples(calls).fewer(_PLENTY * unknowns)
 
 
 def _of_call(agenda: Agenda, networks: Networks, index: int, call: int, room: int, wanted: int) -> Positions:
