@@ -39,10 +39,11 @@ def convolution(groups: int = 1, bias: bool = False) -> nn.Conv2d:
     return nn.Conv2d(8, 6, 5, padding=2, groups=groups, bias=bias)
 
 
-def fit_of(layer: nn.Conv2d, x: Tensor, wanted: Tensor) -> LayerFit:
-    """The fit of a layer to what is wanted of images, at all positions of these."""
+def fit_of(layer: nn.Conv2d | nn.Linear, x: Tensor, wanted: Tensor) -> LayerFit:
+    """The fit of a layer to what is wanted of images or vectors, at all positions of these."""
     read, given = x.chunk(BATCHES), wanted.chunk(BATCHES)
-    samples = Samples([Positions(given[0].shape, 10**6, BATCHES, 0, 1, HELD)])
+    channels = -1 if isinstance(layer, nn.Linear) else 1
+    samples = Samples([Positions(given[0].shape, 10**6, BATCHES, 0, channels, HELD)])
     walk = SimpleNamespace(values=[{"y": y} for y in given])
     networks: Any = SimpleNamespace(original=walk, is_held=lambda batch: batch >= BATCHES - HELD)
     side: Any = SimpleNamespace(sum="y", ceiling=None)
@@ -121,3 +122,34 @@ def test_wide_filters_alone_are_combinations() -> None:
     assert unknowns(576, 64) == 576 and unknowns(1024, 64) == 1024
     assert unknowns(4608, 512) == 1024 and unknowns(65536, 128) == 512
     assert unknowns(2048, 512) == 2048, "little would be won"
+
+
+# -- fewer positions than unknowns -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_filters_of_few_vectors_are_the_ridge_solution_among_all_filters(bias: bool) -> None:
+    """With the filters as trained beyond the span of what is read, and no covariances of all the numbers read."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(300, 6, bias), torch.randn(64, 10) @ torch.randn(10, 300) + torch.randn(64, 300) / 4
+    trained, wanted = layer.weight.detach().double(), layer(x).detach() + 0.1 * torch.randn(64, 6)
+    read = x * (torch.rand(300, generator=torch.Generator().manual_seed(1)) > 0.3)
+    fit = fit_of(layer, read, wanted)
+    ridge, found = fit.fit(), layer.weight.detach().double()
+    assert fit.start.shape == (1, 6, 64) and 0 < ridge < float("inf")
+    mean_u, mean_t = (values.double().mean(0) if bias else torch.zeros(()) for values in (read, wanted))
+    u, t, v = read.double() - mean_u, wanted.double() - mean_t, read.double() @ fit.basis.known[0].T
+    spread = v.var(0, correction=0) if bias else v.square().mean(0)
+    held_to = (64 * ridge * spread.mean()) ** 0.5 * torch.eye(300).double()
+    truth = torch.linalg.lstsq(torch.cat([u, held_to]), torch.cat([t, held_to @ trained.T])).solution.T
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
+    beyond = torch.eye(300).double() - fit.basis.known[0].T @ fit.basis.known[0]
+    torch.testing.assert_close(found @ beyond, trained @ beyond, rtol=1e-4, atol=1e-6)
+
+
+def test_a_classifier_on_long_vectors_takes_no_more_memory_than_its_weights_and_rows() -> None:
+    """VGG's reads 25,088 numbers, of which the covariances would take five gigabytes."""
+    layer, x = nn.Linear(25088, 40), torch.randn(32, 25088)
+    fit = fit_of(layer, x, layer(x).detach())
+    fit.fit()
+    assert fit.start.shape == (1, 40, 32) and fit.basis.known.shape == (1, 32, 25088)

@@ -85,17 +85,22 @@ class _Layer:
     def gains(self, places: np.ndarray) -> np.ndarray:
         """By pair of ``places``, by how much the cost changes when their contents are exchanged."""
         costs, now = self.costs(), self.content[places]
-        moved = costs[np.ix_(places, now)]
-        stays = costs[places, now]
-        gains = moved + moved.T - stays[:, None] - stays[None]
+        moved = costs[places][:, now]
+        stays = moved.diagonal()
+        gains = moved + moved.T - stays[:, None] - stays
         # Within one group the sum above counts terms twice: there all depends on who is intrinsic, and two ghosts that
         # are exchanged change nothing.
-        group = self.groups()[places]
-        same = group[:, None] == group[None]
-        first = np.isin(places, self.parts[0])
-        whole = self._whole()[group][:, now]  # (K, K): a group's cost with content x as its intrinsic map
-        inside = np.where(first[:, None] & ~first[None], whole - np.diagonal(whole)[:, None], 0.0)
-        return np.where(same, inside + inside.T, gains)
+        group, first, whole = self.groups()[places], np.isin(places, self.parts[0]), self._whole()
+
+        def inside(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            # How a group's cost changes when the content of the other place becomes its intrinsic map.
+            change = whole[group[one], now[other]] - whole[group[one], now[one]]
+            return np.where(first[one] & ~first[other], change, 0.0)
+
+        # Groups are small: few pairs are of one, so these are put right one by one.
+        one, other = np.nonzero(group[:, None] == group)
+        gains[one, other] = inside(one, other) + inside(other, one)
+        return gains
 
     def moved(self, order: Sequence[int], moves: Mapping[int, int]) -> list[int]:
         """An order of its own, for each output its place, once other channels have come to where outputs were."""

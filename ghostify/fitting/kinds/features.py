@@ -10,6 +10,13 @@ Sun 2015).  It grows by the directions in which errors fall fastest, those of th
 is read, as a block Krylov method's basis does:
 
     V ← [V; cov(t − B v, u)]
+
+Where a layer has fewer positions than a filter has unknowns, as of a linear layer on vectors with one an image, what
+filters do there depends on their part in the span of what is read alone.  With Q an orthonormal basis of that span,
+
+    span         v = Q u         (N, g, r)    W = W₀ + (B − W₀ Qᵀ) Q, r unknowns each: no more than positions
+
+is the solution among all filters, for the ridge leaves them as trained beyond the span (its kernel form).
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ghostify.leastsquares.sampling import Block, Samples, convolved
@@ -37,6 +45,8 @@ _GROWTHS, _SHARE = 3, 5
 """How often the known filters grow at most, which is not beyond about one for so many numbers read."""
 _KEPT = 2**26
 """Numbers that are kept of one function of blocks."""
+_SPANNING = 4096
+"""Up to so many positions, their span is taken for features where there are fewer than unknowns."""
 _NOTHING = 1e-30
 """A norm to stand for zero, by which one can still divide."""
 
@@ -50,6 +60,11 @@ def unknowns(read: int, filters: int) -> int:
 def growths_of(read: int, filters: int) -> int:
     """How often known filters may grow, each time by as many; never where a filter is no combination of any."""
     return min(_GROWTHS, read // (_SHARE * filters)) if read > FULL and read >= _FEW * filters else 0
+
+
+def _shared() -> bool:
+    """Whether several processes fit together."""
+    return dist.is_available() and dist.is_initialized()
 
 
 class Kept:
@@ -85,14 +100,21 @@ class Features:
         self.layers, self.inputs, self.samples = layers, inputs, samples
         self.centred = standardises(layers[0])
         """Whether filters must have a mean of zero: then they read how numbers differ from their mean."""
-        self.growths = growths_of(trained.shape[2], trained.shape[1])
-        """How often known filters may grow; where never, all that a filter reads is a feature."""
-        self.known = trained
+        self.trained = trained
+        most = min(_SPANNING, unknowns(trained.shape[2], trained.shape[1]) - 1)
+        # Processes see other images each, and moments are summed over them only if they are of the same features.
+        self.spanned = samples.total <= most and not self.centred and not _shared()
+        """Whether features are parts in the span of what is read."""
+        self.growths = 0 if self.spanned else growths_of(trained.shape[2], trained.shape[1])
+        """How often known filters may grow; where never, nor spanned, all that a filter reads is a feature."""
+        self.known = self._span() if self.spanned else trained
         self._kept = [(trained, Kept())]
         """The known filters as they came, and what each of them gives."""
 
     def of(self, block: Block) -> Tensor:
         """(N, g, D) or (N, g, r)."""
+        if self.spanned:
+            return self._kept[0][1].of(block, self._in_span)
         if not self.growths:
             return self._kept[0][1].of(block, self._patches)
         # Each lot of known filters keeps its own responses: those of before are not convolved again when more come.
@@ -102,14 +124,24 @@ class Features:
     @property
     def start(self) -> Tensor:
         """The trained filters as maps of the features: (g, r, D) or (g, r, r)."""
+        if self.spanned:
+            return self.trained @ self.known.mT
         if not self.growths:
             return self.known
         groups, filters, _ = self.known.shape
         # Features are what the trained filters give, so each of these filters is one feature.
         return torch.eye(filters, dtype=self.known.dtype, device=self.known.device).repeat(groups, 1, 1)
 
-    def filters(self, weight: Tensor) -> Tensor:
-        """Filters (g, n, D) that do with a layer's inputs what ``weight`` (g, n, features) does with the features."""
+    def filters(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Filters (g, n, D) that do with a layer's inputs what ``weight`` (g, n, features) does with the features.
+
+        ``rows`` (g·n,): the trained filters that these stand for; None for all.
+        """
+        if self.spanned:
+            trained = self.trained
+            if rows is not None:
+                trained = trained.flatten(0, 1)[rows].unflatten(0, weight.shape[:2])
+            return trained.baddbmm(weight - trained @ self.known.mT, self.known)
         return weight @ self.known if self.growths else weight
 
     def grown(self, missed: Missed, blocks: Iterable[Block], each: int) -> Features:
@@ -135,6 +167,17 @@ class Features:
         assert filters.grad is not None
         found = filters.grad.double().flatten(1).unflatten(0, (groups, each))
         return found - found.mean(2, keepdim=True) if self.centred else found
+
+    def _span(self) -> Tensor:
+        """An orthonormal basis of all that is read, (g, r, D)."""
+        # What judges is in it, too, so that its outputs are those of the filters; no solution goes that way.
+        blocks = (*self.samples.blocks, *self.samples.judged)
+        read = torch.cat([self._patches(block) for block in blocks]).double()
+        return torch.linalg.qr(read.permute(1, 2, 0)).Q.mT
+
+    def _in_span(self, block: Block) -> Tensor:
+        """The parts of what is read along the basis, (N, g, r)."""
+        return (self._patches(block).double().transpose(0, 1) @ self.known.mT).transpose(0, 1)
 
     def _patches(self, block: Block) -> Tensor:
         u = self.samples.patches(self.inputs(block), self.layers[block.call], block)

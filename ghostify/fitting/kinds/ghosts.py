@@ -99,7 +99,7 @@ class PrimaryFit(FiltersFit):
         return super().renewing(found) or Normal(found.normal.s, self.start, RIDGES[-1])
 
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
-        put(self.primary, self.basis.filters(weight[:, self.intrinsic] if self.joint else weight))
+        put(self.primary, self.basis.filters(weight[:, self.intrinsic] if self.joint else weight, self.intrinsic))
         if biases is not None:
             own = [bias[0, self.intrinsic] if self.joint else bias.flatten() for bias in biases]
             self.intercepts.put(own, self.intrinsic)

@@ -29,7 +29,7 @@ class PointwiseFit(PrimaryFit):
     """One such module, its inputs and its targets, over all its calls."""
 
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
-        put(self.primary, self.basis.filters(weight[:, self.intrinsic]))
+        put(self.primary, self.basis.filters(weight[:, self.intrinsic], self.intrinsic))
         pointwise = self.ghost.pointwise
         assert isinstance(pointwise, Conv)
         with torch.no_grad():
