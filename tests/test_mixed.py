@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from zoo import ZOO, basic, bottleneck, conv_bn, head, run
+from zoo import ZOO, Residual, basic, bottleneck, conv_bn, head, run
 
 from ghostify import (
     Ghosted,
@@ -88,6 +88,15 @@ def mixture(name: str) -> Ghosted:
     blocks = blocks_drawn(name)
     ghosts = ghosts_drawn(name, ThinRule().after(seen, blocks))
     return rewrite(traced, planned(name, [*ghosts, *blocks]))
+
+
+def test_without_inner_blocks_ghosts_alone_are_made_and_the_plan_says_so() -> None:
+    net = nn.Sequential(conv_bn(3, 8), Residual(conv_bn(8, 8), 8, 8, 1), head(8)).eval()
+    ghosted = convert(net, torch.randn(2, 3, 16, 16), M)
+    assert [(swap.target, swap.rule) for swap in ghosted.plan.swaps] == [("1.body.0", "c-ghost")]
+    assert "the whole  left alone:  has no width that may change (none of its channels is inside" in str(ghosted.plan)
+    assert "so ghosts alone are made" in str(ghosted.plan)
+    assert rewrite(trace(net, torch.randn(2, 3, 16, 16)), ghosted.plan).plan.skips
 
 
 def entries(plan: Plan) -> list[Swap | Skip]:

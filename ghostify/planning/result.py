@@ -94,7 +94,7 @@ class Plan(BaseModel):
             ]
             for swap in self.swaps
         ]
-        rows += [[skip.target, "left alone:", skip.reason, "", "", ""] for skip in self.skips]
+        rows += [[skip.target or "the whole", "left alone:", skip.reason, "", "", ""] for skip in self.skips]
         title = (
             f"{self.network}: {len(self.swaps)} swaps, {len(self.skips)} left alone; "
             f"MACs {quantity(self.before.macs)} → {quantity(self.after.macs)} "

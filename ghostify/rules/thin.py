@@ -97,8 +97,11 @@ class ThinRule(Rule[ThinSwap]):
         entries = [_proposed(scan, block, settings, unfit, widths) for block in scan.inner_blocks]
         swaps = [entry for entry in entries if isinstance(entry, ThinSwap)]
         left = [entry for entry in entries if isinstance(entry, Skip)]
-        if not swaps and (settings.method == "thin" or not entries):
+        if not swaps and settings.method == "thin":
             raise PlanError(f"{scan.network} has no width that may change: {_why_none(scan, left, settings)}.")
+        if not entries:  # method mixed goes on to ghosts alone, and the plan says so
+            why = f"has no width that may change ({_why_none(scan, left, settings)}), so ghosts alone are made"
+            return [Skip(target="", reason=why), *steady(scan)]
         if settings.method != "thin":  # of a block that is one layer, a later rule has more to say
             left = [skip for skip in left if scan.site(skip.target) is None]
         if not swaps:  # so that the plan is read again without its blocks, where only modules are known by their names
