@@ -15,7 +15,7 @@ from ghostify.errors import FitError, PlanError
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.sensitivity import metric, sensitivities
 from ghostify.harm import Harms, guessed_harms, measure_harms, read_harms
-from ghostify.harm.result import between
+from ghostify.harm.result import between, form_of
 from ghostify.leastsquares.principal import Principal
 from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings
@@ -32,6 +32,15 @@ def net(width: int = 16) -> nn.Module:
         torch.manual_seed(0)
         made = nn.Sequential(conv_bn(3, width), conv_bn(width, width), conv_bn(width, width), head(width)).eval()
         made[-1][-1].weight.data *= 20
+    return made
+
+
+def residual(n: int, stride: int = 1) -> nn.Module:
+    """A convolution, a block and a classifier."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = nn.Sequential(conv_bn(3, 16), basic(16, n, stride), head(n)).eval()
+    made[-1][-1].weight.data *= 20
     return made
 
 
@@ -130,11 +139,7 @@ def test_later_layers_make_good_some_of_a_harm_and_behind_the_last_there_are_non
 
 
 def test_both_branches_of_a_block_answer_where_they_end_in_one_sum() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = nn.Sequential(conv_bn(3, 16), basic(16, 32, 2), head(32)).eval()
-    module[-1][-1].weight.data *= 20
-    found = measure_harms(recorded(module), images(256), [mixture("0.0", 4, c=3)]).layers[0]
+    found = measure_harms(recorded(residual(32, stride=2)), images(256), [mixture("0.0", 4, c=3)]).layers[0]
     assert 0 < found.compensation < 1
     assert 0 < found.of(4) < found.measured[4]
 
@@ -152,6 +157,19 @@ def test_thin_blocks_and_depthwise_ghosts_are_measured_each_by_itself() -> None:
     narrow, wide = (next(s for s in swaps if s.settings == f"thin={width}") for width in (0.25, 0.75))
     assert narrow.target == wide.target
     assert found.of(narrow) > found.of(wide) > 0
+
+
+def test_of_many_widths_few_are_measured_and_the_others_lie_between() -> None:
+    traced = recorded(residual(16))
+    asked = [GhostSettings.model_validate({"method": "thin", "width": w / 8, "round_to": 1}) for w in range(1, 8)]
+    plans = [plan(scan_for(traced, own), own) for own in asked]
+    swaps = [next(swap for swap in one.swaps if swap.target.startswith("1")) for one in plans]
+    together = measure_harms(traced, images(256), swaps)
+    of = [together.of(swap) for swap in swaps]
+    assert of == sorted(of, reverse=True)
+    for index in (0, 6):
+        alone = measure_harms(traced, images(256), [swaps[index]]).forms[0].measured
+        assert alone == pytest.approx(next(f.measured for f in together.forms if f.form == form_of(swaps[index])))
 
 
 def test_the_model_is_not_touched() -> None:

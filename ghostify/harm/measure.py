@@ -9,8 +9,8 @@ Of each layer one decomposition serves every m, and harm is measured at few m; t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import fx
@@ -25,7 +25,7 @@ from ghostify.harm.compensation import Answers, Depth, Sums
 from ghostify.harm.depthwise import Ghosts, is_depthwise
 from ghostify.harm.outputs import Judge, Outputs
 from ghostify.harm.pointwise import Projections, ranks
-from ghostify.harm.result import FormHarm, Harms, LayerHarm, form_of, is_mixture
+from ghostify.harm.result import FormHarm, Harms, LayerHarm, between, form_of, is_mixture
 from ghostify.harm.rows import Call
 from ghostify.harm.thinning import Readers
 from ghostify.harm.walk import Changes, Walk
@@ -43,6 +43,10 @@ _ANSWERED = 24
 _COMPENSATED = 1 / 3
 """The share of its maps that a layer keeps there."""
 
+_WIDTHS = 3
+"""Widths of a block at which harm is measured."""
+
+Kind = Literal["mixture", "depthwise", "thin"]
 Told = Callable[[int, int], None]
 
 
@@ -63,8 +67,9 @@ def measure_harms(
 
     ``images`` are what the network takes, (N, C, H, W), without labels; half of them are fitted to, and harm is
     measured on the others.  Of a layer whose ghosts are mixtures, one candidate stands for any number m of intrinsic
-    maps.  Other candidates are measured each by itself: depthwise ghosts, thin blocks, and by really fitting it
-    whatever else there is.  ``told`` is called with how many are done, of how many.  The model is not touched.
+    maps; of a block, three of its widths stand for those between.  Other candidates are measured each by itself:
+    depthwise ghosts, and by really fitting it whatever else there is.  ``told`` is called with how many are done, of
+    how many.  The model is not touched.
 
     Raises ``FitError`` for fewer than eight images, or images that are not what the network was recorded on.
     """
@@ -109,6 +114,14 @@ class _Step(NamedTuple):
     measure: Callable[[], None]
 
 
+class _Thinner(NamedTuple):
+    """One width of a block."""
+
+    missed: float
+    swap: ThinSwap
+    changes: Changes
+
+
 class _Job:
     """The candidates, in the order in which the walk comes by."""
 
@@ -127,9 +140,10 @@ class _Job:
         self.judge = Judge(self._outputs({}), any(site.role == "classifier" for site in self.scan.sites))
         self.places: dict[str, int] = {}
         self.layers: dict[str, LayerHarm] = {}
-        self.forms: list[tuple[int, FormHarm]] = []
-        self.left: dict[int, float] = {}
-        """By place, the compensation measured there."""
+        self.forms: list[tuple[Kind | None, int, FormHarm]] = []
+        """With the kind and the place by which they are compensated; none where later layers were really fitted."""
+        self.left: dict[Kind, dict[int, float]] = {"mixture": {}, "depthwise": {}, "thin": {}}
+        """By kind of change and place, the compensation measured there."""
 
     def run(self) -> tuple[tuple[LayerHarm, ...], tuple[FormHarm, ...]]:
         self.sums.note(self.walk)
@@ -142,14 +156,14 @@ class _Job:
             self.walk.advance(step.place)
             step.measure()
         self.told(len(steps), len(steps))
-        depth = Depth(self.left)
+        depths = {kind: Depth(left) for kind, left in self.left.items()}
         layers = (
-            layer.model_copy(update={"compensation": depth.at(self.places[name])})
+            layer.model_copy(update={"compensation": depths["mixture"].at(self.places[name])})
             for name, layer in self.layers.items()
         )
         forms = (
-            form if place < 0 else form.model_copy(update={"compensation": depth.at(place)})
-            for place, form in self.forms
+            form.model_copy(update={"compensation": depths[kind].at(place)}) if kind else form
+            for kind, place, form in self.forms
         )
         return tuple(layers), tuple(forms)
 
@@ -182,10 +196,10 @@ class _Job:
     def _mixtures(self) -> Iterator[_Step]:
         names = self._mixed()
         sites = [site for site in self.scan.sites if site.name in names]
-        answered = {site.name for site in sites[:: -(-len(sites) // _ANSWERED) or 1]} | {s.name for s in sites[-1:]}
-        for site in sites:
-            place = self.walk.index[self.calls[site.name][0].node]
-            yield _Step(place, lambda site=site, place=place: self._mixture(site, place, site.name in answered))  # type: ignore[misc]
+        places = [self.walk.index[self.calls[site.name][0].node] for site in sites]
+        answered = _spread(places)
+        for site, place in zip(sites, places, strict=True):
+            yield _Step(place, lambda site=site, place=place: self._mixture(site, place, place in answered))  # type: ignore[misc]
 
     def _mixture(self, site: Site, place: int, answered: bool) -> None:
         call, *others = self.calls[site.name]
@@ -208,31 +222,37 @@ class _Job:
             compensation=1.0,
         )
         if answered:
+            # A rank that nobody may ask for does: what is made good is about the same share at any.
             m = max(1, round(site.out_channels // site.groups * _COMPENSATED)) * site.groups
             changes = dict.fromkeys(nodes, projections.of(m))
-            self._compensate(place, changes)
+            self._compensate("mixture", place, changes, self._harm(changes))
 
-    def _compensate(self, place: int, changes: Changes) -> None:
-        alone = self._harm(changes)
+    def _compensate(self, kind: Kind, place: int, changes: Changes, alone: float) -> None:
+        """Measure what later layers leave of a harm."""
         answered = self.judge.harm(self.answers.outputs(changes))
-        self.left[place] = min(1.0, answered / alone) if alone > 0 else 1.0
+        self.left[kind][place] = min(1.0, answered / alone) if alone > 0 else 1.0
 
     # -- other forms -------------------------------------------------------------------------------------------
 
     def _depthwise(self) -> Iterator[_Step]:
-        for swap in self.candidates:
-            if is_depthwise(swap) and swap.target in self.calls:
-                place = self.walk.index[self.calls[swap.target][0].node]
-                yield _Step(place, lambda swap=swap, place=place: self._filters(swap, place))  # type: ignore[misc]
+        swaps = [swap for swap in self.candidates if is_depthwise(swap) and swap.target in self.calls]
+        places = [self.walk.index[self.calls[swap.target][0].node] for swap in swaps]
+        answered = _spread(places)
+        for swap, place in zip(swaps, places, strict=True):
+            yield _Step(place, lambda swap=swap, place=place: self._filters(swap, place, place in answered))  # type: ignore[misc]
 
-    def _filters(self, swap: CGhostSwap, place: int) -> None:
+    def _filters(self, swap: CGhostSwap, place: int, answered: bool) -> None:
         site, calls = self.scan.site(swap.target), self.calls[swap.target]
         assert site is not None
         node = calls[0].node
         with self.walk.changed({}), self.walk.keeping([node]):
             self.walk.advance(place + 1, self.seen)
             ghosts = Ghosts([self.walk.values[batch][node] for batch in self.seen], swap, site.groups)
-        self._form(swap, place, dict.fromkeys([call.node for call in calls], ghosts))
+        changes = dict.fromkeys([call.node for call in calls], ghosts)
+        harm = self._harm(changes)
+        self._form(swap, "depthwise", place, harm)
+        if answered and place not in self.left["depthwise"]:
+            self._compensate("depthwise", place, changes, harm)
 
     def _thin(self) -> Iterator[_Step]:
         swaps = [swap for swap in self.candidates if isinstance(swap, ThinSwap)]
@@ -240,15 +260,34 @@ class _Job:
             return
         readers = Readers(self.walk, channels_of(self.walk.traced))
         readers.note(swaps, self.seen)
+        blocks: dict[str, list[_Thinner]] = {}
         for swap in swaps:
-            changes = readers.changes(swap)
-            if changes:
-                place = min(map(self.walk.index.__getitem__, changes))
-                yield _Step(place, lambda swap=swap, place=place, changes=changes: self._form(swap, place, changes))  # type: ignore[misc]
+            if changes := readers.changes(swap):
+                blocks.setdefault(swap.target, []).append(_Thinner(readers.missed(changes), swap, changes))
+            else:  # nothing that it makes thinner is read by a layer of its own
+                yield self._really(swap)
+        places = [min(self.walk.index[node] for one in widths for node in one.changes) for widths in blocks.values()]
+        answered = _spread(places)
+        for widths, place in zip(blocks.values(), places, strict=True):
+            yield _Step(place, lambda own=widths, place=place: self._widths(own, place, place in answered))  # type: ignore[misc]
 
-    def _form(self, swap: Swap, place: int, changes: Changes) -> None:
-        harm = FormHarm(target=swap.target, form=form_of(swap), measured=self._harm(changes), compensation=1.0)
-        self.forms.append((place, harm))
+    def _widths(self, widths: Sequence[_Thinner], place: int, answered: bool) -> None:
+        """The harm of every width of a block: measured at some, and between these by what is missed."""
+        ordered = sorted(widths, key=lambda one: one.missed)
+        # The first and the last are among them, so that no width lies beyond.
+        step = max(1, (len(ordered) - 1) / (_WIDTHS - 1))
+        chosen = {round(index * step) for index in range(_WIDTHS)} & set(range(len(ordered)))
+        points = {index: (ordered[index].missed, self._harm(ordered[index].changes)) for index in chosen}
+        for index, one in enumerate(ordered):
+            harm = points[index][1] if index in points else between(list(points.values()), one.missed)
+            self._form(one.swap, "thin", place, harm)
+        if answered:
+            middle = sorted(chosen)[len(chosen) // 2]
+            self._compensate("thin", place, ordered[middle].changes, points[middle][1])
+
+    def _form(self, swap: Swap, kind: Kind | None, place: int, harm: float) -> None:
+        form = FormHarm(target=swap.target, form=form_of(swap), measured=harm, compensation=1.0)
+        self.forms.append((kind, place, form))
 
     def _others(self) -> Iterator[_Step]:
         for swap in self.candidates:
@@ -256,12 +295,21 @@ class _Job:
                 swap.target in self.calls and (is_mixture(swap) or is_depthwise(swap))
             )
             if not known:
-                yield _Step(len(self.walk.nodes), lambda swap=swap: self._alone(swap))  # type: ignore[misc]
+                yield self._really(swap)
+
+    def _really(self, swap: Swap) -> _Step:
+        return _Step(len(self.walk.nodes), lambda: self._alone(swap))
 
     def _alone(self, swap: Swap) -> None:
         seen, held = ([self.batches[batch] for batch in some] for some in (self.seen, self.held))
         harm = self.judge.harm(fitted_alone(self.traced, swap, seen, held))
-        self.forms.append((-1, FormHarm(target=swap.target, form=form_of(swap), measured=harm, compensation=1.0)))
+        self._form(swap, None, len(self.walk.nodes), harm)
+
+
+def _spread(places: Collection[int]) -> set[int]:
+    """So many of the places as compensation is measured at, evenly spread, the last one among them."""
+    ordered = sorted(set(places), reverse=True)
+    return set(ordered[:: -(-len(ordered) // _ANSWERED) or 1])
 
 
 def _most(walk: Walk) -> int:

@@ -9,7 +9,7 @@ any linear combination of them, and a dropped channel is as good as what the oth
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -63,6 +63,17 @@ class Readers:
     def changes(self, swap: ThinSwap) -> dict[fx.Node, Affine]:
         """What becomes of the values that the block's layers read."""
         return {node: predicted(self.moments[node], mask) for node, mask in self.dropped(swap).items()}
+
+    def missed(self, changes: Mapping[fx.Node, Affine]) -> float:
+        """The share of what the layers read that the kept channels do not predict, a mean over layers."""
+        shares = [_missed(self.moments[node], change) for node, change in changes.items()]
+        return sum(shares) / len(shares)
+
+
+def _missed(moments: Moments, change: Affine) -> float:
+    s = moments.features()[0]
+    less = change.matrix - torch.eye(len(s), dtype=s.dtype, device=s.device)
+    return float(((less @ s) * less).sum() / s.diagonal().sum().clamp_min(1e-300))
 
 
 def predicted(moments: Moments, kept: np.ndarray) -> Affine:
