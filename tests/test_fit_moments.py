@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ghostify.leastsquares.moments import LIMIT, RIDGES, Moments, Normal, serving, solve, spanning
-from ghostify.leastsquares.principal import Principal
+from ghostify.leastsquares.principal import Principal, carried
 
 GROUPS = pytest.mark.parametrize("g", [1, 3])
 CONSTANT = pytest.mark.parametrize("constant", [True, False], ids=["constant", "no-constant"])
@@ -314,6 +314,7 @@ def test_what_m_combinations_carry_is_what_a_layer_of_that_rank_fitted_to_it_lea
     weights = torch.arange(1.0, 7, dtype=torch.float64) ** 3 if weighted else torch.ones(6, dtype=torch.float64)
     covariance = weight @ s @ weight.T
     curve = Principal.of(covariance, weights)
+    assert near(carried(covariance, weights), curve.carried, 1e-12)
     for m in range(1, 7):
         fitted = by_singular_values(s, weight, weights, m)
         assert near(curve.projection(m) @ weight, fitted, 1e-8)

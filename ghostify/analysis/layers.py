@@ -21,7 +21,7 @@ from ghostify.fitting.channel_order import own_split
 from ghostify.fitting.kinds.ghosts import layout
 from ghostify.leastsquares.moments import Moments
 from ghostify.leastsquares.pairs import PairMoments, as_maps
-from ghostify.leastsquares.principal import Principal
+from ghostify.leastsquares.principal import carried
 from ghostify.leastsquares.sampling import Positions, positions_wanted
 
 SIZES = (1, 3, 5, 7)
@@ -103,7 +103,7 @@ def rank_curve(maps: Callable[[int], Tensor], positions: Positions, weights: Ten
     for batch in positions.batches:
         y = positions.values(as_maps(maps(batch)), batch)[:, None]
         moments.add(y, y[:, :, :0])  # nothing is predicted: the covariance of the maps says all
-    return tuple(Principal.of(moments.features()[0], weights).carried.tolist())
+    return tuple(carried(moments.features()[0], weights).tolist())
 
 
 def _halves(maps: Callable[[int], Tensor], positions: Positions, d: int) -> list[PairMoments]:

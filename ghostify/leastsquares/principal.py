@@ -35,18 +35,14 @@ class Principal:
     @staticmethod
     def of(covariance: Tensor, weights: Tensor) -> Principal:
         """Those of a covariance (n, n), where errors count by ``weights``: Λ (n, n), or its diagonal (n,)."""
-        # Outputs times R make the weighted error a plain one, which eigenvectors minimise.
-        root = torch.linalg.cholesky(metric_of(weights, UNWEIGHTED), upper=True)
+        root = _root(weights)
         values, vectors = torch.linalg.eigh(root @ covariance.double() @ root.T)
         return Principal(values.flip(0).clamp_min(0), vectors.flip(1), root)
 
     @cached_property
     def carried(self) -> Tensor:
         """By m = 1 … n, the share of the variance that m combinations carry, (n,); all of it where nothing varies."""
-        total = self.variances.sum()
-        if not total > 0:
-            return torch.ones_like(self.variances)
-        return (self.variances.cumsum(0) / total).clamp_max(1)
+        return _running(self.variances)
 
     def needed(self, lost: float) -> int:
         """The smallest m that loses no more than a share of the variance."""
@@ -58,6 +54,24 @@ class Principal:
         """P_m (n, n): what m combinations leave of the outputs, about their mean."""
         leading = self.directions[:, :m]
         return torch.linalg.solve_triangular(self.root, leading @ (leading.T @ self.root), upper=True)
+
+
+def carried(covariance: Tensor, weights: Tensor) -> Tensor:
+    """The rank curve alone, (n,): without directions, which take most of the time where outputs are many."""
+    root = _root(weights)
+    values = torch.linalg.eigvalsh(root @ covariance.double() @ root.T)
+    return _running(values.flip(0).clamp_min(0))
+
+
+def _root(weights: Tensor) -> Tensor:
+    """R (n, n): outputs times R make the weighted error a plain one, which eigenvectors minimise."""
+    return torch.linalg.cholesky(metric_of(weights, UNWEIGHTED), upper=True)
+
+
+def _running(variances: Tensor) -> Tensor:
+    """By m, the share of all variances that the first m make up; all of it where nothing varies."""
+    total = variances.sum()
+    return (variances.cumsum(0) / total).clamp_max(1) if total > 0 else torch.ones_like(variances)
 
 
 def metric_of(weights: Tensor, least: float) -> Tensor:
