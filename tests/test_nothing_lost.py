@@ -19,7 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from ghostify import experiment, job
+from ghostify import experiment, job, planned
 from ghostify.cli.app import app
 from ghostify.cli.runs import RunInterrupted
 from ghostify.errors import GhostifyError, PlanError, RunError
@@ -280,7 +280,7 @@ def build():
 
 CHAPTERS: dict[str, tuple[Any, str]] = {
     "prepare": (job, "prepare"),
-    "plan": (job, "agreed"),
+    "plan": (planned, "agreed"),
     "rehearse": (job, "rehearse"),
     "fit": (job, "fitted"),
     "test": (job, "evaluate"),

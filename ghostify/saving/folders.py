@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ghostify.errors import RunError
 from ghostify.files import Made
 from ghostify.planning import Plan
-from ghostify.recipe import Recipe, read_yaml, validated
+from ghostify.recipe import Recipe
 from ghostify.saving.installing import write_file, writing
-from ghostify.saving.runs import RECIPE, as_yaml, found_from_here, is_run, not_there, read_run
+from ghostify.saving.runs import RECIPE, as_yaml, found_from_here, is_run, not_there, read_run, recipe_begun_with
 
 REQUEST = "request.json"
 PLAN_GIVEN = "plan-given.yaml"
@@ -104,7 +104,7 @@ def resumable(folder: Path, verb: str) -> Recipe:
         raise RunError(not_there(folder))
     if not path.is_file():
         raise RunError(f"{str(folder)!r} is no run folder to go on with: it has no recipe.yaml.")
-    recipe = validated(Recipe, read_yaml(path, RunError, "Recipe"), f"Recipe {str(path)!r}", RunError)
+    recipe = recipe_begun_with(path, f"Recipe {str(path)!r}")
     trains = recipe.finetune is not None and recipe.finetune.epochs > 0
     if is_run(folder) and read_run(folder).state == ("finetuned" if trains else "converted"):
         raise RunError(

@@ -249,10 +249,21 @@ def _recipe_there(folder: Path, recipe: Recipe) -> bytes | None:
     """The recipe in the folder as a person wrote it, comments and all, where it asks for the same."""
     path = folder / RECIPE
     try:
-        there = validated(Recipe, read_yaml(path, RunError, "Recipe"), RECIPE, RunError) if path.is_file() else None
+        there = recipe_begun_with(path, RECIPE) if path.is_file() else None
     except RunError:
         return None
     return path.read_bytes() if there and _request(there) == _request(recipe) else None
+
+
+def recipe_begun_with(path: Path, where: str) -> Recipe:
+    """The recipe in a run folder's file; of a version that measured nothing before it swapped, one that goes on so.
+
+    Raises ``RunError`` with ``where``.
+    """
+    values = read_yaml(path, RunError, "Recipe")
+    if isinstance(values, dict):
+        values = {"budget": {"measure": False}} | values
+    return validated(Recipe, values, where, RunError)
 
 
 def _request(recipe: Recipe) -> Recipe:
