@@ -15,7 +15,9 @@ from torchvision import models
 
 import ghostify
 from ghostify.budget.agreeing import Curve
+from ghostify.budget.checking import Seen
 from ghostify.budget.choosing import MISS, Choosing
+from ghostify.budget.meeting import settled
 from ghostify.budget.preparing import prepared, settings_under
 from ghostify.budget.pricing import Prices
 from ghostify.budget.timing import Timed
@@ -310,3 +312,56 @@ def test_time_is_measured_where_the_network_is(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(PlanError, match="stop"):
         ghostify.convert(resnet20(), torch.zeros(1, 3, 32, 32), budget={"target": "latency=0.5x", "measure": True})
     assert seen == [("cuda:0", "cuda:0")]
+
+
+class Harsh:
+    """A witness of networks that do more harm than was expected of them, and change answers as the curve has it."""
+
+    images = 400
+
+    def __init__(self, choosing: Choosing, times: float) -> None:
+        self.choosing, self.times = choosing, times
+        self.seen: list[Seen] = []
+
+    def saw(self, module: nn.Module) -> Seen:
+        """By the plan that stands."""
+        assert self.choosing.solution is not None and self.curve is not None
+        harm = self.times * self.choosing.solution.harm
+        self.seen.append(Seen(harm, self.curve.share(harm)))
+        return self.seen[-1]
+
+    curve: Curve | None = None
+
+
+@pytest.mark.parametrize("times", [1.0, 3.0, 0.2])
+def test_what_is_to_be_kept_is_kept_also_where_harm_was_misjudged(times: float) -> None:
+    """A plan that harms more than expected is made milder, one that harms much less cheaper."""
+    choosing = begun("macs=0.5x")
+    choosing.budget = BudgetSettings(keep=0.9, measure=False)
+    witness = Harsh(choosing, times)
+    choosing.curve = witness.curve = Curve.of(torch.randn(400, 10, generator=torch.Generator().manual_seed(1)))
+    choosing.witness = witness  # type: ignore[assignment]
+    first = ghostify.rewrite(recording(), choosing.plan())
+    done = settled(choosing, first, lambda plan: ghostify.rewrite(recording(), plan), lambda line: None)
+    assert done.budget is not None and done.budget.agreement_measured is not None
+    assert done.budget.agreement_measured >= 0.9 - 1e-3
+    assert (done.budget.rounds > 0) == (times != 1.0)
+    costs = first.after.cost.macs, done.after.cost.macs
+    assert costs[0] == costs[1] if times == 1.0 else (costs[0] < costs[1]) == (times > 1)
+
+
+def test_a_run_that_goes_on_knows_the_harms_it_has_measured(
+    cli: Cli, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("compress", "mine:tiny", "--input", "3,8,8", "--data", images, "--target", "macs=0.6x", "-o", "run")
+    with monkeypatch.context() as stopped:
+        stopped.setattr("ghostify.job.fitted", _interrupted)
+        assert cli(*asked).code == 130
+    monkeypatch.setattr("ghostify.budget.preparing.measure_harms", _interrupted)
+    answer = cli("compress", "--resume", "run")
+    assert answer.code == 0, answer.err
+    assert "Budget: macs=0.6x" in answer.out
+
+
+def _interrupted(*args: Any, **kwargs: Any) -> None:
+    raise KeyboardInterrupt
