@@ -36,8 +36,8 @@ from ghostify.scanning import Site, scan
 from ghostify.tracing import Recording, Traced, sized_as
 
 LEAST_IMAGES = 8
-_NUMBERS = 2**24
-"""Numbers in all images that are looked at: a hundred at 224x224, as many as there are of small ones."""
+_NUMBERS = 2**23
+"""Numbers in all images that are looked at: fifty images of 224x224, and of small ones as many as there are."""
 _ANSWERED = 24
 """Layers at which compensation is measured, evenly spread over the network."""
 _COMPENSATED = 1 / 3
