@@ -43,6 +43,10 @@ class With:
         return f"{self.setting} {listed}"
 
 
+LATER = "later"
+"""Metadata of a setting that files of an earlier format do not have."""
+
+
 def require_effect(settings: BaseModel, group: str = "") -> None:
     """Raise ``RecipeError`` for the first setting given that has no effect with the others; ``group`` is its prefix."""
     for name in given(settings):
@@ -78,15 +82,22 @@ def needs(model: type[BaseModel], name: str, value: Any) -> list[With]:
 def given(settings: BaseModel) -> Iterator[str]:
     """The settings that were given and say something, in the order of their declaration.
 
-    Where all are, as in the file of a run, a program filled in the defaults, and nobody asked for them.
+    Where all that have a default are, as in the file of a run, a program filled these in, and nobody asked for them.
+    Those without one do not count, nor do ``LATER`` ones: the version that wrote a file may not have known them yet.
     """
     fields = type(settings).model_fields
-    filled_in = settings.model_fields_set >= fields.keys()
+    known = {name for name, field in fields.items() if _says(field.default) and LATER not in field.metadata}
+    filled_in = settings.model_fields_set >= known
     for name, field in fields.items():
         value = getattr(settings, name)
-        said = name in settings.model_fields_set and value not in (None, (), {})
+        said = name in settings.model_fields_set and _says(value)
         if said and not (filled_in and value == field.default):
             yield name
+
+
+def _says(value: Any) -> bool:
+    """Whether a value asks for anything."""
+    return value not in (None, (), {})
 
 
 def require_effect_by_name(settings: BaseModel, pattern: str, own: BaseModel) -> None:

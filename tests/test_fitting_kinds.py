@@ -381,9 +381,9 @@ def test_what_follows_a_ghost_is_fitted_in_any_dimension(dimensions: int) -> Non
     """A convolution that is kept, and has no norm."""
     torch.manual_seed(0)
     plain: Any = PLAIN[dimensions]
-    layers = plain(3, 8, 3, padding=1), nn.ReLU(), plain(8, 12, 3), nn.ReLU(), plain(12, 8, 3, stride=2)
+    layers = plain(3, 8, 3, padding=1), nn.ReLU(), plain(8, 12, 3), nn.ReLU(), plain(12, 8, 2, stride=2)
     model = nn.Sequential(*layers, POOLS[dimensions](1), nn.Flatten(), nn.Linear(8, 4)).eval()
-    many = torch.cat([images(dimensions, seed) for seed in range(4)])
+    many = torch.cat([images(dimensions, seed) for seed in range(12)])  # more positions than a filter has unknowns
     ghosted = fitted(model, many, min_saving=0, include=("0", "2"))
     (kept,) = (layer for layer in ghosted.fit.layers if layer.target == "4")  # type: ignore[union-attr]
     assert kept.kind == "layer" and kept.error < kept.before
@@ -540,6 +540,22 @@ def test_a_network_with_autocast_of_its_own_is_fitted(pointwise: Any) -> None:
         if (fit := convert(model.eval(), images(2)[:2], settings, images=images(2)).fit)
     ]
     assert None not in errors and errors[1] == pytest.approx(errors[0], rel=0.2, abs=0.02)
+
+
+class Underived(nn.Module):
+    """An operation that torch has no derivative of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.heaviside(x, torch.zeros_like(x))
+
+
+def test_a_network_without_derivatives_is_fitted_without_them() -> None:
+    """They only say which errors matter most; then norms say it alone."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), Underived(), nn.Conv2d(24, 8, 1)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    found = convert(model, images(2)[:2], images=images(2), min_saving=0, cheap="pointwise").fit
+    assert found is not None and found.error < found.unfitted  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("where", [2, 4])

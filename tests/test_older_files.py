@@ -149,6 +149,8 @@ ghost:
     layer1.0.conv2: {cheap: null, mix: null, s: null, d: 1, parts: null, pointwise: full, ratio: null}
     layer2.0.conv1: {cheap: null, mix: null, s: 3, d: 5, parts: null, pointwise: 2, ratio: null}
     layer2.0.conv2: {cheap: null, mix: null, s: null, d: null, parts: norm-act, pointwise: null, ratio: null}
+fit:
+  {how: auto, images: 512, seconds: 60.0, compensate: true, rectified: true, kept: true, arrange: select, joint: true}
 """
 """A whole one, as a run folder keeps it: a program filled in what nobody had set."""
 X = torch.zeros(1, 3, 8, 8)

@@ -24,9 +24,9 @@ from ghostify import (
     convert_parts,
     experiment,
     fitting,
-    job,
     load,
     plan,
+    planned,
     read_plan,
     rewrite_fitted,
     save,
@@ -114,8 +114,13 @@ def transformed() -> nn.Module:
     return Transformed()
 
 
+UNTIMED = {"measure": False}
+
+
 def recipe(name: str, **settings: object) -> Recipe:
-    return make_recipe({"model": {"source": f"test_parts:{name}", "input": [3, 16, 16]}, **settings})
+    """An experiment that goes by no clock, so that its plan is the same on every machine."""
+    model = {"source": f"test_parts:{name}", "input": [3, 16, 16]}
+    return make_recipe({"model": model, "budget": UNTIMED, **settings})
 
 
 def in_parts(model: nn.Module, **settings: object) -> tuple[Recording, Plan]:
@@ -387,7 +392,9 @@ def test_a_classifier_in_parts_is_fitted_trained_tested_and_rewritten_again(tmp_
     second = experiment.train(make_recipe({**run, "finetune": {"epochs": 1}}), tmp_path / "trained", Listener())
     assert any("Rewritten: backbone" in note for note in second.report.notes)
     third = experiment.compress(
-        make_recipe({"model": {"source": str(tmp_path / "trained")}, "ghost": ANY}), tmp_path / "twice", Listener()
+        make_recipe({"model": {"source": str(tmp_path / "trained")}, "ghost": ANY, "budget": UNTIMED}),
+        tmp_path / "twice",
+        Listener(),
     )
     rules = {swap.rule for swap in load(tmp_path / "twice").plan.swaps}
     assert rules == {"c-ghost", "g-ghost"}
@@ -417,7 +424,7 @@ def test_a_network_that_resists_only_once_it_is_fitted_is_rewritten_in_parts_aft
             raise RewriteError("The rewritten Detector gives outputs of other shapes.")
         return fit_run(run, *others, **settings)
 
-    monkeypatch.setattr(job, "agreed", _as_a_whole)
+    monkeypatch.setattr(planned, "agreed", _as_a_whole)
     monkeypatch.setattr(fitting.parts, "fit_run", refuse_whole)
     settings = recipe("detector", data={"source": "fake", "limit": 24}, fit={"images": 16}, ghost=ANY)
     listener = Listener()
@@ -456,7 +463,9 @@ def test_detectors_are_compressed_saved_and_loaded(source: str, ghost: dict[str,
     args = {} if source.startswith("test") else {"num_classes": 3}
     args |= {"min_size": 64, "max_size": 64} if "rcnn" in source or "retina" in source else {}
     model = {"source": source, "args": args, "input": [3, 64, 64]}
-    outcome = experiment.compress(make_recipe({"model": model, "ghost": ghost}), tmp_path / "run", Listener())
+    outcome = experiment.compress(
+        make_recipe({"model": model, "ghost": ghost, "budget": UNTIMED}), tmp_path / "run", Listener()
+    )
     assert any(swap.target.startswith("backbone.") for swap in outcome.ghosted.plan.swaps)
     image, again = torch.rand(1, 3, 64, 64), load(tmp_path / "run").module
     for one, two in zip(outcome.ghosted.module.eval()(image), again(image), strict=True):

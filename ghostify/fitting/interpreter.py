@@ -44,6 +44,9 @@ class Interpreter:
     is another order of the same nodes (None: as they were recorded).
     """
 
+    differentiated = False
+    """Whether gradients of its values will be asked for."""
+
     def __init__(
         self, traced: Traced, root: nn.Module, batches: Iterable[Batch], order: Sequence[fx.Node] | None = None
     ) -> None:
@@ -139,7 +142,7 @@ class Interpreter:
         args, kwargs = read
         if node in self.watched:
             self.watched[node](first_argument(args, kwargs))
-        return run_node(self, node, args, kwargs)
+        return run_node(self, node, args, kwargs, self.differentiated)
 
     def _apart(self, node: fx.Node, values: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
         """What a node that writes into a tensor reads: that tensor, and all that lies in its memory, in other memory.

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from ghostify.batches import Batch, count, per_sample, split
 from ghostify.fitting.interpreter import Interpreter
 from ghostify.leastsquares.principal import shares
-from ghostify.tracing import Traced, sized_as
+from ghostify.tracing import Traced, sized_as, tensors_of_call
 
 _IMAGES = 256
 """Images that are looked at, as far as there are so many."""
@@ -56,7 +56,7 @@ def sensitivities(
     generator = torch.Generator().manual_seed(0)
     parts = _parts(batches) if nodes else []
     for part in parts:
-        run = sized_as(traced, part)
+        run = _sized(traced, part)
         # The run of another size has nodes of its own, under the same names.
         twins = {node.name: node for node in nodes}
         sensed = [node for node in run.graph.nodes if node.name in twins]
@@ -77,8 +77,16 @@ def _parts(batches: Sequence[Batch]) -> list[Batch]:
     return parts[:: max(1, len(parts) // enough)][:enough]
 
 
+def _sized(traced: Traced, part: Batch) -> Traced:
+    """The run at the size of a part; where that is its own, it is not recorded again."""
+    shapes = [tuple(tensor.shape) for tensor in tensors_of_call(part)]
+    return traced if shapes == [tuple(shape) for shape in traced.input_shapes] else sized_as(traced, part)
+
+
 class _Sensing(Interpreter):
     """A walk on which gradients of some values can be asked for."""
+
+    differentiated = True
 
     def __init__(self, traced: Traced, root: nn.Module, batch: Batch, nodes: Collection[fx.Node]) -> None:
         super().__init__(traced, root, [batch])
@@ -96,17 +104,25 @@ class _Sensing(Interpreter):
 
 
 def _gradients(walk: _Sensing, generator: torch.Generator) -> list[tuple[fx.Node, Tensor]]:
-    """Gradients of random projections of all outputs, by node."""
+    """Gradients of random projections of all outputs, by node; none of a network that torch cannot differentiate."""
     found = []
     with torch.enable_grad():
-        walk.advance(len(walk.nodes))
-        given = [walk.values[0][node] for node in walk.outputs]
-        outputs = [y for y in given if isinstance(y, Tensor) and y.is_floating_point() and y.requires_grad]
-        for _ in range(_PROJECTIONS if outputs and walk.sensed else 0):
-            total = torch.stack([_projected(y, generator) for y in outputs]).sum()
-            gradients = torch.autograd.grad(total, list(walk.sensed.values()), retain_graph=True, allow_unused=True)
-            found += [(node, g) for node, g in zip(walk.sensed, gradients, strict=True) if g is not None]
+        try:
+            walk.advance(len(walk.nodes))
+            outputs = [y for node in walk.outputs if _depends(y := walk.values[0][node])]
+            for _ in range(_PROJECTIONS if outputs and walk.sensed else 0):
+                total = torch.stack([_projected(y, generator) for y in outputs]).sum()
+                gradients = torch.autograd.grad(total, list(walk.sensed.values()), retain_graph=True, allow_unused=True)
+                found += [(node, g) for node, g in zip(walk.sensed, gradients, strict=True) if g is not None]
+        except RuntimeError:
+            # An operation without a derivative; its forward pass alone was seen to run.
+            return []
     return found
+
+
+def _depends(y: Any) -> bool:
+    """Whether an output depends on values that gradients are asked for."""
+    return isinstance(y, Tensor) and y.is_floating_point() and y.requires_grad
 
 
 def _projected(y: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ghostify.effects import With
+from ghostify.effects import LATER, With
 from ghostify.inputs import GRAMMAR, settled_inputs
 from ghostify.recipe.ghost import Kernel
 from ghostify.settings import Settings
@@ -173,6 +173,7 @@ class FitSettings(Settings):
         bool,
         Field(description="where a rank is chosen, errors count by what they do to the network's outputs"),
         _FITTED,
+        LATER,
     ] = True
     joint: Annotated[
         bool, Field(description="intrinsic maps are those that serve all maps best, together"), _FITTED

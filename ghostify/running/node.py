@@ -11,9 +11,14 @@ from ghostify.running.operations import Layers
 from ghostify.running.regions import within_regions
 
 
-def run_node(layers: Layers, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a ``call_...`` node gives for these arguments, with autocast and gradients as they were where it ran."""
-    with within_regions(node), as_called():
+def run_node(
+    layers: Layers, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], differentiated: bool = False
+) -> Any:
+    """What a ``call_...`` node gives for these arguments, with autocast and gradients as they were where it ran.
+
+    Where it is ``differentiated``, gradients are on.
+    """
+    with within_regions(node, differentiated), as_called():
         if node.op == "call_module":
             return layers.leaf(node)(*args, **kwargs)
         if node.op == "call_method":

@@ -19,15 +19,18 @@ def current_regions() -> tuple[bool, tuple[tuple[bool, torch.dtype], ...]]:
 
 
 @contextmanager
-def within_regions(node: fx.Node) -> Iterator[None]:
-    """Autocast and gradients as they were when the node was recorded, where the network had switched them."""
+def within_regions(node: fx.Node, differentiated: bool = False) -> Iterator[None]:
+    """Autocast and gradients as they were when the node was recorded, where the network had switched them.
+
+    What is ``differentiated`` has its gradients on all the same: a recording does not tell who had switched them off.
+    """
     regions = node.meta.get("regions")
     if regions is None:
         yield
         return
     gradients, casts = regions
     with ExitStack() as stack:
-        stack.enter_context(torch.set_grad_enabled(gradients))
+        stack.enter_context(torch.set_grad_enabled(gradients or differentiated))
         for kind, now, then in zip(_AUTOCASTS, current_regions()[1], casts, strict=True):
             if now != then:
                 stack.enter_context(torch.autocast(kind, enabled=then[0], dtype=then[1]))
