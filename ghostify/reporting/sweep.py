@@ -174,16 +174,22 @@ class Sweep(_Value):
         said += f"{_told(self.original)})"
         if theirs is None:
             return f"{said}."
-        return f"{said}; the best network set by hand that costs no more, {theirs.name}, has {_told(theirs.kept)}."
+        beside = f"with {self.share(theirs):.0%}, {theirs.name}, the best set by hand for about as much,"
+        return f"{said}; {beside} has {_told(theirs.kept)}."
+
+
+ALIKE = 1.1
+"""By how much more a network may cost than another to be set beside it: those set by hand hit no target exactly."""
 
 
 def best_lead(sweep: Sweep) -> tuple[Point, Point | None] | None:
-    """The planned network in the middle, and the best set by hand that costs no more; None where there is no plan."""
+    """The planned network in the middle, and the best set by hand for about as much; None where there is no plan."""
     plans = [point for point in sweep.of_family("plan") if point.kept.value is not None]
     if not plans:
         return None
     middle = plans[len(plans) // 2]
-    others = [point for point in sweep.points if point.family != "plan" and sweep.share(point) <= sweep.share(middle)]
+    most = ALIKE * sweep.share(middle)
+    others = [point for point in sweep.points if point.family != "plan" and sweep.share(point) <= most]
     return middle, max(others, key=lambda point: point.kept.value or 0.0, default=None)
 
 
