@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -199,7 +200,7 @@ class _Job:
         places = [self.walk.index[self.calls[site.name][0].node] for site in sites]
         answered = _spread(places)
         for site, place in zip(sites, places, strict=True):
-            yield _Step(place, lambda site=site, place=place: self._mixture(site, place, place in answered))  # type: ignore[misc]
+            yield _Step(place, partial(self._mixture, site, place, place in answered))
 
     def _mixture(self, site: Site, place: int, answered: bool) -> None:
         call, *others = self.calls[site.name]
@@ -239,7 +240,7 @@ class _Job:
         places = [self.walk.index[self.calls[swap.target][0].node] for swap in swaps]
         answered = _spread(places)
         for swap, place in zip(swaps, places, strict=True):
-            yield _Step(place, lambda swap=swap, place=place: self._filters(swap, place, place in answered))  # type: ignore[misc]
+            yield _Step(place, partial(self._filters, swap, place, place in answered))
 
     def _filters(self, swap: CGhostSwap, place: int, answered: bool) -> None:
         site, calls = self.scan.site(swap.target), self.calls[swap.target]
@@ -269,7 +270,7 @@ class _Job:
         places = [min(self.walk.index[node] for one in widths for node in one.changes) for widths in blocks.values()]
         answered = _spread(places)
         for widths, place in zip(blocks.values(), places, strict=True):
-            yield _Step(place, lambda own=widths, place=place: self._widths(own, place, place in answered))  # type: ignore[misc]
+            yield _Step(place, partial(self._widths, widths, place, place in answered))
 
     def _widths(self, widths: Sequence[_Thinner], place: int, answered: bool) -> None:
         """The harm of every width of a block: measured at some, and between these by what is missed."""
@@ -298,7 +299,7 @@ class _Job:
                 yield self._really(swap)
 
     def _really(self, swap: Swap) -> _Step:
-        return _Step(len(self.walk.nodes), lambda: self._alone(swap))
+        return _Step(len(self.walk.nodes), partial(self._alone, swap))
 
     def _alone(self, swap: Swap) -> None:
         seen, held = ([self.batches[batch] for batch in some] for some in (self.seen, self.held))
