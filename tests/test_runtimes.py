@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ghostify.cheap import Cheap
 from ghostify.errors import GhostifyError, ModelError, RecipeError
+from ghostify.ghosts import CGhost
 from ghostify.measuring import measure, timed
 from ghostify.networks import resnet8
 from ghostify.runtimes import RUNTIMES, Compiled, Runtime, Session, runtime
@@ -101,6 +103,20 @@ def test_layouts_of_the_example_are_those_of_the_file(one: Runtime) -> None:
     assert agree(one.session(network, (images,)), outputs(lambda: network(EXAMPLE)))
 
 
+@pytest.mark.parametrize("s", [2, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_ghosts_in_groups_run_in_any_layout(
+    s: int, layout: torch.memory_format, one: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A group of 8 outputs is no multiple of three; nothing is printed where an exporter has to try twice."""
+    ghost = (
+        CGhost.from_conv(nn.Conv2d(8, 16, 3, padding=1, groups=2), s, cheap=Cheap(3)).eval().to(memory_format=layout)
+    )
+    images = torch.randn(1, 8, 6, 6).to(memory_format=layout)
+    assert agree(one.session(ghost, (images,)), outputs(lambda: ghost(images)))
+    assert not capsys.readouterr().out
+
+
 def test_the_module_is_left_as_it_was(one: Runtime) -> None:
     network = small().train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -144,8 +160,9 @@ def test_a_computer_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) 
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr(config, "force_disable_caches", True)  # code of an earlier run would do without it
-    with pytest.raises(RecipeError, match=r"^The runtime compile needs a C\+\+ compiler, and none was found"):
+    told = pytest.raises(RecipeError, match=r"^The runtime compile needs a C\+\+ compiler, and none was found")
+    # Code of an earlier run would do without one.
+    with config.patch(force_disable_caches=True), told:
         Compiled().session(nn.Sequential(nn.Softmax(1), nn.Sigmoid(), nn.Softmax(2)), (torch.randn(2, 7, 3),))
     torch._dynamo.reset()
 

@@ -38,15 +38,17 @@ def interleaved(maps: list[Tensor], groups: int, dim: int, width: int | None = N
     """Tensors whose channels, along ``dim``, come in groups, concatenated group by group: s times (N, g·m, H, W) →
     (N, g·s·m, H, W), or (N, g·width, H, W) where each group is sliced.
     """
-    if _channels_last(maps[0], dim):
-        return _interleaved([y.movedim(dim, -1) for y in maps], groups, -1, width).movedim(-1, dim)
-    return _interleaved(maps, groups, dim, width)
+    # Told by their numbers, as above.
+    place, end = dim % maps[0].dim(), maps[0].dim() - 1
+    if _channels_last(maps[0], place):
+        return _interleaved([y.movedim(place, end) for y in maps], groups, end, width).movedim(end, place)
+    return _interleaved(maps, groups, place, width)
 
 
 def _interleaved(maps: list[Tensor], groups: int, dim: int, width: int | None) -> Tensor:
-    """``dim`` counts from the right."""
-    merged = torch.cat([y.unflatten(dim, (groups, -1)) for y in maps], dim)
-    return (merged if width is None else merged.narrow(dim, 0, width)).flatten(dim - 1, dim)
+    """``dim`` counts from the left."""
+    merged = torch.cat([y.unflatten(dim, (groups, -1)) for y in maps], dim + 1)
+    return (merged if width is None else merged.narrow(dim + 1, 0, width)).flatten(dim, dim + 1)
 
 
 def _channels_last(x: Tensor, dim: int) -> bool:
