@@ -90,9 +90,7 @@ def _converted(
     fit: FitSettings | Mapping[str, Any] | str | None,
     changes: Mapping[str, Any],
 ) -> Ghosted:
-    settings = make_settings(GhostSettings, ghost, changes)
-    fitting = make_settings(FitSettings, fit, {})
-    require_images(fitting, images is not None, "images")
+    settings, fitting = _settled(ghost, images, fit, changes)
     is_fitted = fitting.resolved(images is not None) != "none"
     recording, plan = agree(model, example, settings, fitted=is_fitted)
 
@@ -100,6 +98,18 @@ def _converted(
         return fitted(recording, plan, images, fitting, proposed=True)
 
     return carried_out(recording, plan, made, settings, fitted=is_fitted)
+
+
+def _settled(
+    ghost: GhostSettings | Mapping[str, Any] | str | None,
+    images: Batch | Iterable[Any] | None,
+    fit: FitSettings | Mapping[str, Any] | str | None,
+    changes: Mapping[str, Any],
+) -> tuple[GhostSettings, FitSettings]:
+    """The settings of a conversion, checked."""
+    fitting = make_settings(FitSettings, fit, {})
+    require_images(fitting, images is not None, "images")
+    return make_settings(GhostSettings, ghost, changes), fitting
 
 
 def _within(
@@ -112,9 +122,7 @@ def _within(
     changes: Mapping[str, Any],
 ) -> Ghosted:
     """The network of the plan that meets a budget."""
-    settings = make_settings(GhostSettings, ghost, changes)
-    fitting = make_settings(FitSettings, fit, {})
-    require_images(fitting, images is not None, "images")
+    settings, fitting = _settled(ghost, images, fit, changes)
     require_undecided(settings, budget)
     is_fitted = fitting.resolved(images is not None) != "none"
     held = None if images is None else last_of(images)
