@@ -65,7 +65,7 @@ class LeastSquares(ABC):
 
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
         """Put weights (g, n/g, D) and intercepts (g, n/g) by place where they belong."""
-        # Not abstract: a C-Ghost with depthwise filters puts its weights in two turns, in a ``fit`` of its own.
+        # Not abstract: ``BothFit`` solves for two kinds of weights at once, in a ``fit`` of its own without this.
         raise NotImplementedError(f"{type(self).__name__} has a fit of its own")
 
     def fit(self) -> float:
