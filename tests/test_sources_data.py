@@ -55,6 +55,8 @@ def wrong_type(): return 3
 def no_test(): return Noisy(3), None
 def empty(): return Noisy(3), []
 def uneven(): return [(torch.zeros(1, 2, 2), 0), (torch.zeros(1, 3, 3), 0)], [(torch.zeros(1, 2, 2), 0)]
+def mixed(items): return torch.stack([x for x, _ in items]) + torch.rand(1), torch.tensor([y for _, y in items])
+def collating(): return {"train": Noisy(20), "test": Noisy(6), "collate": mixed}
 def arrays(): return None, [(numpy.zeros((1, 2, 2)), 0)]
 def bytes_(): return None, [(torch.zeros(1, 2, 2, dtype=torch.uint8), 0)]
 def broken(): raise OSError("disk on fire")
@@ -195,6 +197,45 @@ def test_processes_share_an_epoch_evenly(sources: dict[str, Data]) -> None:
     assert {sum(map(len, share)) for share in shares} == {18 // 4}
     images = torch.cat([x.flatten(1) for rank in range(3) for x in epoch(loaded, rank=rank, world=3)[::2]])
     assert len(images.unique(dim=0)) == 18
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_loader_that_starts_later_gives_what_the_whole_one_gives_from_there(
+    sources: dict[str, Data], world: int
+) -> None:
+    options = {"rank": world - 1, "world": world}
+    for name, loaded in {**sources, "collated": data("user_data:collating")}.items():
+        whole = epoch(loaded, 3, 5, **options)
+        for start in range(len(whole) // 2 + 1):
+            torch.manual_seed(start), random.seed(start), np.random.seed(start)
+            assert same(epoch(loaded, 3, 5, start=start, **options), whole[2 * start :]), (name, start)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_loader_that_starts_later_may_have_other_loader_processes(sources: dict[str, Data], workers: int) -> None:
+    for name, loaded in {"large": sources["large"], "collated": data("user_data:collating")}.items():
+        whole = epoch(loaded, 3, 5)
+        assert len(whole) >= 4 and same(epoch(loaded, 3, 5, workers, start=1), whole[2:]), name
+
+
+def test_processes_together_train_on_the_batches_of_one(sources: dict[str, Data]) -> None:
+    for name, loaded in sources.items():
+        alone = [batch for batch, _ in loaded.train_loader(6, 0, 0)]
+        shares = [[batch for batch, _ in loaded.train_loader(2, 0, 0, rank=rank, world=3)] for rank in range(3)]
+        for batch, parts in zip(alone[:2], zip(*shares, strict=True), strict=False):
+            rows, others = ({row.numpy().tobytes() for row in some} for some in (batch, torch.cat(parts)))
+            assert len(rows) == 6 and rows == others, name
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 7, 100])
+def test_processes_share_a_test_set_each_image_once(sources: dict[str, Data], world: int) -> None:
+    for name, loaded in {**sources, "held": data("digits", limit=41)}.items():
+        for make in (loaded.test_loader, loaded.held_loader):
+            whole = make(8)
+            if whole is not None:
+                shares = [[x for x, _ in make(8, rank=rank, world=world) or ()] for rank in range(world)]
+                rows = sorted(row.numpy().tobytes() for share in shares for batch in share for row in batch)
+                assert rows == sorted(row.numpy().tobytes() for batch, _ in whole for row in batch), name
 
 
 def test_calibration_is_fixed_and_not_varied(sources: dict[str, Data]) -> None:

@@ -85,12 +85,24 @@ class Data:
         return f"{len(self.held):,} {self.noun} {self.held_from}" if self.held is not None else ""
 
     def train_loader(
-        self, batch_size: int, seed: int, epoch: int, workers: int = 0, *, rank: int = 0, world: int = 1
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        workers: int = 0,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
     ) -> Loader:
         """Shuffled and varied batches: (n, C, H, W), (n,).  ``seed`` and ``epoch`` alone decide order and variation.
 
-        Process ``rank`` of ``world`` gets its even share of the images.  A last batch of one image is left out: batch
-        norm cannot be trained on it.  Raises DataError when there are no training images.
+        Of ``world`` processes, process ``rank`` gets its even share of the images: batch b of all of them together
+        holds the images of batch b of one process with batches ``world`` times as large.  The loader begins at batch
+        ``start``, and gives bit for bit what the whole epoch has from there on, with any number of ``workers``.  A last
+        batch of one image is left out: batch norm cannot be trained on it.
+
+        Raises DataError when there are no training images.
         """
         train = self._need_train("train on").quick
         generator = Generator().manual_seed(epoch_seed(seed, epoch))
@@ -99,17 +111,18 @@ class Data:
         batches = in_batches(order[rank : len(order) - len(order) % world : world], batch_size)
         if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
             batches.pop()
-        return Loader(train, batches, workers, epoch_seed(seed, epoch), draws)
+        return Loader(train, batches[start:], workers, epoch_seed(seed, epoch), draws)
 
-    def test_loader(self, batch_size: int, workers: int = 0) -> Loader:
-        """All test images in their order, as they are: (n, C, H, W), (n,)."""
-        return Loader(self.test.quick, in_batches(range(len(self.test)), batch_size), workers)
+    def test_loader(self, batch_size: int, workers: int = 0, *, rank: int = 0, world: int = 1) -> Loader:
+        """All test images in their order, as they are: (n, C, H, W), (n,).
 
-    def held_loader(self, batch_size: int, workers: int = 0) -> Loader | None:
-        """All images to choose an epoch by, not varied: (n, C, H, W), (n,); None where there are none."""
-        if self.held is None:
-            return None
-        return Loader(self.held.quick, in_batches(range(len(self.held)), batch_size), workers)
+        ``world`` processes share them, each image once; a process gets none where there are fewer images than that.
+        """
+        return _unvaried(self.test, batch_size, workers, rank, world)
+
+    def held_loader(self, batch_size: int, workers: int = 0, *, rank: int = 0, world: int = 1) -> Loader | None:
+        """All images to choose an epoch by, shared as those of ``test_loader`` are; None where there are none."""
+        return None if self.held is None else _unvaried(self.held, batch_size, workers, rank, world)
 
     def calibration(self, n: int, beyond: int = 0) -> Batch:
         """The same ``n`` training images every time, not varied: (n, C, H, W), or a batch of whatever the network is
@@ -127,6 +140,10 @@ class Data:
         if self.train is None:
             raise DataError(f"Data {self.name!r} has no training images to {purpose}.")
         return self.train
+
+
+def _unvaried(images: Images, batch_size: int, workers: int, rank: int, world: int) -> Loader:
+    return Loader(images.quick, in_batches(range(rank, len(images), world), batch_size), workers)
 
 
 def load_data(

@@ -87,7 +87,8 @@ class UserSamples(Images):
         seeds = places if draws is None else (draws[:, 0].double() * 2**24).long().tolist()
         items = [self._item(place, seed) for place, seed in zip(places, seeds, strict=True)]
         if self.collate is not None:
-            return collated(self.collate, items, self.name)
+            with _seeded(seeds[0]):  # what a collate draws must not hang on which loader process calls it
+                return collated(self.collate, items, self.name)
         return stacked([one for one, _ in items]), together([label for _, label in items], self.name)
 
     def take(self, indices: Sequence[int]) -> UserSamples:

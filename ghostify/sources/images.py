@@ -229,6 +229,9 @@ class Loader(DataLoader[tuple[Tensor, Tensor]]):
             generator=Generator().manual_seed(seed),  # so that loading takes nothing from the global generator
         )
 
+    def check_worker_number_rationality(self) -> None:
+        """No advice of torch's: how many loader processes there are is the user's to say, and waiting takes no core."""
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
         try:
             yield from super().__iter__()
