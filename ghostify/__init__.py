@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ghostify.benching import Bench as Bench
     from ghostify.benching.bench import bench as bench
     from ghostify.errors import GhostifyError as GhostifyError
+    from ghostify.exporting import Exported as Exported
+    from ghostify.exporting.export import export as export
     from ghostify.finetuning import finetune as finetune
     from ghostify.fitting import rewrite_fitted as rewrite_fitted
     from ghostify.ghosts import CGhost as CGhost
@@ -53,6 +55,8 @@ _HOME = {
     "bench": "benching",
     "CGhost": "ghosts",
     "GGhostStage": "ghosts",
+    "Exported": "exporting",
+    "export": "exporting",
     "FitSettings": "recipe",
     "GhostSettings": "recipe",
     "Ghosted": "rewriting",

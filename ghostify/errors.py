@@ -49,6 +49,10 @@ class FitError(GhostifyError):
     """Weights cannot be fitted to these images."""
 
 
+class ExportError(GhostifyError):
+    """A network cannot be written to a file of a format, or the file is not the same network."""
+
+
 class RunError(GhostifyError):
     """A run folder is missing, changed, truncated, or cannot be written."""
 

@@ -5,7 +5,21 @@
 recorded network, ``checking.py`` compares the two, ``optimize.py`` is the verb, and ``result.py`` the value.
 """
 
-from ghostify.inference.optimize import inference_form, optimize, optimized_blank, recorded_for
+from ghostify.inference.optimize import (
+    example_for_network,
+    inference_form,
+    optimize,
+    optimized_blank,
+    recorded_for,
+)
 from ghostify.inference.result import Change, Optimized
 
-__all__ = ["Change", "Optimized", "inference_form", "optimize", "optimized_blank", "recorded_for"]
+__all__ = [
+    "Change",
+    "Optimized",
+    "example_for_network",
+    "inference_form",
+    "optimize",
+    "optimized_blank",
+    "recorded_for",
+]

@@ -42,7 +42,7 @@ def optimize(ghosted: Ghosted | nn.Module, example: Any = None) -> Optimized:
     """
     module = network(ghosted)
     trained = ghosted if isinstance(ghosted, Ghosted) else None
-    given = _example_of(trained, module) if example is None else example
+    given = example_for_network(trained, module) if example is None else example
     recording = recorded_for(trained.plan, module, given) if trained else record(module, given)
     parts: dict[str, nn.Module] = {}
     cost, changes = Cost(), list[Change]()
@@ -94,7 +94,7 @@ def _as_it_is(recording: Recording, module: nn.Module) -> Ghosted:
     return Ghosted(module, plan, seen, seen)
 
 
-def _example_of(trained: Ghosted | None, module: nn.Module) -> Any:
+def example_for_network(trained: Ghosted | None, module: nn.Module) -> Any:
     """An input like the one that a network was converted with."""
     form = Form.of_scan(trained.before) if trained else None
     if form is None or not form.kinds:

@@ -1,0 +1,13 @@
+"""A network → a file that its own runtime runs, with the proof that it is the same network.
+
+``portable.py`` makes a network ready for a file, ``formats/`` write and run files, ``parity.py`` compares a file with
+its network; ``export.py`` is the verb, and ``result.py`` the value.
+"""
+
+from ghostify.exporting.export import export
+from ghostify.exporting.formats import FORMATS, Format, Runner, format_named
+from ghostify.exporting.parity import Parity
+from ghostify.exporting.portable import Portable, portable
+from ghostify.exporting.result import Exported
+
+__all__ = ["FORMATS", "Exported", "Format", "Parity", "Portable", "Runner", "export", "format_named", "portable"]
