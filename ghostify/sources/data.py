@@ -97,10 +97,10 @@ class Data:
     ) -> Loader:
         """Shuffled and varied batches: (n, C, H, W), (n,).  ``seed`` and ``epoch`` alone decide order and variation.
 
-        Of ``world`` processes, process ``rank`` gets its even share of the images: batch b of all of them together
-        holds the images of batch b of one process with batches ``world`` times as large.  The loader begins at batch
-        ``start``, and gives bit for bit what the whole epoch has from there on, with any number of ``workers``.  A last
-        batch of one image is left out: batch norm cannot be trained on it.
+        ``batch_size`` images are what ``world`` processes train on together, so that a batch holds the same images
+        however many they are; process ``rank`` gets its share of each, None of one that is too small for all to have
+        one.  The loader begins at batch ``start``, and gives bit for bit what the whole epoch has from there on, with
+        any number of ``workers``.  A last batch of one image is left out: batch norm cannot be trained on it.
 
         Raises DataError when there are no training images.
         """
@@ -108,10 +108,11 @@ class Data:
         generator = Generator().manual_seed(epoch_seed(seed, epoch))
         draws = torch.rand(len(train), DRAWS, generator=generator)
         order = torch.randperm(len(train), generator=generator).tolist()
-        batches = in_batches(order[rank : len(order) - len(order) % world : world], batch_size)
+        batches = in_batches(order, batch_size)
         if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
             batches.pop()
-        return Loader(train, batches[start:], workers, epoch_seed(seed, epoch), draws)
+        shares = [batch[rank::world] for batch in batches[start:]]
+        return Loader(train, shares, workers, epoch_seed(seed, epoch), draws)
 
     def test_loader(self, batch_size: int, workers: int = 0, *, rank: int = 0, world: int = 1) -> Loader:
         """All test images in their order, as they are: (n, C, H, W), (n,).
