@@ -266,13 +266,13 @@ def in_batches(order: Sequence[int], size: int) -> list[list[int]]:
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor] | None]):
+class _Batches(Dataset[Any]):
     """Whole batches by their list of indices, which is what lets them be varied and normalised at once."""
 
     def __init__(self, images: Images, draws: Tensor | None) -> None:
         self.images, self.draws = images, draws
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor] | None:
+    def __getitem__(self, indices: list[int]) -> tuple[Batch, Any] | None:
         if not indices:
             return None  # a batch of fewer images than there are processes
         return self.images.batch(indices, None if self.draws is None else self.draws[torch.as_tensor(indices)])
