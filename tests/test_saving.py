@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +58,7 @@ def test_cheap_operations_come_back_with_the_plan(tmp_path: Path, cheap: str) ->
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     ghostify.save(ghosted(), tmp_path / "run", model="ghostify:resnet8", original=resnet8())
     suffixes = {path.suffix for path in (tmp_path / "run").iterdir()}
-    assert suffixes == {".json", ".yaml", ".safetensors"}
+    assert suffixes == {".json", ".yaml", ".safetensors", ".md"}
 
 
 def test_half_precision_comes_back_as_half_precision(tmp_path: Path) -> None:
@@ -186,7 +189,7 @@ def test_another_run_is_not_overwritten_unless_that_is_said(tmp_path: Path, stat
             ghostify.save(other, folder, model=source, state=again)
         assert "\n" not in str(refused.value) and everything(folder) == before
     ghostify.save(other, folder, model=source, overwrite=True)
-    files = {"run.json", "plan.yaml", "scan.json", "environment.json", "weights-converted.safetensors"}
+    files = {"run.json", "README.md", "plan.yaml", "scan.json", "environment.json", "weights-converted.safetensors"}
     assert set(everything(folder)) == files and set(read_run(folder).files) == files - {"run.json"}
     assert torch.equal(outputs(ghostify.load(folder).module), outputs(other.module))
     assert load_original(folder) is None
@@ -219,7 +222,7 @@ class Killed(BaseException):
     """The process died here."""
 
 
-@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("at", range(9))
 def test_a_process_that_dies_while_it_overwrites_leaves_one_of_the_two_runs(
     tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,15 +247,15 @@ def test_a_process_that_dies_while_it_overwrites_leaves_one_of_the_two_runs(
         with contextlib.suppress(Killed):
             ghostify.save(other, folder, model=source, report=ghostify.compare(other), overwrite=True)
     found = ghostify.load(folder)
-    assert found.plan == (made.plan if at < 6 else other.plan)
-    assert torch.equal(outputs(found.module), outputs((made if at < 6 else other).module))
-    assert read_report(folder) == ghostify.compare(made if at < 6 else other)
+    assert found.plan == (made.plan if at < 7 else other.plan)
+    assert torch.equal(outputs(found.module), outputs((made if at < 7 else other).module))
+    assert read_report(folder) == ghostify.compare(made if at < 7 else other)
     ghostify.save(other, folder, model=source, overwrite=True)
     assert torch.equal(outputs(ghostify.load(folder).module), outputs(other.module))
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("at", range(7))
 def test_a_process_that_dies_while_it_saves_first_can_save_again(
     tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,3 +321,37 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     loaded = ghostify.load(tmp_path / "run", model=Tied()).module
     assert loaded.get_parameter("first.weight") is loaded.get_parameter("second.weight")
     assert torch.equal(outputs(loaded), outputs(made.module))
+
+
+# -- the model card --------------------------------------------------------------------------------------------
+
+
+def test_the_model_card_tells_what_the_folder_holds(tmp_path: Path) -> None:
+    saved = ghosted()
+    folder = ghostify.save(saved, tmp_path / "run", model="ghostify:resnet8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert str(ghostify.compare(saved).summary()) in card
+    assert "`ghostify:resnet8`" in card
+    others = {path.name for path in folder.iterdir()} - {"README.md", "run.json"}
+    assert others == set(re.findall(r"^\| `(.*?)` \|", card, re.MULTILINE))
+
+
+def test_the_model_cards_lines_load_a_copied_folder(tmp_path: Path) -> None:
+    saved = ghosted()
+    ghostify.save(saved, tmp_path / "run", model="ghostify:resnet8")
+    copy = shutil.copytree(tmp_path / "run", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "run")
+    card = (copy / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(lines[0].replace("PATH OF THIS FOLDER", str(copy)), names)
+    assert torch.equal(outputs(names["network"]), outputs(saved.module))
+
+
+def test_a_readme_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(RunError, match=r"README\.md"):
+        ghostify.save(ghosted(), folder, model="ghostify:resnet8")
+    assert (folder / "README.md").read_text() == "mine"

@@ -8,6 +8,7 @@
     weights-*.safetensors
     report.json         theory, counts and measurements
     environment.json    versions, platform, device, seed
+    README.md           a model card: what this is, for who finds it elsewhere
 
 Beside them lie ``request.json`` and ``plan-given.yaml``, what an interrupted run was asked for, and checkpoints.
 
@@ -34,7 +35,8 @@ from ghostify.fit_result import Fit
 from ghostify.inference import Optimized
 from ghostify.planning import Plan, read_plan
 from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
-from ghostify.reporting import Report
+from ghostify.reporting import Report, compare
+from ghostify.reporting.card import CARD, card
 from ghostify.rewriting import Ghosted, rewritten
 from ghostify.running import undisturbed
 from ghostify.saving import blanks
@@ -159,6 +161,8 @@ def save_rehearsed(
     """``save``, with the ``blank`` that ``rehearse`` gave for this network, where it did."""
     source = model or (recipe.model if recipe else None)
     texts = _texts(folder, ghosted, recipe, report, environment)
+    listed_there = [*texts, _weights_of(state)]
+    texts[CARD] = card(report or compare(ghosted), source, _form(ghosted), listed_there).encode()
     with writing(folder), undone_on_failure() as made:
         old = _run_there(folder, ghosted, source, state, overwrite)
         blank = _blank_for(ghosted, source, blank)
@@ -198,7 +202,7 @@ def rehearse(
     ``RewriteError`` where the plan cannot be carried out.
     """
     known = owned(folder)
-    for name in (*NAMES, *(f"weights-{state}.safetensors" for state in STATES), ORIGINAL):
+    for name in (*NAMES, *map(_weights_of, STATES), ORIGINAL):
         require_owned(folder, name, known)
     require_plain(present)
     blank = _blank(source, plan, Form.of_example(example), carried_out=not pristine)
@@ -234,6 +238,10 @@ def _texts(
     if recipe is not None:
         contents[RECIPE] = _recipe_there(folder, recipe) or as_yaml(recipe).encode()
     return contents
+
+
+def _weights_of(state: str) -> str:
+    return f"weights-{state}.safetensors"
 
 
 def _form(ghosted: Ghosted) -> Literal["training", "inference"]:
@@ -324,7 +332,7 @@ def _add_weights(
     new: Installation, ghosted: Ghosted, blank: Blank | None, original: nn.Module | None, state: str
 ) -> str:
     """Write the weights and read them back; the name of the network's file."""
-    name, builder = f"weights-{state}.safetensors", blank.built_by if blank else "the original"
+    name, builder = _weights_of(state), blank.built_by if blank else "the original"
     written = new.add(name, lambda path: write_weights(ghosted.module, path))
     blanks.require_readable(written, ghosted.module, blank.module if blank else None, builder)
     if blank is not None:
