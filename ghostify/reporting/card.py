@@ -27,7 +27,8 @@ tags: [ghostify, compressed]
 
 {use}
 
-The weights are safetensors, so loading them runs no code from this folder; the code of the network comes from its source.
+The weights are safetensors, so loading them runs no code from this folder.  The code of the network comes
+from its source.
 
 ## Files
 
@@ -42,6 +43,11 @@ _HOLDS = {
     "fit.json": "how the weights were fitted, and the error of each part",
     "recipe.yaml": "all settings of the experiment: `ghostify compress --recipe` repeats it",
     "environment.json": "the versions, and the machine it was made on",
+}
+
+_FORMS = {
+    "training": "This is the form that trains; `ghostify optimize` makes the one that runs fast.",
+    "inference": "This is the form that runs: it is not trained further.",
 }
 
 
@@ -64,11 +70,7 @@ def card(report: Report, source: ModelSettings | None, form: str, files: Iterabl
 def _origin(source: ModelSettings | None, form: str) -> str:
     made = "a network handed over in Python" if source is None else f"`{source.source}`"
     weights = f" with the weights `{source.weights}`" if source and source.weights else ""
-    kind = {
-        "training": "This is the form that trains: fine-tune it, or let `ghostify optimize` make the one that runs fast.",
-        "inference": "This is the form that runs: it is not trained further.",
-    }
-    return f"It was made from {made}{weights}. {kind[form]}"
+    return f"It was made from {made}{weights}. {_FORMS[form]}"
 
 
 def _use(source: ModelSettings | None) -> str:
