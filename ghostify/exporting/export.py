@@ -6,27 +6,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ghostify.arguments import example_input, network, or_none, takes
-from ghostify.batches import Batch, count
+from ghostify.batches import Batch
 from ghostify.errors import ExportError, GhostifyError
-from ghostify.exporting import parity
+from ghostify.exporting.diverging import first_divergence
 from ghostify.exporting.formats import Format, format_named
-from ghostify.exporting.parity import Parity
+from ghostify.exporting.parity import OPEN_BATCHES, Parity, check
 from ghostify.exporting.portable import Portable, portable
 from ghostify.exporting.result import Exported
+from ghostify.exporting.samples import LEAST, Samples, noise, samples_in
 from ghostify.inference import Optimized, example_for_network, optimize
 from ghostify.rewriting import Ghosted
-from ghostify.running import evaluating, undisturbed
+from ghostify.running import undisturbed
 from ghostify.runtimes.exporting import Flat
 from ghostify.tracing import call_arguments, tensors_of_call
-
-BATCHES = (1, 2, 7)
-"""Sizes of batches that a file whose batch is open is run at."""
-NOISE = 32
-"""Samples of noise that stand in for images."""
 
 
 def _rewritten_or_network(value: Any) -> Any:
@@ -61,7 +56,7 @@ def export(
         format.write(ready, written)
         found = _checked(format, written, module, ready, example, images)
         if not found.passed:
-            raise ExportError(f"{file.name!r} was not kept, because it is not the same network: {found}.")
+            raise ExportError(f"{file.name!r} was not kept, because it is not the same network: {found.reason}.")
         size = sum(one.stat().st_size for one in Path(folder).iterdir())
         for one in Path(folder).iterdir():
             one.replace(file.parent / one.name)
@@ -90,29 +85,14 @@ def _to_run(model: nn.Module | Ghosted, example: Any) -> nn.Module:
 def _checked(
     format: Format, file: Path, module: nn.Module, ready: Portable, example: Any, images: Batch | None
 ) -> Parity:
-    """The file beside the network as it was handed over, in eval mode."""
+    """The file beside the network as it was handed over; with the first layer that differs, where they do."""
     args, kwargs = call_arguments(example)
-    samples = tuple(tensors_of_call(images)) if images is not None else _noise(ready, example)
-    batches = BATCHES if ready.dynamic else (max(count(example), 1),)
+    samples = Samples(tuple(tensors_of_call(images)), "images", True) if images is not None else noise(ready.example)
+    batches = OPEN_BATCHES if ready.dynamic else (max(samples_in(ready.example), 1),)
     switches = (True, False) if format.can_leave_unoptimized else (True,)
     runners = {optimized: format.open(file, optimized=optimized) for optimized in switches}
-    with evaluating(module):
-        return parity.check(
-            Flat(module, args, kwargs),
-            runners,
-            samples,
-            precision=ready.precision,
-            batches=batches,
-            real=images is not None,
-        )
-
-
-def _noise(ready: Portable, example: Any) -> tuple[Tensor, ...]:
-    """Normal noise, and of whole numbers the example's own."""
-    generator = torch.Generator().manual_seed(0)
-    made = []
-    for tensor in ready.example:
-        many = (NOISE, *tensor.shape[1:])
-        floats = tensor.is_floating_point()
-        made.append(torch.randn(many, generator=generator) if floats else tensor[:1].expand(many))
-    return tuple(made)
+    found = check(Flat(module, args, kwargs), runners, samples, precision=ready.precision, batches=batches)
+    if found.failed is None:
+        return found
+    first = first_divergence(ready, format, samples.first(LEAST), found.failed, found.precision)
+    return found.model_copy(update={"first": first})

@@ -1,4 +1,9 @@
-"""Whether a file, in its own runtime, gives what the network gives in eager PyTorch."""
+"""Whether a file gives what its network gives, in the runtime that will run it.
+
+The network runs in eager PyTorch and in eval mode; the file once with all that its runtime does to make it fast, and
+once without, where that can be switched off.  Where its batch size is open, batches of 1, 2 and 7 are run: one is what
+many exporters take for a constant, and no kernel is tuned for seven.
+"""
 
 from __future__ import annotations
 
@@ -6,89 +11,159 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import nn
 
+from ghostify.exporting.comparing import Compared, compare, scores_in
+from ghostify.exporting.diverging import Divergence
 from ghostify.exporting.formats import Runner
+from ghostify.exporting.samples import LEAST, Samples
+from ghostify.running import quiet
+from ghostify.tables import Table
 
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2}
-"""By how much outputs may differ, as a share of the largest magnitude of the network's own."""
+OPEN_BATCHES = (1, 2, 7)
+"""The batch sizes that a file with an open one is run at."""
 
 
-class Compared(BaseModel):
-    """The outputs of a file beside those of the network, on batches of one size."""
+class Accuracies(BaseModel):
+    """The share of samples that network and file put into the class they are labelled with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch: int
-    optimized: bool
-    """Whether with the optimisations of the file's runtime."""
-    difference: float
-    """The largest, as a share of the largest magnitude of that output of the network."""
+    network: float
+    file: float
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.file:.2%} of {self.samples} samples are right, of the network {self.network:.2%}"
 
 
 class Parity(BaseModel):
-    """Whether a file is the same network."""
+    """A file beside its network, as a value.  Printing it shows a table; it ``passed`` or tells its ``reason``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     precision: str
-    images: int
+    samples: int
+    source: str
+    """What the samples are: images of somebody's data, or noise."""
     real: bool
-    """Whether images of the run's data, and not noise."""
     compared: tuple[Compared, ...]
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCES[self.precision]
-
-    @property
-    def worst(self) -> float:
-        """The largest difference."""
-        return max(one.difference for one in self.compared)
+    accuracy: Accuracies | None = None
+    first: Divergence | None = None
+    """The first layer that gives something else, of a file that does not pass."""
 
     @property
     def passed(self) -> bool:
-        return self.worst <= self.tolerance
+        return all(run.passes(self.precision) for run in self.compared)
+
+    @property
+    def worst(self) -> float:
+        """The largest difference of all runs."""
+        return max(run.difference for run in self.compared)
+
+    @property
+    def agreement(self) -> float | None:
+        """The smallest of all runs; None of what gives no class scores."""
+        return min((run.agreement for run in self.compared if run.agreement is not None), default=None)
+
+    @property
+    def reason(self) -> str:
+        """Why it does not pass, as the end of a sentence; empty where it does."""
+        failed = self.failed
+        if failed is None:
+            return ""
+        where = f"; {self.first}" if self.first else ""
+        return f"{failed.circumstances}, {failed.missed(self.precision)}{where}"
+
+    @property
+    def told(self) -> str:
+        """How near it is, in one line."""
+        if not self.passed:
+            return self.reason
+        classes = "" if self.agreement is None else f", {self.agreement:.1%} of the classes agree"
+        return f"outputs differ by {self.worst:.1e} of the largest at most{classes} ({self.source})"
+
+    @property
+    def failed(self) -> Compared | None:
+        """The first run that does not pass; of those that do, none."""
+        return next((run for run in self.compared if not run.passes(self.precision)), None)
+
+    def table(self) -> Table:
+        """A line for each run."""
+        title = f"The file beside the network, on {self.samples} samples ({self.source}), {self.precision}"
+        table = Table(title, ["batch", "run", "difference", "agreement", "verdict"], left=_LEFT)
+        table.rows = [_row(run, self.precision) for run in self.compared]
+        table.note = "\n".join(str(line) for line in (self.accuracy, self.first) if line)
+        return table
 
     def __str__(self) -> str:
-        return f"outputs differ by {self.worst:.1e} of the largest at most ({self.tolerance:.0e} allowed)"
+        return str(self.table())
 
 
 def check(
     network: nn.Module,
-    runners: Mapping[bool, Runner],
-    images: Sequence[Tensor],
+    file: Mapping[bool, Runner],
+    samples: Samples,
     *,
-    precision: str,
-    batches: Sequence[int],
-    real: bool,
+    precision: str = "fp32",
+    batches: Sequence[int] = OPEN_BATCHES,
 ) -> Parity:
-    """Compare a file with its network.
+    """Compare a file with its network, which takes and gives tensors in a row.
 
-    ``network`` takes tensors in a row, as the file does; ``runners`` are the file with its runtime's optimisations
-    (True) and, where there is such a switch, without (False); ``images`` holds samples for each input; ``batches`` are
-    the sizes that the file takes.
+    ``file`` is the file in its runtime: optimised (True) and, where the runtime has such a switch, not (False).
+    ``batches`` are the batch sizes that the file takes.  The first ``LEAST`` samples are compared; accuracy is told of
+    all that have labels.  The network runs in eval mode, and is in the mode it was in afterwards.
     """
-    compared = [
-        Compared(batch=size, optimized=optimized, difference=_difference(network, run, images, size))
-        for size in batches
-        for optimized, run in runners.items()
+    few = samples.first(LEAST)
+    with quiet(network):
+        runs = [
+            compare(network, runner, few, batch, optimized) for optimized, runner in file.items() for batch in batches
+        ]
+        runs_at_all = not any(run.problem for run in runs)
+        accuracy = _accuracies(network, file[True], samples, max(batches)) if runs_at_all else None
+    return Parity(
+        precision=precision_of(network, precision),
+        samples=len(few),
+        source=samples.source,
+        real=samples.real,
+        compared=tuple(runs),
+        accuracy=accuracy,
+    )
+
+
+def precision_of(network: nn.Module, asked: str) -> str:
+    """What a file computes in: as was asked, or in less where the network itself does."""
+    dtypes = {parameter.dtype for parameter in network.parameters()}
+    if asked == "int8":
+        return asked
+    if torch.bfloat16 in dtypes:
+        return "bf16"
+    return "fp16" if torch.float16 in dtypes else asked
+
+
+def _accuracies(network: nn.Module, file: Runner, samples: Samples, batch: int) -> Accuracies | None:
+    """How often both are right; None where nothing is labelled, or nothing gives class scores."""
+    if samples.labels is None:
+        return None
+    right = {"network": 0, "file": 0}
+    for tensors, fresh in samples.batches(batch):
+        labels = samples.labels[fresh]
+        for name, run in (("network", network), ("file", file)):
+            scores = scores_in(run(*tensors))
+            if scores is None:
+                return None
+            right[name] += int((scores.argmax(1)[: len(labels)] == labels).sum())
+    return Accuracies(samples=len(samples), **{name: count / len(samples) for name, count in right.items()})
+
+
+_LEFT = frozenset({"run", "verdict"})
+
+
+def _row(run: Compared, precision: str) -> list[str]:
+    return [
+        str(run.batch),
+        "optimised" if run.optimized else "as written",
+        f"{run.difference:.1e}",
+        "-" if run.agreement is None else f"{run.agreement:.1%}",
+        run.missed(precision) or "passes",
     ]
-    return Parity(precision=precision, images=len(images[0]), real=real, compared=tuple(compared))
-
-
-def _difference(network: nn.Module, run: Runner, images: Sequence[Tensor], size: int) -> float:
-    worst = 0.0
-    for start in range(0, len(images[0]) - size + 1, size):
-        batch = [one[start : start + size] for one in images]
-        with torch.inference_mode():
-            pairs = zip(network(*batch), run(*batch), strict=True)
-            worst = max([worst, *(_share(wanted, found) for wanted, found in pairs)])
-    return worst
-
-
-def _share(wanted: Tensor, found: Tensor) -> float:
-    if wanted.shape != found.shape:
-        return float("inf")
-    scale = wanted.abs().max().double().item() or 1.0
-    return (wanted.double() - found.double()).abs().max().item() / scale

@@ -34,8 +34,8 @@ _SMALLEST = 2
 class Portable:
     """A network that takes tensors in a row and gives tensors in a row, and what a file needs to know of it."""
 
-    module: Flat
-    """A copy: on the CPU, in eval mode, weights contiguous."""
+    module: nn.Module
+    """As ``Flat`` makes it of a copy: on the CPU, in eval mode, weights contiguous."""
     example: tuple[Tensor, ...]
     """What it takes; two samples or more where the batch is open."""
     inputs: tuple[str, ...]

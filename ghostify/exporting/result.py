@@ -24,4 +24,4 @@ class Exported(BaseModel):
     parity: Parity
 
     def __str__(self) -> str:
-        return f"{self.file} ({self.format}, {self.precision}, {self.bytes / 1e6:.1f} MB): {self.parity}"
+        return f"{self.file} ({self.format}, {self.precision}, {self.bytes / 1e6:.1f} MB): {self.parity.told}"
