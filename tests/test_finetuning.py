@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ghostify import optimize
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
-from ghostify.finetuning import History, finetune, has_checkpoint, learning_rate, load_checkpoint
-from ghostify.finetuning.engine import make_optimizer, seed_epoch
+from ghostify.finetuning import History, finetune, has_checkpoint, learning_rate, load_checkpoint, make_optimizer
+from ghostify.finetuning.engine import seed_epoch
 from ghostify.measuring import agreement, evaluate
 from ghostify.recipe import TrainSettings
 from ghostify.running import random_states_kept
@@ -86,7 +86,7 @@ def test_stop_and_go_on_gives_the_same_bits(tmp_path: Path, after: int, make: Ca
 
 
 def test_stop_and_go_on_with_all_settings(tmp_path: Path) -> None:
-    settings = TrainSettings(epochs=2, lr=0.1, distill=0.5, label_smoothing=0.1, clip=1.0, amp=True)
+    settings = TrainSettings(epochs=2, lr=0.1, distill=0.5, label_smoothing=0.1, clip=1.0, amp="bf16")
     straight, resumed = net(), net()
     train(straight, settings, teacher=net(9))
     stopped(resumed, tmp_path, 1, settings, teacher=net(9))
@@ -318,7 +318,7 @@ def test_a_network_with_nothing_to_train_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("amp", [False, True])
 def test_trains_and_goes_on_on_a_gpu(tmp_path: Path, amp: bool) -> None:
-    settings = TrainSettings(epochs=3, lr=0.1, amp=amp, distill=0.3)
+    settings = TrainSettings(epochs=3, lr=0.1, amp="bf16" if amp else "no", distill=0.3)
     model, state = net(), torch.cuda.get_rng_state()
     stopped(model, tmp_path, 1, settings, device="cuda", teacher=net(1))
     history = train(model, settings, device="cuda", teacher=net(1), checkpoint=tmp_path)

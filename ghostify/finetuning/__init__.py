@@ -8,8 +8,10 @@ from ghostify.finetuning.checkpoint import (
     remove_checkpoint,
 )
 from ghostify.finetuning.history import Epoch, History
-from ghostify.finetuning.loop import Measure, Progress, TrainingData, finetune, learning_rate, top1
+from ghostify.finetuning.loop import Measure, Progress, TrainingData, finetune, top1
 from ghostify.finetuning.losses import training_loss
+from ghostify.finetuning.optimizers import make_optimizer
+from ghostify.finetuning.schedules import learning_rate
 
 __all__ = [
     "Checkpoint",
@@ -23,6 +25,7 @@ __all__ = [
     "has_checkpoint",
     "learning_rate",
     "load_checkpoint",
+    "make_optimizer",
     "remove_checkpoint",
     "top1",
     "training_loss",

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ghostify.batches import Batch, call, move
-from ghostify.errors import DataError, ModelError
+from ghostify.errors import DataError
 from ghostify.finetuning.losses import RULED_OUT, OwnLoss, outputs_missed, training_loss
+from ghostify.finetuning.optimizers import make_optimizer, set_rate
 from ghostify.measuring.accuracy import checked_labels, class_scores, count_correct, require_same_classes, samples_in
 from ghostify.recipe import TrainSettings
 from ghostify.running import evaluating, training
@@ -92,8 +93,7 @@ class Engine:
         # the norm of all gradients together, so that clipping keeps the direction of the step
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.step()
 
     def damaged(self) -> str:
@@ -136,26 +136,7 @@ class Engine:
             return class_scores(call(self.teacher, images))
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp)
-
-
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, and weight decay on all but the vectors, which are the norms' weights and biases.
-
-    Raises ``ModelError`` when no parameter requires a gradient.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ModelError(
-            "The network has no parameter to train: none requires a gradient; call requires_grad_() on what is to be "
-            "trained."
-        )
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        # decaying a norm's scale would shrink the maps that follow, and a bias has nothing to overfit with
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, settings.peak, settings.momentum, nesterov=settings.momentum > 0)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp != "no")
 
 
 def seed_epoch(seed: int, epoch: int, device: torch.device) -> None:

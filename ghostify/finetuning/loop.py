@@ -28,6 +28,7 @@ from ghostify.finetuning.checkpoint import RunState, has_checkpoint, load_checkp
 from ghostify.finetuning.engine import Engine, seed_epoch
 from ghostify.finetuning.history import TOP1, Epoch, History
 from ghostify.finetuning.losses import MinusLoss, OwnLoss
+from ghostify.finetuning.schedules import learning_rate
 from ghostify.inference import Optimized
 from ghostify.measuring import evaluate
 from ghostify.measuring.accuracy import images_and_labels, samples_in
@@ -131,19 +132,6 @@ def finetune(
             return run.carried_out()
         finally:
             run.watcher.done()
-
-
-def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
-    """Rate of ``step`` (from 0) out of ``total``: up to ``settings.peak`` in a line, then a half cosine down to zero.
-
-    The peak is at step ``settings.warmup * total``, rounded; zero is at step ``total``, one after the last.
-    """
-    # step + 1 over warm + 1: the first step already moves, and the peak is reached right after the warm-up
-    warm = round(settings.warmup * total)
-    if step < warm:
-        return settings.peak * (step + 1) / (warm + 1)
-    passed = (step - warm) / max(1, total - warm)
-    return settings.peak * 0.5 * (1 + math.cos(math.pi * passed))
 
 
 @dataclass

@@ -38,7 +38,8 @@ RULED_OUT = float("-inf")
 def training_loss(outputs: Tensor, labels: Tensor, taught: Tensor | None, settings: TrainSettings) -> Tensor:
     """The loss at the head of this file, a scalar: mean over ``outputs (N, classes)`` and ``labels (N,)``.
 
-    ``taught (N, classes)`` are the teacher's scores; None leaves the labels alone to teach.
+    Labels may be shares ``(N, classes)`` of each class, as mixed images have.  ``taught (N, classes)`` are the
+    teacher's scores; None leaves the labels alone to teach.
     """
     hard = _hard_loss(outputs, labels, settings.label_smoothing)
     if taught is None:
@@ -51,13 +52,18 @@ def training_loss(outputs: Tensor, labels: Tensor, taught: Tensor | None, settin
 def _hard_loss(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Cross entropy, with a part of each label spread evenly over the classes that the outputs do not rule out."""
     log_q = log_softmax(outputs, 1)
-    hard = nll_loss(log_q, labels)
+    hard = nll_loss(log_q, labels) if labels.ndim == 1 else _soft_loss(log_q, labels)
     if not smoothing:
         return hard
     # the share of label smoothing goes to classes that can be given, or else log q = -inf would make it infinite
     given = outputs != RULED_OUT
     spread = log_q.where(given, 0.0).sum(1) / given.sum(1)
     return (1 - smoothing) * hard - smoothing * spread.mean()
+
+
+def _soft_loss(log_q: Tensor, shares: Tensor) -> Tensor:
+    # a class that is ruled out and has no share adds nothing, for 0 * -inf would be NaN
+    return -(shares * log_q.where(shares > 0, 0.0)).sum(1).mean()
 
 
 def _divergence(taught: Tensor, outputs: Tensor) -> Tensor:
@@ -147,10 +153,11 @@ def outputs_missed(outputs: Batch, taught: Batch) -> Tensor:
     ours, theirs = _numbers(outputs), _numbers(taught)
     if not ours or [one.shape for one in ours] != [other.shape for other in theirs]:
         raise RecipeError("distill compares the outputs of both networks, which have other shapes; set distill to 0.")
-    return torch.stack([_missed(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()
+    return torch.stack([missed(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()
 
 
-def _missed(found: Tensor, wanted: Tensor) -> Tensor:
+def missed(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference of two tensors of one shape, in shares of the variance of ``wanted``; a scalar."""
     found, wanted = found.float(), wanted.float()
     # in shares of its own variance, so that outputs of different scales (boxes and scores) count alike
     variance = wanted.var(correction=0)

@@ -6,15 +6,12 @@ An unknown key is an error, never ignored.
 
 from ghostify.recipe.budget import BudgetSettings, RuntimeName
 from ghostify.recipe.experiment import (
-    FITTED_LR,
-    LR,
     AnalysisSettings,
     Arrange,
     DataSettings,
     FitMode,
     FitSettings,
     ModelSettings,
-    TrainSettings,
 )
 from ghostify.recipe.ghost import (
     CheapInput,
@@ -39,12 +36,11 @@ from ghostify.recipe.ghost import (
 )
 from ghostify.recipe.making import group_of, make_recipe, meaning, read_recipe, require_images, require_undecided
 from ghostify.recipe.sweep import SweepSettings
+from ghostify.recipe.training import TrainSettings
 from ghostify.recipe.whole import Recipe
 from ghostify.settings import make_settings, read_yaml, validated
 
 __all__ = [
-    "FITTED_LR",
-    "LR",
     "AnalysisSettings",
     "Arrange",
     "BudgetSettings",

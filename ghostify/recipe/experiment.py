@@ -1,4 +1,4 @@
-"""The settings of an experiment around the rewrite: model, data, training, fit, analysis."""
+"""The settings of an experiment around the rewrite: model, data, fit, analysis."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from ghostify.settings import Settings
 
 Arrange = Literal["none", "reorder", "select"]
 FitMode = Literal["auto", "none", "weights", "data", "polish"]
-_TRAINED = With("epochs", without=(0,), choose="epochs of 1 or more")
-_TAUGHT = With("distill", without=(0,), choose="a distill above 0")
-_LABELLED = With("distill", without=(1,), choose="a distill below 1")
 _FITTED = With("how", ("auto", "data", "weights", "polish"))
 _POLISHED = With("how", ("polish",))
 _LOADED = With("weights", without=(None, "DEFAULT"), choose="a checkpoint file, as in --weights FILE")
@@ -100,42 +97,6 @@ class DataSettings(Settings):
             "the images of val/ do that where there is a test/ besides, else a tenth is held out (at most 5,000)",
         ),
     ] = None
-
-
-LR = 0.02
-FITTED_LR = 0.005
-"""A fitted network stands near an optimum, which a larger rate first leaves (``docs/fitting.md``)."""
-
-
-class TrainSettings(Settings):
-    """One training run: SGD with Nesterov momentum, linear warm-up, then cosine to zero."""
-
-    epochs: Annotated[int, Field(ge=0, description="epochs of training")] = 1
-    lr: Annotated[
-        float | None,
-        Field(gt=0, description=f"peak learning rate; by default {FITTED_LR:g} after a fit, else {LR:g}"),
-        _TRAINED,
-    ] = None
-    momentum: Annotated[float, Field(ge=0, lt=1), _TRAINED] = 0.9
-    weight_decay: Annotated[float, Field(ge=0), _TRAINED] = 5e-4
-    warmup: Annotated[float, Field(ge=0, le=1, description="share of all steps spent warming up"), _TRAINED] = 0.1
-    distill: Annotated[
-        float, Field(ge=0, le=1, description="weight of the original network's soft labels, 0 to 1"), _TRAINED
-    ] = 0.0
-    temperature: Annotated[float, Field(gt=0, description="temperature of the soft labels"), _TRAINED, _TAUGHT] = 4.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1), _TRAINED, _LABELLED] = 0.0
-    clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this"), _TRAINED] = None
-    amp: Annotated[bool, Field(description="mixed precision (bfloat16)"), _TRAINED] = False
-
-    def resolved(self, fitted: bool) -> TrainSettings:
-        """These settings with a learning rate: the one given, or the default for a network that was fitted or not."""
-        usual = FITTED_LR if fitted else LR
-        return self.model_copy(update={"lr": usual}) if self.lr is None else self
-
-    @property
-    def peak(self) -> float:
-        """The peak learning rate; where none is given, that of a network that was not fitted."""
-        return LR if self.lr is None else self.lr
 
 
 class FitSettings(Settings):

@@ -1,0 +1,160 @@
+"""The settings of one training run: its optimiser, its rate, what regularises it, and what teaches it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ghostify.effects import LATER, With
+from ghostify.settings import Settings
+
+OptimizerName = Literal["sgd", "adamw"]
+ScheduleName = Literal["cosine", "step", "one-cycle", "constant"]
+Precision = Literal["no", "bf16"]
+FeaturePlace = Literal["stages", "blocks"]
+
+LR = 0.02
+"""The peak rate of SGD where none is given and nothing was fitted."""
+FITTED_LR = 0.005
+"""A fitted network stands near an optimum, which a larger rate first leaves (``docs/fitting.md``)."""
+ADAMW_LR, FITTED_ADAMW_LR = 1e-3, 2.5e-4
+"""The same of AdamW, whose steps do not grow with the gradient."""
+
+_TRAINED = With("epochs", without=(0,), choose="epochs of 1 or more")
+_TAUGHT = With("distill", without=(0,), choose="a distill above 0")
+_LABELLED = With("distill", without=(1,), choose="a distill below 1")
+_MATCHED = With("features", without=(0,), choose="features above 0")
+_STEPPED = With("schedule", ("step",))
+_BY_SGD = With("optimizer", ("sgd",))
+
+
+def _precision(value: Any) -> Any:
+    """Earlier files say yes or no, when there was one precision to choose; YAML reads ``no`` as false."""
+    return {True: "bf16", False: "no"}[value] if isinstance(value, bool) else value
+
+
+class TrainSettings(Settings):
+    """One training run; by default SGD with Nesterov momentum, linear warm-up, then cosine to zero."""
+
+    epochs: Annotated[int, Field(ge=0, description="epochs of training")] = 1
+    optimizer: Annotated[OptimizerName, Field(description="sgd, with Nesterov momentum, or adamw"), _TRAINED, LATER] = (
+        "sgd"
+    )
+    lr: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description=f"peak learning rate; by default {FITTED_LR:g} after a fit, else {LR:g} (adamw: "
+            f"{FITTED_ADAMW_LR:g} and {ADAMW_LR:g})",
+        ),
+        _TRAINED,
+    ] = None
+    kept_lr: Annotated[
+        float,
+        Field(gt=0, description="learning rate of the layers that were kept, in shares of that of those swapped in"),
+        _TRAINED,
+        LATER,
+    ] = 1.0
+    schedule: Annotated[
+        ScheduleName,
+        Field(description="how the rate falls after its warm-up: cosine, step, one-cycle or constant"),
+        _TRAINED,
+        LATER,
+    ] = "cosine"
+    milestones: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+        Field(description="shares of all steps after which schedule step lowers the rate"),
+        _TRAINED,
+        _STEPPED,
+        LATER,
+    ] = (0.5, 0.75)
+    drop: Annotated[
+        float, Field(gt=0, lt=1, description="what schedule step multiplies the rate by"), _TRAINED, _STEPPED, LATER
+    ] = 0.1
+    warmup: Annotated[
+        float, Field(ge=0, le=1, description="share of all steps in which the rate rises to its peak"), _TRAINED
+    ] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of sgd"), _TRAINED, _BY_SGD] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay, of all but norms and biases"), _TRAINED] = (
+        5e-4
+    )
+    freeze: Annotated[
+        tuple[str, ...],
+        Field(description="pattern of modules that stay as they are, statistics included, as in layer1.*"),
+        _TRAINED,
+        LATER,
+    ] = ()
+    distill: Annotated[
+        float, Field(ge=0, le=1, description="weight of the original network's soft labels, 0 to 1"), _TRAINED
+    ] = 0.0
+    temperature: Annotated[float, Field(gt=0, description="temperature of the soft labels"), _TRAINED, _TAUGHT] = 4.0
+    teacher: Annotated[
+        str | None,
+        Field(description="another network that teaches in place of the original: a source, or a run folder"),
+        _TRAINED,
+        _TAUGHT,
+        LATER,
+    ] = None
+    features: Annotated[
+        float, Field(ge=0, description="weight of matching the teacher's feature maps"), _TRAINED, _TAUGHT, LATER
+    ] = 0.0
+    features_at: Annotated[
+        FeaturePlace,
+        Field(description="where feature maps are matched: at the outputs of stages, or of all their blocks"),
+        _TRAINED,
+        _MATCHED,
+        LATER,
+    ] = "stages"
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of each label that is spread over all classes"), _TRAINED, _LABELLED
+    ] = 0.0
+    mixup: Annotated[
+        float,
+        Field(ge=0, description="alpha of mixup, which blends pairs of images and their labels; 0 for none"),
+        _TRAINED,
+        LATER,
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        Field(ge=0, description="alpha of cutmix, which puts a box of one image into another; 0 for none"),
+        _TRAINED,
+        LATER,
+    ] = 0.0
+    ema: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="decay of a moving average of the weights, as in 0.999, which is measured and delivered in "
+            "their place",
+        ),
+        _TRAINED,
+        LATER,
+    ] = None
+    renew_norms: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="training batches by which the statistics of batch norms are renewed before each measurement",
+        ),
+        _TRAINED,
+        LATER,
+    ] = 0
+    clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this"), _TRAINED] = None
+    amp: Annotated[
+        Precision, BeforeValidator(_precision), Field(description="mixed precision: bf16, or no"), _TRAINED
+    ] = "no"
+
+    def resolved(self, fitted: bool) -> TrainSettings:
+        """These settings with a learning rate: the one given, or the default for a network that was fitted or not."""
+        if self.lr is not None or not fitted:
+            return self.model_copy(update={"lr": self.peak})
+        return self.model_copy(update={"lr": FITTED_LR if self.optimizer == "sgd" else FITTED_ADAMW_LR})
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate; where none is given, that of a network that was not fitted."""
+        if self.lr is not None:
+            return self.lr
+        return LR if self.optimizer == "sgd" else ADAMW_LR
