@@ -20,7 +20,7 @@ from ghostify.exporting.diverging import first_divergence
 from ghostify.exporting.formats import Format, Runner
 from ghostify.exporting.parity import Parity, check, precision_of
 from ghostify.exporting.portable import Portable, portable
-from ghostify.exporting.samples import Samples, noise
+from ghostify.exporting.samples import Samples, larger, noise
 from ghostify.exporting.tolerances import TOLERANCES
 from ghostify.networks import resnet8
 
@@ -293,6 +293,28 @@ def test_a_real_file_that_differs_is_not_kept_and_its_layer_is_named(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_open_sizes_is_run_at_another_size_as_well() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    kept = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    assert check(Row(network), {True: Row(network)}, IMAGES, open_size=True).passed
+    found = check(Row(network), {True: As(lambda x: (network(x[:, :, :16, :16]),))}, IMAGES, open_size=True)
+    assert found.reason.startswith("at batch 1 of 32x32, optimised by its runtime, outputs differ by ")
+    linear = nn.Sequential(kept, nn.Linear(784, 2))
+    found = check(Row(linear), {True: Row(linear)}, IMAGES, open_size=True)
+    assert found.reason.startswith("at batch 1 of 32x32, optimised by its runtime, the network itself does not run: ")
+
+
+class Row(nn.Module):
+    """A network whose output is a row of one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(*tensors),)
+
+
 # -- samples ---------------------------------------------------------------------------------------------------
 
 
@@ -315,3 +337,11 @@ def test_noise_is_like_the_example_and_the_same_every_time() -> None:
 
 def test_noise_of_an_example_of_zeros_is_no_zeros() -> None:
     assert float(noise((torch.zeros(1, 3, 4, 4),)).tensors[0].std()) > 0.5
+
+
+def test_larger_images_are_multiples_of_what_images_were() -> None:
+    def sides(side: int) -> tuple[int, ...]:
+        return tuple(larger(noise((torch.randn(1, 3, side, side),))).tensors[0].shape[2:])
+
+    assert [sides(side)[0] for side in (224, 64, 32, 30, 17)] == [352, 96, 64, 46, 26]
+    assert larger(noise((torch.randn(1, 8),))).size == ""

@@ -14,6 +14,9 @@ from ghostify.exporting.samples import Samples
 from ghostify.exporting.tolerances import TIE, TOLERANCES, judged_by_agreement
 from ghostify.running import one_line
 
+Outputs = Sequence[Tensor] | str
+"""What a run gives; in words, why it gives nothing."""
+
 
 class Compared(BaseModel):
     """A file beside its network at one batch size, ``optimized`` by its runtime or run as it is written.
@@ -29,6 +32,8 @@ class Compared(BaseModel):
     difference: float
     agreement: float | None = None
     problem: str = ""
+    size: str = ""
+    """That of the images, where it is another one than that of the example."""
 
     def passes(self, precision: str) -> bool:
         """Whether a file of this precision may do so."""
@@ -39,32 +44,29 @@ class Compared(BaseModel):
         asked = TOLERANCES[precision]
         if self.problem:
             return self.problem
-        if self.agreement is not None and self.agreement < asked.agreement:
-            return f"{self.agreement:.1%} of the samples get the same class (at least {asked.agreement:.0%} must)"
         if self.difference > asked.difference and not judged_by_agreement(precision, self.agreement is not None):
             return f"outputs differ by {self.difference:.2g} of the largest (at most {asked.difference:g} may be)"
+        if self.agreement is not None and self.agreement < asked.agreement:
+            return f"{self.agreement:.1%} of the samples get the same class (at least {asked.agreement:.0%} must)"
         return ""
 
     @property
     def circumstances(self) -> str:
         """At which batch size, and how it is run."""
-        return f"at batch {self.batch}, {'optimised by its runtime' if self.optimized else 'not optimised'}"
+        images = f" of {self.size}" if self.size else ""
+        return f"at batch {self.batch}{images}, {'optimised by its runtime' if self.optimized else 'not optimised'}"
 
 
 def compare(network: Runner, file: Runner, samples: Samples, batch: int, optimized: bool) -> Compared:
-    """Run both on the samples in batches of one size.  Whatever the file raises is its ``problem``."""
+    """Run both on the samples in batches of one size.  What either raises is the ``problem``."""
     tally = _Tally()
     for tensors, fresh in samples.batches(batch):
-        wanted = network(*tensors)
-        try:
-            found = file(*tensors)
-        except Exception as error:  # of a runtime in C++, any
-            tally.problem = f"it does not run: {one_line(error).rstrip('.')}"
-        else:
-            tally.add(wanted, found, fresh.stop - fresh.start)
+        wanted = _run(network, tensors, "the network itself does not run")
+        found = _run(file, tensors, "it does not run")
+        tally.add(wanted, found, fresh.stop - fresh.start)
         if tally.problem:
             break
-    return tally.compared(batch, optimized)
+    return tally.compared(batch, optimized, samples.size)
 
 
 def scores_in(outputs: Sequence[Tensor]) -> Tensor | None:
@@ -116,8 +118,11 @@ class _Tally:
     scored: int = 0
     problem: str = ""
 
-    def add(self, wanted: Sequence[Tensor], found: Sequence[Tensor], fresh: int) -> None:
+    def add(self, wanted: Outputs, found: Outputs, fresh: int) -> None:
         """Count one batch; ``fresh`` of its samples were not counted before."""
+        if isinstance(wanted, str) or isinstance(found, str):
+            self.problem = next(one for one in (wanted, found) if isinstance(one, str))
+            return
         self.problem = _unlike(wanted, found)
         if self.problem:
             return
@@ -129,7 +134,7 @@ class _Tally:
             self.agreeing += int(_agreeing(scores, others)[:fresh].sum())
             self.scored += min(fresh, len(scores))
 
-    def compared(self, batch: int, optimized: bool) -> Compared:
+    def compared(self, batch: int, optimized: bool, size: str) -> Compared:
         difference = max((one.relative for one in self.outputs), default=0.0)
         return Compared(
             optimized=optimized,
@@ -137,7 +142,15 @@ class _Tally:
             difference=torch.inf if self.problem else difference,
             agreement=self.agreeing / self.scored if self.scored and not self.problem else None,
             problem=self.problem,
+            size=size,
         )
+
+
+def _run(runner: Runner, tensors: tuple[Tensor, ...], failed: str) -> Outputs:
+    try:
+        return runner(*tensors)
+    except Exception as error:  # of a runtime in C++, any
+        return f"{failed}: {one_line(error).rstrip('.')}"
 
 
 def _measure_for(output: Tensor) -> _Distance | _Share:

@@ -25,7 +25,7 @@ from ghostify.errors import ExportError
 from ghostify.exporting.comparing import Compared, compare
 from ghostify.exporting.formats import Format
 from ghostify.exporting.portable import Portable
-from ghostify.exporting.samples import Samples
+from ghostify.exporting.samples import Samples, larger
 
 _WHOLE = "module"
 """The name of a network in what gives it tensors in a row."""
@@ -79,6 +79,7 @@ def first_divergence(
 
     None where every call agrees by itself, so that it takes the whole to go wrong; and where no part can be written.
     """
+    samples = larger(samples) if failed.size else samples
     calls = calls_of(ready.module, ready.example)
     found: Divergence | None = None
     low, high = 0, len(calls)

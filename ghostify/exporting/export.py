@@ -91,7 +91,14 @@ def _checked(
     batches = OPEN_BATCHES if ready.dynamic else (max(samples_in(ready.example), 1),)
     switches = (True, False) if format.can_leave_unoptimized else (True,)
     runners = {optimized: format.open(file, optimized=optimized) for optimized in switches}
-    found = check(Flat(module, args, kwargs), runners, samples, precision=ready.precision, batches=batches)
+    found = check(
+        Flat(module, args, kwargs),
+        runners,
+        samples,
+        precision=ready.precision,
+        batches=batches,
+        open_size=ready.dynamic == "size",
+    )
     if found.failed is None:
         return found
     first = first_divergence(ready, format, samples.first(LEAST), found.failed, found.precision)

@@ -16,12 +16,14 @@ from torch import nn
 from ghostify.exporting.comparing import Compared, compare, scores_in
 from ghostify.exporting.diverging import Divergence
 from ghostify.exporting.formats import Runner
-from ghostify.exporting.samples import LEAST, Samples
+from ghostify.exporting.samples import LEAST, Samples, larger
 from ghostify.running import quiet
 from ghostify.tables import Table
 
 OPEN_BATCHES = (1, 2, 7)
 """The batch sizes that a file with an open one is run at."""
+_ENLARGED = 4
+"""Samples that are compared at another height and width."""
 
 
 class Accuracies(BaseModel):
@@ -107,17 +109,24 @@ def check(
     *,
     precision: str = "fp32",
     batches: Sequence[int] = OPEN_BATCHES,
+    open_size: bool = False,
 ) -> Parity:
     """Compare a file with its network, which takes and gives tensors in a row.
 
     ``file`` is the file in its runtime: optimised (True) and, where the runtime has such a switch, not (False).
-    ``batches`` are the batch sizes that the file takes.  The first ``LEAST`` samples are compared; accuracy is told of
-    all that have labels.  The network runs in eval mode, and is in the mode it was in afterwards.
+    ``batches`` are the batch sizes that the file takes; ``open_size`` says that it takes images of any size, and a few
+    larger ones are compared, too.  The first ``LEAST`` samples are compared; accuracy is told of all that have labels.
+    The network runs in eval mode, and is in the mode it was in afterwards.
     """
     few = samples.first(LEAST)
+    given = [(few, batch) for batch in batches]
+    if open_size:
+        given.append((larger(samples.first(_ENLARGED)), min(batches)))
     with quiet(network):
         runs = [
-            compare(network, runner, few, batch, optimized) for optimized, runner in file.items() for batch in batches
+            compare(network, runner, some, batch, optimized)
+            for optimized, runner in file.items()
+            for some, batch in given
         ]
         runs_at_all = not any(run.problem for run in runs)
         accuracy = _accuracies(network, file[True], samples, max(batches)) if runs_at_all else None
@@ -161,7 +170,7 @@ _LEFT = frozenset({"run", "verdict"})
 
 def _row(run: Compared, precision: str) -> list[str]:
     return [
-        str(run.batch),
+        f"{run.batch} of {run.size}" if run.size else str(run.batch),
         "optimised" if run.optimized else "as written",
         f"{run.difference:.1e}",
         "-" if run.agreement is None else f"{run.agreement:.1%}",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import interpolate
 
 LEAST = 32
 """So many samples are compared."""
+_HALVED = 32
+"""By how much most networks divide height and width, five times by two."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Samples:
     source: str
     real: bool
     labels: Tensor | None = None
+    size: str = ""
+    """That of the images, as in ``96x96``, where it is another one than that of the example."""
 
     def __len__(self) -> int:
         return samples_in(self.tensors)
@@ -46,6 +52,13 @@ class Samples:
     def _rows(self, rows: Tensor) -> tuple[Tensor, ...]:
         total = len(self)
         return tuple(tensor[rows] if _is_per_sample(tensor, total) else tensor for tensor in self.tensors)
+
+
+def larger(samples: Samples) -> Samples:
+    """The same images about half as large again, for files whose height and width are open."""
+    tensors = tuple(_enlarged(tensor) if _is_image(tensor) else tensor for tensor in samples.tensors)
+    sizes = [tensor.shape[2:] for tensor in tensors if _is_image(tensor)]
+    return replace(samples, tensors=tensors, size="x".join(map(str, sizes[0])) if sizes else "")
 
 
 def samples_in(tensors: Sequence[Tensor]) -> int:
@@ -71,6 +84,21 @@ def _like(tensor: Tensor, count: int, generator: Generator) -> Tensor:
     drawn = torch.randn(shape, generator=generator)
     spread = float(tensor.float().std(correction=0)) or 1.0  # an example of zeros, say
     return (drawn * spread + float(tensor.float().mean())).to(tensor.dtype)
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_floating_point()
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    height, width = (_larger(side) for side in images.shape[2:])
+    return interpolate(images, (height, width), mode="bilinear", align_corners=False)
+
+
+def _larger(side: int) -> int:
+    """A multiple of what the side is a multiple of, because maps are halved on their way: 224 → 352, 32 → 64."""
+    step = math.gcd(side, _HALVED)
+    return math.ceil(1.5 * side / step) * step
 
 
 def _is_per_sample(tensor: Tensor, total: int) -> bool:
