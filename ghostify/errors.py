@@ -57,6 +57,14 @@ class RunError(GhostifyError):
     """A run folder is missing, changed, truncated, or cannot be written."""
 
 
+class Stopped(KeyboardInterrupt):
+    """The work was ended by a signal of this ``number``, as Ctrl-C and ``kill`` send them."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest of ``known`` names other than it, or an empty string when none is near."""
     others = [one for one in known if one != name]

@@ -77,7 +77,8 @@ DAMAGES = [_truncate, _flip_a_weight, _rewrite_history, _empty, _of_another_form
 
 
 def file(folder: Path, epoch: int) -> Path:
-    return folder / FILE.format(epoch)
+    """What lies there after an epoch."""
+    return folder / FILE.format(epoch, 0)
 
 
 def spoil(path: Path, damage: Callable[[bytes], bytes]) -> None:
@@ -106,7 +107,7 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken_and_said(
     check_checkpoint(tmp_path)
     assert results(train(resumed, checkpoint=tmp_path, progress=watcher, **options)) == results(history)
     assert same_weights(resumed, straight)
-    assert "is damaged" in watcher.told[0] and f"goes on from the one before it, {FILE.format(1)}." in watcher.told[0]
+    assert "is damaged" in watcher.told[0] and f"goes on from the one before it, {FILE.format(1, 0)}." in watcher.told[0]
     assert watcher.told[1] == ("start", 6)
     assert load_checkpoint(tmp_path).problem == "", "it was written anew"
 
@@ -129,10 +130,10 @@ def test_when_all_checkpoints_are_damaged_one_line_says_so(
 
 def test_two_checkpoints_stay_and_nothing_else_of_ours(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / ".epoch-0001.safetensors.partial").write_bytes(b"half")
+    (tmp_path / ".epoch-0001-step-000000.safetensors.partial").write_bytes(b"half")
     (tmp_path / ".epoch-mine.partial").write_bytes(b"mine")
     train(net(), checkpoint=tmp_path)
-    left = {".epoch-mine.partial", "notes.txt", FILE.format(2), FILE.format(3)}
+    left = {".epoch-mine.partial", "notes.txt", FILE.format(2, 0), FILE.format(3, 0)}
     assert {path.name for path in tmp_path.iterdir()} == left
     remove_checkpoint(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".epoch-mine.partial", "notes.txt"}
@@ -163,10 +164,10 @@ def test_a_disk_that_is_full_leaves_the_last_epoch(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("os.fsync", crash)
     assert "cannot be written: disk full" in one_line(lambda: train(net(), checkpoint=tmp_path))
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == [FILE.format(1)]
+    assert [path.name for path in tmp_path.iterdir()] == [FILE.format(1, 0)]
     assert file(tmp_path, 1).read_bytes() == whole
     train(net(), checkpoint=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE.format(2), FILE.format(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE.format(2, 0), FILE.format(3, 0)]
 
 
 @pytest.mark.parametrize("lr", [0.1, 5.0])
@@ -232,4 +233,4 @@ def test_training_that_is_killed_while_it_saves_goes_on_to_the_same_bits(
     assert results(train(resumed, checkpoint=folder)) == results(history)
     assert same_weights(resumed, straight)
     if finished < 3:
-        assert sorted(path.name for path in folder.iterdir()) == [FILE.format(2), FILE.format(3)], "and it is swept"
+        assert sorted(path.name for path in folder.iterdir()) == [FILE.format(2, 0), FILE.format(3, 0)], "and it is swept"

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ghostify import optimize
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
 from ghostify.finetuning import History, finetune, has_checkpoint, learning_rate, load_checkpoint, make_optimizer
-from ghostify.finetuning.engine import seed_epoch
+from ghostify.finetuning.seeding import seed_all
 from ghostify.measuring import agreement, evaluate
 from ghostify.recipe import TrainSettings
 from ghostify.running import random_states_kept
@@ -171,7 +171,7 @@ def test_each_epoch_draws_its_own_numbers_from_all_generators() -> None:
 
     def drawn(seed: int, epoch: int) -> tuple[float, float, float]:
         with random_states_kept(cpu):
-            seed_epoch(seed, epoch, cpu)
+            seed_all(cpu, seed, epoch)
             return random.random(), float(numpy.random.rand()), torch.rand(()).item()
 
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (10, 1), (1, 11)]
@@ -222,7 +222,8 @@ def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_good_epoch(
 
     model, watcher = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Watcher()
     said = (
-        r"epoch 2, step 2 of 3: the loss is (nan|inf)\. Lower lr \(now 0.1\) or set clip\. The weights of epoch 1 are"
+        r"epoch 2, step 2 of 3: the loss is (nan|inf) \(layer '1' is the first to give NaN or infinite numbers\)\. "
+        r"Lower lr \(now 0.1\) or set clip\. The weights of epoch 1 are"
     )
     with pytest.raises(GhostifyError, match=said) as caught:
         train(model, data=Diverging(), checkpoint=tmp_path, progress=watcher)

@@ -7,11 +7,14 @@ from ghostify.finetuning.checkpoint import (
     load_checkpoint,
     remove_checkpoint,
 )
+from ghostify.finetuning.feeding import TrainingData
 from ghostify.finetuning.history import Epoch, History
-from ghostify.finetuning.loop import Measure, Progress, TrainingData, finetune, top1
+from ghostify.finetuning.loop import Progress
 from ghostify.finetuning.losses import training_loss
+from ghostify.finetuning.measures import Measure, top1
 from ghostify.finetuning.optimizers import make_optimizer
 from ghostify.finetuning.schedules import learning_rate
+from ghostify.finetuning.tuning import finetune
 
 __all__ = [
     "Checkpoint",

@@ -1,160 +1,174 @@
-"""What turns a batch into an update of the weights, on one device; and the random states that all of it begins with.
+"""What turns a batch into an update of the weights, in one process or in several that share it.
 
-``Engine`` is what a distributed engine would replace; the loop above it stays.
+The gradient of a batch of N samples, of which process p has n_p in micro-batches of m, is that of the mean loss of all:
+
+    g = Σ_p Σ_m (m / n_p) (n_p / N) ∇ L_m
+
+so that neither the number of processes nor the size of micro-batches changes what is learned, but for layers that look
+at a batch as a whole (batch norms, mixup).  Processes add up their gradients once for each batch, and the statistics of
+batch norms with them, weighted alike; whatever else a network keeps follows the first process.
+
+The sum is ours, not ``DistributedDataParallel``'s, because all processes must agree *before* it on whether the batch
+fits in their memory and whether its loss is a number; and because networks of any kind run here, in which parameters
+may have no part in an output.  The price is that it does not overlap with the backward pass.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import numpy
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from ghostify.batches import Batch, call, move
-from ghostify.errors import DataError
-from ghostify.finetuning.losses import RULED_OUT, OwnLoss, outputs_missed, training_loss
-from ghostify.finetuning.optimizers import make_optimizer, set_rate
-from ghostify.measuring.accuracy import checked_labels, class_scores, count_correct, require_same_classes, samples_in
-from ghostify.recipe import TrainSettings
-from ghostify.running import evaluating, training
+from ghostify.errors import ModelError
+from ghostify.finetuning.averaging import Average
+from ghostify.finetuning.blaming import first_damaged, numbers_of
+from ghostify.finetuning.feeding import Pair, parts
+from ghostify.finetuning.mixing import Mix, mix_for
+from ghostify.finetuning.objective import Objective
+from ghostify.finetuning.optimizers import set_rate
+from ghostify.finetuning.seeding import seed_all
+from ghostify.finetuning.sharing import share_gradients
+from ghostify.measuring.accuracy import samples_in
+from ghostify.processes import Processes
 
 
 @dataclass(frozen=True)
+class Totals:
+    """What some samples gave: their losses and how many were right, added up."""
+
+    loss: float = 0.0
+    correct: int = 0
+    samples: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.loss + other.loss, self.correct + other.correct, self.samples + other.samples)
+
+    @property
+    def mean(self) -> float:
+        """The mean loss of a sample."""
+        return self.loss / self.samples
+
+
+@dataclass
 class Engine:
-    """What turns a batch into an update of the weights, on one device."""
+    """What turns a batch into an update of the weights."""
 
-    model: nn.Module
-    teacher: nn.Module | None
+    objective: Objective
     optimizer: torch.optim.Optimizer
-    settings: TrainSettings
-    device: torch.device
-    finite: frozenset[str]
+    processes: Processes
+    average: Average | None = None
+    micro: int | None = None
+    """At most so many samples are run at once, by each process; None: all that it has of a batch."""
+    scaler: torch.amp.GradScaler = field(init=False)
+    finite: frozenset[str] = field(init=False)
     """The tensors of the network that hold finite numbers only, and so must stay."""
-    own: OwnLoss | None = None
-    """A loss of the user's in place of the cross entropy."""
 
-    @staticmethod
-    def of(
-        model: nn.Module,
-        teacher: nn.Module | None,
-        settings: TrainSettings,
-        device: torch.device,
-        own: OwnLoss | None = None,
-    ) -> Engine:
-        """An engine with a fresh optimiser, for networks that are at ``device``."""
-        finite = frozenset(name for name, tensor in _numbers(model) if bool(tensor.isfinite().all()))
-        return Engine(model, teacher, make_optimizer(model, settings), settings, device, finite, own)
+    def __post_init__(self) -> None:
+        kind = self.objective.device.type
+        # bfloat16 has the range of float32; gradients in float16 are kept from vanishing by a scale
+        self.scaler = torch.amp.GradScaler(kind, enabled=self.objective.settings.amp == "fp16")
+        self.scaler.scale(torch.zeros((), device=self.objective.device))  # which makes its state, to be loaded into
+        self.finite = frozenset(name for name, tensor in numbers_of(self.model) if bool(tensor.isfinite().all()))
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """The model in train mode (but for what is frozen), the teacher in eval mode; then both in those they had."""
-        teachers = () if self.teacher is None else (self.teacher,)
-        with training(self.model), evaluating(*teachers):
-            yield
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained."""
+        return self.objective.model
 
-    def loss(self, images: Batch, labels: Any) -> tuple[Tensor, int]:
-        """A batch's mean loss, with its graph, and how many of its images were right (0 by a loss of the user's)."""
-        images = move(images, self.device, non_blocking=True)
-        if self.own is not None:
-            return self._own_loss(self.own, images, move(labels, self.device, non_blocking=True)), 0
-        with self._precision():
-            outputs = class_scores(self._run(images))
-        labels = move(checked_labels(labels, outputs), self.device, non_blocking=True)
-        taught = self._taught(images)
-        if taught is not None:
-            require_same_classes(outputs, taught)
-        return training_loss(outputs, labels, taught, self.settings), count_correct(outputs, labels)
+    @property
+    def delivered(self) -> nn.Module:
+        """The network that is measured and kept: the average of the trained one's weights, where there is one."""
+        return self.model if self.average is None else self.average.module
 
-    def _own_loss(self, own: OwnLoss, inputs: Batch, labels: Any) -> Tensor:
-        if own.whole:
-            with self._precision():
-                return own.require_gradient(own(self.model, inputs, labels))
-        with self._precision():
-            outputs = self._run(inputs)
-        # A loss may not know half precision, and need not: the outputs are few.
-        loss = own.require_gradient(own(move(outputs, self.device, torch.float32), labels))
-        if self.teacher is None:
-            return loss
-        with torch.no_grad(), self._precision():
-            taught = call(self.teacher, inputs)
-        a = self.settings.distill
-        return (1 - a) * loss + a * outputs_missed(outputs, taught)
+    def gradients(self, pair: Pair | None, seed: int, epoch: int, step: int) -> Totals:
+        """Put the gradient of the mean loss of a batch into the parameters, and tell what all processes found.
 
-    def update(self, loss: Tensor, lr: float) -> None:
-        """One step down the gradient of ``loss``."""
-        self.optimizer.zero_grad()
-        loss.backward()
+        ``pair`` is this process's share of it, None where it has none.  Where a device's memory is too small for a
+        micro-batch, all processes halve it and begin again.  Raises ``ModelError`` where one sample is too much.
+        """
+        while True:
+            own = self._tried(pair, seed, epoch, step)
+            found = own or Totals()
+            loss, correct, samples, full = self.processes.total([found.loss, found.correct, found.samples, own is None])
+            if not full:
+                whole = Totals(loss, int(correct), int(samples))
+                share_gradients(self.model, self.processes, found.samples, whole.samples)
+                return whole
+            self._halve(pair)
+
+    def update(self, lr: float) -> bool:
+        """One step down the gradients; whether it was taken: in float16 one whose gradients overflow is not."""
+        settings = self.objective.settings
+        before = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
         # the norm of all gradients together, so that clipping keeps the direction of the step
-        if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         set_rate(self.optimizer, lr)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        taken = self.scaler.get_scale() >= before
+        if taken and self.average is not None:
+            self.average.update(self.model)
+        return taken
+
+    def skip(self) -> None:
+        """Leave a step out whose loss overflowed in float16, and lower the scale as for gradients that do."""
+        self.optimizer.zero_grad()
+        self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
 
     def damaged(self) -> str:
         """The name of a tensor of the network that is no longer finite, or nothing."""
-        names = (name for name, tensor in _numbers(self.model) if not bool(tensor.isfinite().all()))
-        return next((name for name in names if name in self.finite), "")
+        return first_damaged(self.model, self.finite)
 
-    @torch.no_grad()
-    def blame(self, images: Batch, labels: Any) -> str:
-        """What made the loss of a batch infinite or NaN, as a clause; nothing where it was the training itself."""
-        images = move(images, self.device)
-        floats = (leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-        if not all(bool(leaf.isfinite().all()) for leaf in floats):
-            return "its images hold NaN or infinite numbers"
-        if self.own is not None:
-            return ""
-        taught = self._taught(images)
-        if taught is not None and not bool((taught.isfinite() | (taught == RULED_OUT)).all()):
-            return "the teacher gives NaN or infinite scores for its images"
-        outputs = class_scores(self._run(images))
-        # cross entropy of a class with a score of -inf is infinite whatever else the network says
-        own = outputs.gather(1, labels.to(self.device).long()[:, None])
-        return "the network rules out (with a score of -inf) a class that it holds" if RULED_OUT in own else ""
-
-    def _run(self, images: Batch) -> Any:
+    def _tried(self, pair: Pair | None, seed: int, epoch: int, step: int) -> Totals | None:
+        """The sums over this process's share, with its mean gradient; None where memory is too small."""
+        self.optimizer.zero_grad()
+        if pair is None:
+            return Totals()
+        share, found = samples_in(*pair), Totals()
+        seed_all(self.objective.device, seed, epoch, step, self.processes.rank)
         try:
-            return call(self.model, images)
-        except ValueError as problem:
-            if "Expected more than 1 value per channel" not in str(problem):
+            for micro in parts(pair, self._at_once(share)):
+                mix = mix_for(micro[0], self.objective.settings, seed, epoch, step)
+                found += self._micro(micro, share, mix)
+            return found
+        except RuntimeError as problem:
+            if not _memory_is_full(problem):
                 raise
-            raise DataError(
-                f"Batch norms cannot be trained on a batch of {samples_in(images, ())}, which has no variance; give "
-                "batch_size 2 or more, and more than one training image."
-            ) from None
+        # outside the handler, because the traceback holds the tensors of the forward pass
+        self.optimizer.zero_grad()
+        if self.objective.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
-    def _taught(self, images: Batch) -> Tensor | None:
-        if self.teacher is None:
-            return None
-        with torch.no_grad(), self._precision():
-            return class_scores(call(self.teacher, images))
+    def _micro(self, pair: Pair, share: int, mix: Mix | None) -> Totals:
+        """Add the gradient of some of ``share`` samples to that of the others."""
+        loss, correct = self.objective(*pair, mix)
+        size = samples_in(*pair)
+        weighted = loss if size == share else loss * (size / share)
+        self.scaler.scale(weighted).backward()
+        return Totals(loss.item() * size, correct, size)
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp != "no")
+    def _at_once(self, share: int) -> int:
+        """How many samples of a share are run at once."""
+        wanted = -(-share // self.objective.settings.accumulate)
+        return wanted if self.micro is None else min(wanted, self.micro)
+
+    def _halve(self, pair: Pair | None) -> None:
+        """Run half as many samples at once from now on, of the largest share that a process has."""
+        share = 0 if pair is None else samples_in(*pair)
+        largest = max(self.processes.each(self._at_once(share)))
+        if largest <= 1:
+            raise ModelError(
+                "The memory of the device is too small to train with even one image at a time; give smaller images, or "
+                "another --device."
+            )
+        self.micro = -(-largest // 2)
 
 
-def seed_epoch(seed: int, epoch: int, device: torch.device) -> None:
-    """Start all random states anew from (seed, epoch), far apart for neighbouring pairs.
+def _memory_is_full(problem: RuntimeError) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
 
-    Not by ``torch.manual_seed``: it seeds all devices, also those whose state nobody here puts back.
-    """
-    # by a hash of the text: seed + epoch would give epoch 1 of seed 0 the numbers of epoch 0 of seed 1
-    number = random.Random(f"{seed} {epoch}").getrandbits(63)
-    random.seed(number)
-    numpy.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(number)
-
-
-def _numbers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The network's floating tensors by name."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    return should_reduce_batch_size(problem)

@@ -16,8 +16,8 @@ class Epoch(BaseModel):
 
     ``lr`` is the learning rate of its last step, ``loss`` the mean training loss per image, ``train_top1`` the share
     (0 to 1) of augmented training images that were right while it trained (None by a loss of the user's), ``held`` what
-    the ``measure`` then gave for the images held out (None where none are; top-1 is a share, too), and ``seconds`` the
-    time of both.
+    the ``measure`` then gave for the images held out (None where none are; top-1 is a share, too), ``seconds`` the time
+    of both, and ``skipped`` the steps that were left out because they overflowed in float16.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -29,6 +29,7 @@ class Epoch(BaseModel):
     held: float | None = None
     seconds: float
     measure: str = TOP1
+    skipped: int = 0
 
     def __str__(self) -> str:
         told = f"epoch {self.epoch}: loss {self.loss:.4f}"

@@ -11,7 +11,7 @@ from ghostify.settings import Settings
 
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["cosine", "step", "one-cycle", "constant"]
-Precision = Literal["no", "bf16"]
+Precision = Literal["no", "bf16", "fp16"]
 FeaturePlace = Literal["stages", "blocks"]
 
 LR = 0.02
@@ -143,8 +143,35 @@ class TrainSettings(Settings):
     ] = 0
     clip: Annotated[float | None, Field(gt=0, description="gradient norm clipped to this"), _TRAINED] = None
     amp: Annotated[
-        Precision, BeforeValidator(_precision), Field(description="mixed precision: bf16, or no"), _TRAINED
+        Precision, BeforeValidator(_precision), Field(description="mixed precision: bf16, fp16, or no"), _TRAINED
     ] = "no"
+
+    accumulate: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="micro-batches that a batch is run in, for which a device's memory is too small as a whole",
+        ),
+        _TRAINED,
+        LATER,
+    ] = 1
+    channels_last: Annotated[
+        bool,
+        Field(description="maps with their channels last in memory, which is faster on many devices"),
+        _TRAINED,
+        LATER,
+    ] = False
+    compile: Annotated[bool, Field(description="the network compiled by torch.compile"), _TRAINED, LATER] = False
+    save_every: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="steps between checkpoints; by default as many as keep saving under 2 % of the time, and a "
+            "minute at least; the end of an epoch is always saved",
+        ),
+        _TRAINED,
+        LATER,
+    ] = None
 
     def resolved(self, fitted: bool) -> TrainSettings:
         """These settings with a learning rate: the one given, or the default for a network that was fitted or not."""

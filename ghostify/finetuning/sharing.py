@@ -1,0 +1,90 @@
+"""What processes that train one network tell one another: its weights once, their gradients after each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ghostify.errors import ModelError
+from ghostify.processes import Processes
+
+
+def make_alike(model: nn.Module, processes: Processes) -> None:
+    """Give every process the weights of the first.  Raises ``ModelError`` where they hold different networks."""
+    if processes.world == 1:
+        return
+    own = model.state_dict()
+    weights = processes.same({name: value.cpu() if isinstance(value, Tensor) else value for name, value in own.items()})
+    if {name: _shape(value) for name, value in own.items()} != {name: _shape(value) for name, value in weights.items()}:
+        raise ModelError(f"Process {processes.rank} holds another network than the first; start all by one command.")
+    model.load_state_dict(weights)
+
+
+@torch.no_grad()
+def share_gradients(model: nn.Module, processes: Processes, own: int, samples: int) -> None:
+    """Add up the gradients that the processes found, each by its ``own`` part of all ``samples`` of a batch.
+
+    So are the running statistics of batch norms that learn; other buffers become those of the first process.
+    """
+    if processes.world == 1:
+        return
+    weight, first = own / samples, float(processes.first)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    used = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=processes.device)
+    mine = [torch.zeros_like(one) if one.grad is None else one.grad * weight for one in trained]
+    running, others = _statistics(model), _other_buffers(model)
+    sent = [used, *mine, *(buffer * weight for buffer in running), *(buffer * first for buffer in others)]
+    used, *sums = _summed(sent, processes)
+    for parameter, gradient, count in zip(trained, sums, used.tolist(), strict=False):
+        # what had no part in any process has no gradient, as in one process: else it would decay
+        parameter.grad = gradient if count else None
+    for buffer, value in zip([*running, *others], sums[len(trained) :], strict=True):
+        buffer.copy_(value)
+    if samples < processes.world:
+        _count_as_first(model, processes)
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module, processes: Processes) -> None:
+    """Give batch norms in train mode the mean over the processes of what each has counted."""
+    running = _statistics(model)
+    if processes.world == 1 or not running:
+        return
+    for buffer, total in zip(running, _summed(running, processes), strict=True):
+        buffer.copy_(total / processes.world)
+
+
+def _summed(tensors: Sequence[Tensor], processes: Processes) -> list[Tensor]:
+    """The sums of tensors over all processes, sent as one tensor for each dtype."""
+    sums: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        flat = processes.summed(torch.cat([tensors[place].reshape(-1) for place in places]))
+        parts = flat.split([tensors[place].numel() for place in places])
+        sums |= {place: part.view_as(tensors[place]) for place, part in zip(places, parts, strict=True)}
+    return [sums[place] for place in range(len(tensors))]
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """The means and variances that batch norms in train mode keep."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    kept = [(norm.running_mean, norm.running_var) for norm in norms if norm.training]
+    return [tensor for pair in kept for tensor in pair if tensor is not None]
+
+
+def _other_buffers(model: nn.Module) -> list[Tensor]:
+    known = {id(tensor) for tensor in _statistics(model)}
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point() and id(buffer) not in known]
+
+
+def _count_as_first(model: nn.Module, processes: Processes) -> None:
+    """Whole numbers, as of batches counted, of the first process: a share was empty, and not counted."""
+    counts = [buffer for buffer in model.buffers() if not buffer.is_floating_point()]
+    for buffer, value in zip(counts, processes.same([buffer.cpu() for buffer in counts]), strict=True):
+        buffer.copy_(value)
+
+
+def _shape(value: object) -> object:
+    return (value.dtype, value.shape) if isinstance(value, Tensor) else type(value)

@@ -1,0 +1,132 @@
+"""The processes that carry out one command together, as ``torchrun`` or ``accelerate launch`` started them; mostly one.
+
+Each has the whole network and its share of every batch.  accelerate reads how they were started (torchrun, its own
+launcher, MPI) and makes them one group on the hardware there is; this file alone knows it, and imports it only where
+there is more than one process, because it takes a second.
+
+What is done together must be done by all in the same order: a process that waits for another waits until that comes, or
+until the launcher stops both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ghostify.errors import GhostifyError, RunError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long one process waits for another: the first plans and fits for hours while the others have nothing to do."""
+_OTHER_ENGINES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+
+def rank() -> int:
+    """The number of this process among those of its command; 0 is the first, which alone prints and writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    """How many processes carry out this command."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Process ``rank`` of ``world``, and what they can do together.  Alone, each of these costs nothing.
+
+    Methods raise ``RunError`` where another process is gone.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device | None = None
+    """Where tensors must be to be sent."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """The sums of numbers over all processes."""
+        if self.world == 1:
+            return list(numbers)
+        import torch
+
+        sent = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        return self.summed(sent).tolist()
+
+    def each(self, number: int) -> list[int]:
+        """A number of each process, in their order."""
+        return [int(found) for found in self.total([number if one == self.rank else 0 for one in range(self.world)])]
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        from accelerate.utils import reduce
+
+        with _others_there():
+            return reduce(tensor, "sum")
+
+    def same(self, value: T) -> T:
+        """What the first process has of a value, which must be one that can be pickled."""
+        if self.world == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        with _others_there():
+            return broadcast_object_list([value])[0]
+
+    def decided(self, decide: Callable[[], T]) -> T:
+        """What the first process alone works out, for all."""
+        value: Any = decide() if self.first else None
+        return self.same(value)
+
+
+def group(cpu: bool) -> Processes:
+    """The processes of this command, joined where they were not yet; ``cpu`` where they compute on no GPU.
+
+    Raises ``RunError`` where they were started for another engine than this one.
+    """
+    return _joined(cpu) if world() > 1 else Processes()
+
+
+@cache
+def _joined(cpu: bool) -> Processes:
+    for name, engine in _OTHER_ENGINES.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise RunError(
+                f"accelerate is configured for {engine}, which splits a network over processes; here each process "
+                "holds the whole network. Start it with: accelerate launch --multi_gpu, or torchrun."
+            )
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    """A broken connection as one line: the process that failed has said why."""
+    try:
+        yield
+    except GhostifyError:
+        raise
+    except RuntimeError as problem:
+        raise RunError(
+            f"Another process of this run was stopped or failed, and said why itself ({_short(problem)})."
+        ) from None
+
+
+def _short(problem: Any) -> str:
+    return str(problem).strip().partition("\n")[0][:120]
