@@ -107,7 +107,9 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken_and_said(
     check_checkpoint(tmp_path)
     assert results(train(resumed, checkpoint=tmp_path, progress=watcher, **options)) == results(history)
     assert same_weights(resumed, straight)
-    assert "is damaged" in watcher.told[0] and f"goes on from the one before it, {FILE.format(1, 0)}." in watcher.told[0]
+    assert (
+        "is damaged" in watcher.told[0] and f"goes on from the one before it, {FILE.format(1, 0)}." in watcher.told[0]
+    )
     assert watcher.told[1] == ("start", 6)
     assert load_checkpoint(tmp_path).problem == "", "it was written anew"
 
@@ -233,4 +235,6 @@ def test_training_that_is_killed_while_it_saves_goes_on_to_the_same_bits(
     assert results(train(resumed, checkpoint=folder)) == results(history)
     assert same_weights(resumed, straight)
     if finished < 3:
-        assert sorted(path.name for path in folder.iterdir()) == [FILE.format(2, 0), FILE.format(3, 0)], "and it is swept"
+        assert sorted(path.name for path in folder.iterdir()) == [FILE.format(2, 0), FILE.format(3, 0)], (
+            "and it is swept"
+        )
