@@ -167,6 +167,34 @@ def test_a_shuffle_of_the_first_channels_is_the_shuffle_and_of_others_is_refused
         convert(model, X, settings, keep="strongest")
 
 
+class Shares(nn.Module):
+    """Maps weighed by how they share out each position, and probabilities at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = conv_bn(3, 16), conv_bn(16, 16)
+        self.weights, self.next = nn.Conv2d(16, 16, 1), conv_bn(16, 32)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5), nn.Softmax(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x))
+        return self.head(self.next(x * self.weights(x).softmax(1)))
+
+
+@pytest.mark.parametrize("keep", ["first", "strongest"])
+def test_channels_that_a_softmax_shares_out_stay_and_the_others_are_thinned(keep: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Shares().eval()
+    settings = GhostSettings(**W, keep=keep)
+    traced = trace(model, X)
+    ghosted = rewrite(traced, plan(scan_for(traced, settings), settings)).module
+    assert [ghosted.weights.out_channels, ghosted.body[0].out_channels] == [16, 16]
+    assert [ghosted.stem[0].out_channels, ghosted.next[0].out_channels] == [12, 24]
+    (given,) = outputs(ghosted, X)
+    assert torch.allclose(given, silent(traced, settings), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", STRAIGHT)
 def test_the_strongest_channels_take_the_place_of_the_first(name: str) -> None:
     net = next(net for net in ZOO if net.name == name)

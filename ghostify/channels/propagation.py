@@ -437,8 +437,17 @@ class _Follower(Moves):
         source = node.all_input_nodes[0]
         ids = self._ids(source, node)
         dim: Any = self.traced.leaf(node).dim if node.op == "call_module" else argument(node, 1, "dim")
-        if dim is None or (not constant_along(ids, dim) and lies_along(ids, dim)):
-            raise self._stop(node, "is a softmax over the channels")
+        if dim is None:
+            raise self._stop(node, "is a softmax over a dimension that it does not name")
+        if not constant_along(ids, dim) and lies_along(ids, dim):
+            return self._shares(node, ids)
         for index in range(1, ids.shape[dim]) if not constant_along(ids, dim) else ():
             self._tied(ids.narrow(dim, 0, 1), ids.narrow(dim, index, 1))
+        return ids
+
+    def _shares(self, node: fx.Node, ids: Tensor) -> Tensor:
+        """A softmax over the channels: each is a share of all, which grows where another is dropped, so all stay."""
+        if self.entry is not None:
+            raise self._stop(node, "is a softmax over the channels")
+        self.stays.append(np.unique(unspread(ids)))
         return ids
