@@ -230,7 +230,7 @@ def _is_trained(model: ModelSettings, subject: Subject) -> bool | None:
 
 
 def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) -> nn.Module | None:
-    if not settings.distill:
+    if not settings.distill or settings.teacher:
         return None
     teacher = load_original(model.source) if subject.run else None
     if teacher is None:

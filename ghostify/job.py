@@ -32,7 +32,7 @@ from ghostify.rewriting import Ghosted, carried_out
 from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
 from ghostify.scanning import scan
 from ghostify.sources import Data
-from ghostify.subject import Subject, prepare
+from ghostify.subject import Subject, named_teacher, prepare
 from ghostify.tracing import Recording
 from ghostify.watching import Watcher, counted
 
@@ -100,6 +100,8 @@ class Job:
     """What is measured in place of accuracy."""
     loss: OwnLoss | None = None
     """What training lowers in place of the cross entropy."""
+    teacher: nn.Module | None = None
+    """Who teaches in place of the original."""
     verdicts: list[str] = field(default_factory=list)
     """Which epoch of each training was kept, in sentences."""
     blank: Blank | None = None
@@ -129,7 +131,10 @@ class Job:
         watcher.say(f"Network {recipe.model.source}; images: {images}")
         for note in subject.notes:
             watcher.say(note)
-        return cls(recipe, folder, watcher, subject, place, metric, loss)
+        teacher = named_teacher(recipe.finetune)
+        if teacher is not None and recipe.finetune and recipe.finetune.teacher:
+            subject.require_teacher(teacher, recipe.finetune.teacher)
+        return cls(recipe, folder, watcher, subject, place, metric, loss, teacher)
 
     def rehearse(self, plan: Plan) -> None:
         """Find out before the long work whether the run could be saved and would come back."""
@@ -239,19 +244,23 @@ class Job:
         if self.recipe.finetune:
             self.recipe = self.recipe.model_copy(update={"finetune": self.recipe.finetune.resolved(fitted)})
 
-    def finetune(self, ghosted: Ghosted, teacher: nn.Module | None) -> None:
+    def finetune(self, ghosted: Ghosted, original: nn.Module | None) -> None:
+        """Train what was converted, taught by the original, or by whom the recipe names."""
         settings = self.recipe.finetune
         assert settings, "asked for"
-        how = f", taught by the original (weight {settings.distill:g})" if settings.distill else ""
+        who = settings.teacher or "the original"
+        how = f", taught by {who} (weight {settings.distill:g})" if settings.distill else ""
         self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate of {settings.peak:g}{how}")
-        self.train(ghosted.module, settings, "finetune", teacher)
+        self.train(ghosted, settings, "finetune", self.teacher or original)
 
-    def train(self, module: nn.Module, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None) -> None:
+    def train(
+        self, network: nn.Module | Ghosted, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None
+    ) -> None:
         """Train a network in place, and say, here and in the report, which epoch's weights it has now."""
         data, feeding = self.subject.data, self.recipe.data
         assert data and feeding, "checked when the job began"
         history = finetune(
-            module,
+            network,
             data,
             settings,
             teacher=teacher,
@@ -264,7 +273,7 @@ class Job:
             measure=self.metric,
             loss=self.loss,
         )
-        module.to("cpu")
+        (network.module if isinstance(network, Ghosted) else network).to("cpu")
         name = {"pretrain": "Training the original", "finetune": "Fine-tuning"}[checkpoint]
         uncompared = _UNCOMPARED if data.held is not None else data.held_from
         if verdict := history.verdict(name, settings, data.chosen_by, uncompared):

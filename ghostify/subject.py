@@ -12,7 +12,7 @@ from ghostify.batches import Batch, example_of
 from ghostify.errors import ModelError, RecipeError
 from ghostify.inputs import Inputs, described, parse_inputs
 from ghostify.measuring.accuracy import class_scores
-from ghostify.recipe import DataSettings, ModelSettings
+from ghostify.recipe import DataSettings, ModelSettings, TrainSettings
 from ghostify.rewriting import Ghosted
 from ghostify.running import Failed, attempt, evaluating
 from ghostify.saving import is_run, load, read_run
@@ -67,6 +67,27 @@ class Subject:
             return f"The labels of {self.data.name!r} are not class numbers."
         return ""
 
+    def require_teacher(self, teacher: nn.Module, source: str) -> None:
+        """Refuse, before any long work, a teacher whose scores are not of this network's classes.
+
+        Raises ``RecipeError``; a network that gives no scores is compared while it trains.
+        """
+        if self.unscored:
+            return
+        with evaluating(teacher), torch.no_grad():
+            try:
+                scores = class_scores(attempt(teacher, *call_arguments(self.example)))
+            except (Failed, ModelError) as problem:
+                reason = str(problem.__cause__ or problem).partition("\n")[0]
+                raise RecipeError(
+                    f"Teacher {source!r} cannot teach, because on this network's input: {reason}"
+                ) from None
+        if scores.shape[1] != self.outputs:
+            raise RecipeError(
+                f"Teacher {source!r} gives {scores.shape[1]} class scores, and the network {self.outputs}; choose one "
+                "of the same classes."
+            )
+
     @property
     def on_classes(self) -> str:
         """A sentence where the images may be of other classes than the network's outputs; else empty."""
@@ -108,6 +129,25 @@ def prepare(
             f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224, once for each input."
         )
     return Subject(module, _example(wanted, seed), images, model, notes=tuple(notes))
+
+
+def named_teacher(settings: TrainSettings | None) -> nn.Module | None:
+    """The network that the settings name to teach, with its weights; None where they name none.
+
+    Raises ``RecipeError`` where its weights are random, and what building a network raises.
+    """
+    if settings is None or settings.teacher is None:
+        return None
+    source, weights = settings.teacher, settings.teacher_weights
+    if is_run(source):
+        return load(source).module
+    offers = source.partition(":")[0] in ("torchvision", "timm")
+    if source.startswith("ghostify:") and weights is None:
+        raise RecipeError(
+            f"Teacher {source!r} has random weights, by which nobody is taught; give its own, as in --set "
+            "finetune.teacher_weights=FILE."
+        )
+    return build_model(ModelSettings(source=source, weights=weights or ("DEFAULT" if offers else None)))
 
 
 def _inputs_of(run: Ghosted, model: ModelSettings) -> Inputs:

@@ -13,11 +13,11 @@ from ghostify.cli.benching import bench
 from ghostify.cli.recipes import recipes_app
 from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
 from ghostify.cli.sweeping import sweep
-from ghostify.errors import DataError, PlanError, RecipeError
+from ghostify.cli.training import finetune
+from ghostify.errors import PlanError
 from ghostify.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ghostify.job import Outcome
     from ghostify.planning import Plan
 
 app = typer.Typer(
@@ -211,8 +211,17 @@ def compress(
     fit: options.FitHow = None,
     calibration: options.Calibration = None,
     epochs: options.EpochsIfAny = None,
+    optimizer: options.OptimizerName = None,
     lr: options.LearningRate = None,
+    schedule: options.ScheduleName = None,
+    warmup: options.WarmUp = None,
+    freeze: options.Freeze = None,
     distill: options.Distill = None,
+    teacher: options.TeacherName = None,
+    mixup: options.MixUp = None,
+    cutmix: options.CutMix = None,
+    ema: options.MovingAverage = None,
+    amp: options.MixedPrecision = None,
     recipe: options.RecipeFile = None,
     set: options.Set = None,
     seed: options.Seed = None,
@@ -246,59 +255,13 @@ def compress(
     given = _read_plan(plan, resume)
     with run_folder(settings, output, resume, given, "compress") as folder:
         outcome = run(settings, folder, show.Watcher(quiet=as_json), given)
-    _show_outcome(outcome, as_json)
+    show.outcome(outcome, as_json)
 
 
 app.command()(sweep)
 
 
-@app.command()
-def finetune(
-    model: options.Model = None,
-    weights: options.Weights = None,
-    weights_key: options.WeightsKey = None,
-    weights_strict: options.WeightsStrict = None,
-    weights_allow: options.WeightsAllow = None,
-    input: options.Input = None,
-    data: options.DataSource = None,
-    metric: options.Metric = None,
-    loss: options.Loss = None,
-    batch_size: options.BatchSize = None,
-    epochs: options.Epochs = None,
-    lr: options.LearningRate = None,
-    distill: options.Distill = None,
-    recipe: options.RecipeFile = None,
-    set: options.Set = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    output: options.Output = None,
-    resume: options.Resume = None,
-    as_json: options.Json = False,
-) -> None:
-    """Train a saved run further (or any network as it is), into a new run folder.
-
-    \b
-    Example:
-    ghostify finetune runs/digits --data digits --epochs 5
-    """
-    asked = options.given(locals())
-    options.refuse_together("--resume", resume, {**asked, "recipe": recipe, "set": set, "output": output})
-    settings = (
-        resumable(resume, "finetune")
-        if resume
-        else options.recipe_of("finetune", recipe, set, **{"epochs": 1, **asked})
-    )
-    if not settings.data:
-        raise DataError("Fine-tuning needs images; give them, as in --data folder:PATH.")
-    if settings.finetune and not settings.finetune.epochs:
-        raise RecipeError("Fine-tuning for 0 epochs changes nothing; give --epochs of 1 or more.")
-    from ghostify.experiment import train
-    from ghostify.subject import require_source
-
-    require_source(settings.model)
-    with run_folder(settings, output, resume, None, "finetune") as folder:
-        outcome = train(settings, folder, show.Watcher(quiet=as_json))
-    _show_outcome(outcome, as_json)
+app.command()(finetune)
 
 
 @app.command()
@@ -430,16 +393,6 @@ def _dry_run(settings: Recipe, plan: Path | None, as_json: bool) -> None:
     else:
         show.table(proposed.table())
         show.say("Dry run: nothing was written.")
-
-
-def _show_outcome(outcome: Outcome, as_json: bool) -> None:
-    if as_json:
-        show.json({"folder": str(outcome.folder), **outcome.report.model_dump(mode="json")})
-        return
-    for table in (outcome.report.summary(), *outcome.report.forms()):
-        show.table(table)
-    folder = shlex.quote(str(outcome.folder))
-    show.say(f"Saved in {outcome.folder}; see each layer with: ghostify report {folder} --layers")
 
 
 def _write_new(path: Path, text: str) -> None:

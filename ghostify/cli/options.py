@@ -140,8 +140,17 @@ Calibration = Annotated[int | None, _setting("calibration", "fit.images", FITTIN
 
 Epochs = Annotated[int | None, _setting("epochs", "finetune.epochs", TRAINING)]
 EpochsIfAny = Annotated[int | None, _setting("epochs", "finetune.epochs", TRAINING, default="0")]
+OptimizerName = Annotated[str | None, _setting("optimizer", "finetune.optimizer", TRAINING, metavar="NAME")]
 LearningRate = Annotated[float | None, _setting("lr", "finetune.lr", TRAINING)]
+ScheduleName = Annotated[str | None, _setting("schedule", "finetune.schedule", TRAINING, metavar="NAME")]
+WarmUp = Annotated[float | None, _setting("warmup", "finetune.warmup", TRAINING)]
+Freeze = Annotated[list[str] | None, _setting("freeze", "finetune.freeze", TRAINING, metavar="PATTERN")]
 Distill = Annotated[float | None, _setting("distill", "finetune.distill", TRAINING)]
+TeacherName = Annotated[str | None, _setting("teacher", "finetune.teacher", TRAINING, metavar="MODEL")]
+MixUp = Annotated[float | None, _setting("mixup", "finetune.mixup", TRAINING)]
+CutMix = Annotated[float | None, _setting("cutmix", "finetune.cutmix", TRAINING)]
+MovingAverage = Annotated[float | None, _setting("ema", "finetune.ema", TRAINING, metavar="DECAY")]
+MixedPrecision = Annotated[str | None, _setting("amp", "finetune.amp", TRAINING, metavar="no|bf16|fp16")]
 
 Images = Annotated[int | None, _setting("images", "analysis.images", SUBJECT)]
 Layers = Annotated[list[str] | None, _setting("layers", "analysis.layers", CHANGES, metavar="PATTERN")]

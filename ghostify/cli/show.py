@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json as to_json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +18,9 @@ from rich.table import Table as RichTable
 
 from ghostify.cli import streams
 from ghostify.tables import Table
+
+if TYPE_CHECKING:
+    from ghostify.job import Outcome
 
 
 class _Screen(Console):
@@ -189,3 +193,14 @@ def _bar() -> Progress:
     bar = Progress(*columns, console=err, transient=True)
     bar.start()
     return bar
+
+
+def outcome(found: Outcome, as_json: bool) -> None:
+    """What an experiment gave: its report, and where it is."""
+    if as_json:
+        json({"folder": str(found.folder), **found.report.model_dump(mode="json")})
+        return
+    for one in (found.report.summary(), *found.report.forms()):
+        table(one)
+    folder = shlex.quote(str(found.folder))
+    say(f"Saved in {found.folder}; see each layer with: ghostify report {folder} --layers")

@@ -16,6 +16,7 @@ from torch import nn
 from ghostify.errors import ModelError, RecipeError, did_you_mean
 from ghostify.names import matches, within
 from ghostify.recipe import TrainSettings
+from ghostify.rewriting import Ghosted
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -67,6 +68,12 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Let every group of an optimiser move at its share of ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
+
+
+def swapped_in(ghosted: Ghosted) -> tuple[str, ...]:
+    """The modules of a rewritten network that hold other parameters than they did, or that were not there."""
+    before = ghosted.before.params
+    return tuple(name for name, count in ghosted.after.params.items() if before.get(name) != count)
 
 
 @contextmanager

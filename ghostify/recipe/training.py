@@ -38,9 +38,9 @@ class TrainSettings(Settings):
     """One training run; by default SGD with Nesterov momentum, linear warm-up, then cosine to zero."""
 
     epochs: Annotated[int, Field(ge=0, description="epochs of training")] = 1
-    optimizer: Annotated[OptimizerName, Field(description="sgd, with Nesterov momentum, or adamw"), _TRAINED, LATER] = (
-        "sgd"
-    )
+    optimizer: Annotated[
+        OptimizerName, Field(description="what takes the steps: sgd, with Nesterov momentum, or adamw"), _TRAINED, LATER
+    ] = "sgd"
     lr: Annotated[
         float | None,
         Field(
@@ -81,7 +81,7 @@ class TrainSettings(Settings):
     )
     freeze: Annotated[
         tuple[str, ...],
-        Field(description="pattern of modules that stay as they are, statistics included, as in layer1.*"),
+        Field(description="modules that stay as they are, statistics included, by name or pattern, as in layer1.*"),
         _TRAINED,
         LATER,
     ] = ()
@@ -94,6 +94,13 @@ class TrainSettings(Settings):
         Field(description="another network that teaches in place of the original: a source, or a run folder"),
         _TRAINED,
         _TAUGHT,
+        LATER,
+    ] = None
+    teacher_weights: Annotated[
+        str | None,
+        Field(description="a checkpoint file of the teacher; by default the weights that its source itself offers"),
+        _TRAINED,
+        With("teacher", without=(None,), choose="a teacher, as in --teacher timm:resnet50"),
         LATER,
     ] = None
     features: Annotated[
@@ -145,7 +152,6 @@ class TrainSettings(Settings):
     amp: Annotated[
         Precision, BeforeValidator(_precision), Field(description="mixed precision: bf16, fp16, or no"), _TRAINED
     ] = "no"
-
     accumulate: Annotated[
         int,
         Field(
