@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ghostify.finetuning.loop import Progress, Training
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.finetuning.measures import Measure, usual
 from ghostify.finetuning.objective import Objective, require_compilable
-from ghostify.finetuning.optimizers import frozen, make_optimizer
+from ghostify.finetuning.optimizers import frozen, make_optimizer, swapped_in
 from ghostify.inference import Optimized
 from ghostify.measuring.borrowing import Device, device_for, on_device
 from ghostify.processes import group
@@ -95,7 +95,8 @@ def finetune(
         stack.enter_context(_laid_out(module.to(here), settings))
         taught = _teacher_of(model, teacher, feed, settings, own)
         objective = Objective(module, settings, here, taught, own)
-        optimizer = make_optimizer(module, settings, _swapped(model))
+        swapped = swapped_in(model) if isinstance(model, Ghosted) else ()
+        optimizer = make_optimizer(module, settings, swapped)
         stack.enter_context(objective.training())
         average = Average(module, settings.ema) if settings.ema else None
         engine = Engine(objective, optimizer, processes, average)
@@ -134,11 +135,6 @@ def _require_protocol(data: Any) -> None:
                 f"finetune takes training data with a method {name!r} (see ghostify.finetuning.TrainingData), which "
                 f"{type(data).__name__} does not have; ghostify.sources.load_data gives such data."
             )
-
-
-def _swapped(model: nn.Module | Ghosted) -> Collection[str]:
-    """The modules that took the places of others."""
-    return [name for swap in model.plan.swaps for name in swap.touches] if isinstance(model, Ghosted) else ()
 
 
 def _teacher_of(
