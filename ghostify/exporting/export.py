@@ -14,14 +14,13 @@ from ghostify.errors import ExportError, GhostifyError
 from ghostify.exporting.diverging import first_divergence
 from ghostify.exporting.formats import Format, format_named
 from ghostify.exporting.parity import OPEN_BATCHES, Parity, check
-from ghostify.exporting.portable import Portable, portable
+from ghostify.exporting.portable import AsFile, Portable, portable
 from ghostify.exporting.result import Exported
 from ghostify.exporting.samples import LEAST, Samples, noise, samples_in
 from ghostify.inference import Optimized, example_for_network, optimize
 from ghostify.rewriting import Ghosted
 from ghostify.running import undisturbed
-from ghostify.runtimes.exporting import Flat
-from ghostify.tracing import call_arguments, tensors_of_call
+from ghostify.tracing import tensors_of_call
 
 
 def _rewritten_or_network(value: Any) -> Any:
@@ -86,13 +85,12 @@ def _checked(
     format: Format, file: Path, module: nn.Module, ready: Portable, example: Any, images: Batch | None
 ) -> Parity:
     """The file beside the network as it was handed over; with the first layer that differs, where they do."""
-    args, kwargs = call_arguments(example)
     samples = Samples(tuple(tensors_of_call(images)), "images", True) if images is not None else noise(ready.example)
     batches = OPEN_BATCHES if ready.dynamic else (max(samples_in(ready.example), 1),)
     switches = (True, False) if format.can_leave_unoptimized else (True,)
     runners = {optimized: format.open(file, optimized=optimized) for optimized in switches}
     found = check(
-        Flat(module, args, kwargs),
+        AsFile(module, example),
         runners,
         samples,
         precision=ready.precision,

@@ -2,24 +2,21 @@
 
     network and example → a copy on the CPU, in eval mode, weights in the order of a file → tensors in, tensors out
 
-A file's inputs and outputs are tensors with names, so the example's are taken out of whatever it holds them in.
+A file's inputs and outputs are tensors with names, so the example's are taken out of whatever it holds them in, and
+numbers are 32-bit floats at its doors, whatever the network computes in.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path
 
-from ghostify.batches import Batch, call, join, take
+from ghostify.batches import Batch, join, move, take
 from ghostify.errors import ModelError
+from ghostify.exporting.naming import input_names, output_names
 from ghostify.running import quiet
 from ghostify.runtimes.exporting import Flat
 from ghostify.tracing import call_arguments
@@ -28,6 +25,8 @@ DYNAMICS = ("", "batch", "size")
 PRECISIONS = ("fp32", "fp16", "int8")
 _SMALLEST = 2
 """Samples in an example whose batch is open: torch takes a size of 1 for one that is always 1."""
+_SIDES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+"""What the dimensions of maps are called, by how many there are."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Portable:
     """A network that takes tensors in a row and gives tensors in a row, and what a file needs to know of it."""
 
     module: nn.Module
-    """As ``Flat`` makes it of a copy: on the CPU, in eval mode, weights contiguous."""
+    """A copy: on the CPU, in eval mode, its numbers 32-bit floats, its weights contiguous."""
     example: tuple[Tensor, ...]
     """What it takes; two samples or more where the batch is open."""
     inputs: tuple[str, ...]
@@ -43,76 +42,103 @@ class Portable:
     dynamic: str = ""
     """Which sizes the file leaves open: none, ``batch``, or ``size`` (height and width, and the batch with them)."""
     precision: str = "fp32"
+    half_doors: bool = False
+    """Whether a file in fp16 takes and gives 16-bit floats, too."""
     opset: int | None = None
     """That of an ONNX file; None for the best known."""
 
     @property
-    def open_sizes(self) -> tuple[dict[int, Any], ...] | None:
-        """For each input the dimensions that are open, as ``torch.export`` takes them, within the row of all inputs."""
-        if not self.dynamic:
-            return None
-        return (tuple(dict.fromkeys(self._open(one), torch.export.Dim.DYNAMIC) for one in self.example),)  # type: ignore[return-value]
+    def open_sizes(self) -> tuple[dict[int, str], ...]:
+        """For each input the dimensions that the file leaves open, and what they are called."""
+        return tuple(
+            self._open(tensor, name) if tensor.dim() else {}
+            for tensor, name in zip(self.example, self.inputs, strict=True)
+        )
 
-    def _open(self, tensor: Tensor) -> Iterable[int]:
-        if tensor.dim() < 1:
-            return ()
-        maps = range(2, tensor.dim()) if self.dynamic == "size" and tensor.is_floating_point() else ()
-        return (0, *maps)
+    def _open(self, tensor: Tensor, name: str) -> dict[int, str]:
+        if not self.dynamic:
+            return {}
+        sides = _SIDES.get(tensor.dim() - 2, ()) if self.dynamic == "size" and tensor.is_floating_point() else ()
+        of_input = "" if len(self.inputs) == 1 else f"{name}_"
+        return {0: "batch"} | {place: f"{of_input}{side}" for place, side in enumerate(sides, start=2)}
+
+    @property
+    def computing(self) -> nn.Module:
+        """The module as it computes in a file of its precision."""
+        return Halved(self.module, self.half_doors).eval() if self.precision == "fp16" else self.module
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """The example, in the types that the file takes."""
+        if self.precision == "fp16" and self.half_doors:
+            return tuple(_in(tensor, torch.float16) for tensor in self.example)
+        return self.example
+
+
+class Halved(nn.Module):
+    """A network in 16-bit floats that takes and, unless told otherwise (``half_doors``), gives 32-bit ones."""
+
+    def __init__(self, network: nn.Module, half_doors: bool) -> None:
+        super().__init__()
+        self.network, self.half_doors = copy.deepcopy(network).half(), half_doors
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.network(*[_in(tensor, torch.float16) for tensor in tensors])
+        return tuple(outputs) if self.half_doors else tuple([_in(output, torch.float32) for output in outputs])
+
+
+class AsFile(nn.Module):
+    """A network as it is, called as its file is: tensors in a row, 32-bit floats in and out, on the CPU."""
+
+    def __init__(self, network: nn.Module, example: Batch) -> None:
+        super().__init__()
+        self.flat = Flat(network, *call_arguments(example))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        own = [tensor.to(like.device, like.dtype) for tensor, like in zip(tensors, self.flat.example, strict=True)]
+        return tuple([_in(output, torch.float32).cpu() for output in self.flat(*own)])
 
 
 def portable(
-    module: nn.Module, example: Batch, *, dynamic: str = "", precision: str = "fp32", opset: int | None = None
+    module: nn.Module,
+    example: Batch,
+    *,
+    dynamic: str = "",
+    precision: str = "fp32",
+    half_doors: bool = False,
+    opset: int | None = None,
 ) -> Portable:
     """A network as a file holds it; ``module`` itself stays as it is.
 
     Raises ``ModelError`` where the example holds no tensor.
     """
-    if dynamic:
-        example = join([take(example, slice(0, 1))] * _SMALLEST)
-    args, kwargs = call_arguments(example)
-    flat = Flat(_copied(module), args, kwargs)
+    args, kwargs = call_arguments(move(_sized(example, dynamic), torch.device("cpu"), torch.float32))
+    flat = Flat(_copied(module), args, kwargs).eval()
     if not flat.example:
         raise ModelError("The example holds no tensor, so there is nothing to feed to an exported network.")
-    inputs = input_names(module, example)
+    inputs = input_names(module, args, kwargs)
     with quiet(flat):
-        outputs = output_names(call(flat.module, example), taken=inputs)
-    tensors = tuple(tensor.detach().cpu().contiguous() for tensor in flat.example)
-    return Portable(flat.eval(), tensors, inputs, outputs, dynamic, precision, opset)
+        outputs = output_names(flat.module(*args, **kwargs), inputs)
+    tensors = tuple(tensor.detach().contiguous() for tensor in flat.example)
+    return Portable(flat, tensors, inputs, outputs, dynamic, precision, half_doors, opset)
+
+
+def _sized(example: Batch, dynamic: str) -> Batch:
+    """The example; where the batch is open, some samples like its first."""
+    return join([take(example, slice(0, 1))] * _SMALLEST) if dynamic else example
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy on the CPU with its weights in the order of a file.
+    """A copy on the CPU with its numbers as 32-bit floats and its weights in the order of a file.
 
     Code that asks how its maps lie would write transpositions into a file, where maps lie in one order only.
     """
-    copied = copy.deepcopy(module).eval().cpu()
+    copied = copy.deepcopy(module).eval().cpu().float()
     for tensor in (*copied.parameters(), *copied.buffers()):
         tensor.data = tensor.data.contiguous()
     return copied
 
 
-def input_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
-    """The names of a file's inputs: ``input`` where there is one, else those of the arguments that hold them."""
-    args, kwargs = call_arguments(example)
-    said = [name for name in inspect.signature(module.forward).parameters if name not in kwargs]
-    named = {said[place] if place < len(said) else f"input_{place}": one for place, one in enumerate(args)} | kwargs
-    found = _names_of_tensors(named)
-    return ("input",) if len(found) == 1 and not kwargs else found
-
-
-def output_names(output: Any, taken: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of a file's outputs: ``output`` where there is one, else keys and places in what holds them."""
-    if isinstance(output, Tensor):
-        return ("output",)
-    return tuple(f"{name}_output" if name in taken else name for name in _names_of_tensors(output, "output"))
-
-
-def _names_of_tensors(held: Any, otherwise: str = "input") -> tuple[str, ...]:
-    """A name for each tensor: the way to it, in letters, digits and underscores, and told apart."""
-    found: list[str] = []
-    for path, leaf in tree_flatten_with_path(held)[0]:
-        if isinstance(leaf, Tensor):
-            way = "_".join(re.findall(r"\w+", "".join(map(str, path))))
-            name = f"{otherwise}_{way}" if way.isdecimal() or not way else way
-            found.append(name if name not in found else f"{name}_{len(found)}")
-    return tuple(found)
+def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of floats in another type; whole numbers stay so."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -28,18 +28,21 @@ class OnnxRuntime(FileRuntime):
         return str(onnxruntime.__version__)
 
     def _ports(self, file: Path) -> tuple[Port, ...]:
-        return tuple(_port(one) for one in _opened(file, 1).get_inputs())
+        return tuple(_port(one) for one in opened(file, 1).get_inputs())
 
     def _open(self, file: Path, feeds: Feeds, threads: int) -> Session:
-        opened = _opened(file, threads)
-        taken = {one.name for one in opened.get_inputs()}
-        return partial(opened.run, None, {name: array for name, array in feeds.items() if name in taken})
+        session = opened(file, threads)
+        taken = {one.name for one in session.get_inputs()}
+        return partial(session.run, None, {name: array for name, array in feeds.items() if name in taken})
 
 
-def _opened(file: Path, threads: int) -> Any:
+def opened(file: Path, threads: int, optimized: bool = True) -> Any:
+    """An ``InferenceSession`` of a file; with ``optimized=False`` its graph is run as it stands there."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = ERRORS_ONLY
     return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])

@@ -41,6 +41,11 @@ def _core() -> Any:
     return openvino.Core()
 
 
+def compiled(file: Path, threads: int) -> Any:
+    """A ``CompiledModel`` of a file, its open sizes left open."""
+    return _core().compile_model(str(file), "CPU", _config(threads))
+
+
 def _config(threads: int) -> dict[str, Any]:
     return {
         "INFERENCE_NUM_THREADS": threads,

@@ -48,7 +48,7 @@ class Compiled(Runtime):
             try:
                 session()
             except Exception as problem:
-                _require_compiler(problem)
+                require_compiler(problem)
                 raise
         return session
 
@@ -66,7 +66,7 @@ def _with_own_code(module: nn.Module) -> Callable[..., Any]:
     return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
 
 
-def _require_compiler(problem: Exception) -> None:
+def require_compiler(problem: Exception) -> None:
     """Raises ``RecipeError`` where it was a compiler that was missing."""
     text = str(problem)
     if "C++ compiler" in text or "working C compiler" in text or "C compiler" in text:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ghostify.exporting.formats.programs import program
 from ghostify.exporting.formats.protocol import Format, Runner
 from ghostify.exporting.portable import Portable
+from ghostify.runtimes.in_onnxruntime import opened
 
 OPSET = 18
 
 
 class Onnx(Format):
-    """One file, weights included; opset 18 unless another is asked for."""
+    """One file, weights included."""
 
     name = "onnx"
     suffix = ".onnx"
@@ -30,34 +33,36 @@ class Onnx(Format):
         return str(onnxruntime.__version__)
 
     def _write(self, network: Portable, file: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own deprecations
-            torch.onnx.export(
-                network.module,
-                network.example,
-                file,
-                input_names=network.inputs,
-                output_names=network.outputs,
-                opset_version=network.opset or OPSET,
-                dynamic_shapes=network.open_sizes,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+        write_onnx(network, file)
 
     def _open(self, file: Path, optimized: bool, threads: int) -> Runner:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        levels = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-        opened = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
-        names = [one.name for one in opened.get_inputs()]
+        session = opened(file, threads, optimized)
+        names = [one.name for one in session.get_inputs()]
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
-            return tuple(map(torch.from_numpy, opened.run(None, dict(zip(names, arrays, strict=True)))))
+            return tuple(map(torch.from_numpy, session.run(None, dict(zip(names, arrays, strict=True)))))
 
         return run
+
+
+def write_onnx(network: Portable, file: Path) -> None:
+    """By torch's newer exporter, from a program.
+
+    The older one traces, so that whatever code computes from a size is a constant in its file, open size or not.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own deprecations
+        made: Any = torch.onnx.export(
+            program(network),
+            (),
+            input_names=network.inputs,
+            output_names=network.outputs,
+            dynamic_shapes=(network.open_sizes,) if network.dynamic else None,
+            opset_version=network.opset or OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    for node in made.model.graph.all_nodes():
+        node.metadata_props.clear()  # of each node, the lines of code that it came of: more than small weights take
+    made.save(file, external_data=False)
