@@ -143,7 +143,15 @@ def optimize(source: Path, folder: Path, watcher: Watcher) -> Outcome:
     known = read_report(source) if "report.json" in run.files else compare(optimized)
     report = known.model_copy(update={"inference": inference_report(optimized, timings)})
     environment = {"made_from": str(source)}
-    save(optimized, folder, model=run.model, report=report, state=run.state, environment=environment)
+    save(
+        optimized,
+        folder,
+        model=run.model,
+        report=report,
+        state=run.state,
+        environment=environment,
+        preprocessing=run.preprocessing,
+    )
     return Outcome(optimized, report, folder)
 
 
@@ -163,7 +171,11 @@ def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy | Score
     for note in notes:
         watcher.say(note)
     place = pick_device(recipe.device)
-    return measured(subject.model, subject.data, recipe.data, metric, place, watcher, "Testing"), notes
+    score = measured(subject.model, subject.data, recipe.data, metric, place, watcher, "Testing")
+    if damages := str(subject.data.feeding.skipped):
+        watcher.say(damages)
+        notes.append(damages)
+    return score, notes
 
 
 @dataclass
@@ -184,7 +196,7 @@ def analyze(recipe: Recipe, watcher: Watcher) -> Analyzed:
         raise DataError("An analysis needs images; give them, as in --data folder:PATH.")
     subject = prepare(recipe.model, None, recipe.seed, recipe.data)
     wanted = inputs_in(subject.example)
-    sample = load_sample(recipe.data, wanted, recipe.analysis.images, LEAST_IMAGES)
+    sample = load_sample(recipe.data, wanted, recipe.analysis.images, LEAST_IMAGES, subject.own)
     original = load_original(recipe.model.source) if subject.run else None
     watcher.say(f"Network {recipe.model.source}; {count(sample.images)} of {sample.description}")
     notes = [*subject.notes, *([_left_out(sample.skipped)] if sample.skipped else [])]

@@ -129,6 +129,8 @@ class Job:
             raise DataError("Training needs images, and none are named; give them, as in --data folder:PATH.")
         images = subject.data.description if subject.data else "none"
         watcher.say(f"Network {recipe.model.source}; images: {images}")
+        if subject.data is not None and subject.data.preprocessing is not None:
+            watcher.say(f"Images are prepared: {subject.data.preprocessing}")
         for note in subject.notes:
             watcher.say(note)
         teacher = named_teacher(recipe.finetune)
@@ -319,8 +321,14 @@ class Job:
             environment={"seed": self.recipe.seed, "device": str(self.place)},
             overwrite=state == "converted",  # of this very run, before it was stopped: others were refused at once
             blank=self.blank,
+            preprocessing=self.subject.preprocessing,
         )
         return Outcome(ghosted, report, self.folder)
+
+    def _damages(self) -> list[str]:
+        """Which samples could not be read, in a sentence where there were any."""
+        data = self.subject.data
+        return [str(data.feeding.skipped)] if data is not None and data.feeding.skipped.problems else []
 
     def _notes(self) -> list[str]:
         notes = list(self.subject.notes)
@@ -330,7 +338,7 @@ class Job:
             notes.append("No --weights were given: unless the source sets its own, they are random.")
         if self.subject.data.synthetic:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
-        notes += self.verdicts
+        notes += [*self.verdicts, *self._damages()]
         if self.metric is not None:
             return notes
         if self.subject.unscored:

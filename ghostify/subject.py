@@ -16,7 +16,16 @@ from ghostify.recipe import DataSettings, ModelSettings, TrainSettings
 from ghostify.rewriting import Ghosted
 from ghostify.running import Failed, attempt, evaluating
 from ghostify.saving import is_run, load, read_run
-from ghostify.sources import Data, build_model, load_data, model_inputs, require_form, sample_inputs
+from ghostify.sources import (
+    Data,
+    Preprocessing,
+    build_model,
+    load_data,
+    model_inputs,
+    own_preprocessing,
+    require_form,
+    sample_inputs,
+)
 from ghostify.tracing import call_arguments, cannot_run
 
 
@@ -33,6 +42,13 @@ class Subject:
     """The run the network was loaded from, if it was."""
     notes: tuple[str, ...] = ()
     """What a person should know of its weights, a sentence each."""
+    own: Preprocessing | None = None
+    """What its trained weights want of images, where that is known."""
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for it: those there are, else as its weights want it."""
+        return self.data.preprocessing if self.data is not None else self.own
 
     @property
     def has_training_images(self) -> bool:
@@ -116,19 +132,20 @@ def prepare(
     """
     torch.manual_seed(seed)
     if is_run(model.source):
-        run = load(model.source)
-        inputs, settings = _inputs_of(run, model), read_run(model.source).model or model
-        return Subject(run.module, _example(inputs, seed), load_data(data, inputs) if data else None, settings, run)
+        run, made = load(model.source), read_run(model.source)
+        inputs = _inputs_of(run, model)
+        images = load_data(data, inputs, own=made.preprocessing) if data else None
+        return Subject(run.module, _example(inputs, seed), images, made.model or model, run, own=made.preprocessing)
     notes: list[str] = []
     module = build_model(model, told=notes.append)
-    wanted = model_inputs(model, module)
-    images = load_data(data, wanted) if data else None
+    wanted, own = model_inputs(model, module), own_preprocessing(model, module)
+    images = load_data(data, wanted, own=own) if data else None
     wanted = wanted or (images.inputs if images else None) or (sample_inputs(sample) if sample else None)
     if wanted is None:
         raise RecipeError(
             f"Nothing says the input shape of {model.source!r}; give it, as in --input 3,224,224, once for each input."
         )
-    return Subject(module, _example(wanted, seed), images, model, notes=tuple(notes))
+    return Subject(module, _example(wanted, seed), images, model, notes=tuple(notes), own=own)
 
 
 def named_teacher(settings: TrainSettings | None) -> nn.Module | None:

@@ -210,6 +210,7 @@ SIGNATURES = {
         "state: str = 'converted'",
         "environment: dict[str, Any] | None = None",
         "overwrite: bool = False",
+        "preprocessing: Preprocessing | None = None",
         "-> Path",
     ],
     "scan": [

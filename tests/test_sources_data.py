@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictures import MEAN, STD, data, epoch, refusal, same, write_tree
 from PIL import Image
-from torch import Tensor
 from torchvision import transforms
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
-from ghostify.errors import DataError
 from ghostify.recipe import DataSettings
-from ghostify.sources import Data, decoding, load_data, load_sample
+from ghostify.sources import Data, decoding, load_sample
+from ghostify.sources.augmenting import Jitter, random_part
 from ghostify.sources.held_out import held_out
-from ghostify.sources.images import DRAWS, Jitter, _centre_box, _random_box
-
-MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+from ghostify.sources.preprocessing import Preprocessing
+from ghostify.sources.seeding import DRAWS
 
 USER_MODULE = """
 import random, numpy, torch
@@ -61,41 +60,6 @@ def arrays(): return None, [(numpy.zeros((1, 2, 2)), 0)]
 def bytes_(): return None, [(torch.zeros(1, 2, 2, dtype=torch.uint8), 0)]
 def broken(): raise OSError("disk on fire")
 """
-
-
-def data(source: str, shape: Any = None, classes: int | None = None, **settings: Any) -> Data:
-    return load_data(DataSettings(source=source, **settings), shape, classes)
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    """The message of the DataError that ``call`` raises: always one line, always a sentence."""
-    with pytest.raises(DataError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text and "Traceback" not in text and text.endswith((".", "?"))
-    return text
-
-
-def epoch(loaded: Data, seed: int = 0, number: int = 0, workers: int = 0, **options: Any) -> list[Tensor]:
-    """Images and labels of an epoch, one tensor per batch part."""
-    return [part for batch in loaded.train_loader(8, seed, number, workers, **options) for part in batch or ()]
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def write_tree(root: Path, splits: dict[str, int], size: tuple[int, int], suffix: str = ".jpg") -> Path:
-    """A tree of random images (width, height) in two classes, ``splits`` saying how many per class."""
-    rng = np.random.default_rng(0)
-    for split, count in splits.items():
-        for name in ("cat", "dog"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index:02}{suffix}")
-    return root
 
 
 @pytest.fixture
@@ -302,19 +266,23 @@ def test_digits_are_shifted_by_an_eighth_and_never_mirrored() -> None:
     assert loaded.train.jitter == Jitter(shift=2, flip=False)  # type: ignore[union-attr]
 
 
-def test_a_random_box_lies_in_the_image_and_varies() -> None:
-    rows = torch.rand(500, DRAWS, generator=torch.Generator().manual_seed(0)).tolist()
-    boxes = torch.tensor([_random_box((90, 50), row) for row in rows])
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 90).all() and (boxes[:, 3] <= 50).all()
-    share = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (90 * 50)
-    assert share.min() >= 0.08 - 1e-4 and share.min() < 0.12 and share.max() > 0.8
-    assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+def test_a_random_part_is_torchvisions_and_varies_with_the_seed() -> None:
+    ramp = np.add.outer(np.arange(50), 3 * np.arange(90)).astype(np.uint8)
+    picture, prepared = Image.fromarray(ramp).convert("RGB"), Preprocessing.usual((3, 66, 68))
+    parts = [np.asarray(random_part(picture, prepared, seed)) for seed in (1, 1, 2)]
+    assert parts[0].shape == (66, 68, 3) and (parts[0] == parts[1]).all() and (parts[0] != parts[2]).any()
+    torch.manual_seed(2)  # the seed after that of the image, which its operations draw by
+    assert (np.asarray(transforms.RandomResizedCrop((66, 68))(picture)) == parts[0]).all()
 
 
-def test_the_centre_box_has_the_wanted_proportions() -> None:
-    assert _centre_box((256, 256), (224, 224), 224 / 256) == (16, 16, 240, 240)
-    assert _centre_box((400, 200), (10, 10), 1.0) == (100, 0, 300, 200)
-    assert _centre_box((300, 300), (30, 15), 1.0) == (0, 75, 300, 225)
+def test_randaugment_varies_each_image_by_its_own_seed(small: Path, large: Path) -> None:
+    for source, shape in ((f"folder:{small}", None), (f"folder:{large}", (3, 66, 68)), ("digits", (1, 16, 16))):
+        plain, varied = data(source, shape, limit=12), data(source, shape, limit=12, randaugment=(2, 9))
+        assert not same(epoch(plain), epoch(varied)) and same(epoch(plain)[1::2], epoch(varied)[1::2])
+        assert same(epoch(varied), epoch(varied, workers=2))
+        by_one, at_once = (torch.cat([x for x, _ in varied.train_loader(size, 0, 0)]) for size in (1, 12))
+        assert torch.equal(by_one, at_once)
+        assert same(*([x for x, _ in one.test_loader(4)] for one in (plain, varied)))
 
 
 # --- digits and fake
@@ -708,6 +676,25 @@ def test_cifar10_is_read_from_its_own_files(tmp_path: Path, monkeypatch: pytest.
     truth = torch.from_numpy(rows[1].reshape(3, 32, 32)) / 255
     assert label == 3 and torch.allclose(image, (truth - MEAN) / STD, atol=1e-6)
     assert data(f"cifar10:{tmp_path}", (1, 16, 16)).test[0][0].shape == (1, 16, 16)
+
+
+def test_cifar100_is_read_from_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / CIFAR100.base_folder
+    folder.mkdir()
+    rows = np.random.default_rng(0).integers(0, 256, (30, 3072), dtype=np.uint8)
+    for name in ("train", "test"):
+        (folder / name).write_bytes(
+            pickle.dumps({"data": rows, "fine_labels": [7 * index % 100 for index in range(30)]})
+        )
+        monkeypatch.setattr(CIFAR100, f"{name}_list", [[name, None]])
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{index}" for index in range(100)]}))
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": None})
+    loaded = data(f"cifar100:{tmp_path}")
+    assert (len(loaded.test), len(loaded.classes), loaded.classes[14]) == (30, 100, "c14")
+    image, label = loaded.test[2]
+    assert label == 14 and torch.allclose(image, (torch.from_numpy(rows[2].reshape(3, 32, 32)) / 255 - MEAN) / STD)
+    text = refusal(lambda: data(f"cifar100:{tmp_path / 'elsewhere'}"))
+    assert "The files of CIFAR-100 (Python version)" in text and "not there, or damaged" in text
 
 
 @pytest.mark.parametrize("write", [lambda path: None, lambda path: (path / "cifar-10-batches-py").mkdir()])

@@ -5,10 +5,10 @@ An unknown key is an error, never ignored.
 """
 
 from ghostify.recipe.budget import BudgetSettings, RuntimeName
+from ghostify.recipe.data import DataSettings, Interpolation
 from ghostify.recipe.experiment import (
     AnalysisSettings,
     Arrange,
-    DataSettings,
     FitMode,
     FitSettings,
     ModelSettings,
@@ -52,6 +52,7 @@ __all__ = [
     "FitSettings",
     "GhostRatio",
     "GhostSettings",
+    "Interpolation",
     "Keep",
     "Method",
     "ModelSettings",

@@ -1,4 +1,4 @@
-"""The settings of an experiment around the rewrite: model, data, fit, analysis."""
+"""The settings of an experiment around the rewrite: model, fit, analysis."""
 
 from __future__ import annotations
 
@@ -58,43 +58,6 @@ class ModelSettings(Settings):
         Field(
             description="what the network takes, without the batch: 3,224,224, or 1024, or 128:int64 for whole "
             "numbers, or t=scalar for a keyword; once for each input; by default the source is asked"
-        ),
-    ] = None
-
-
-class DataSettings(Settings):
-    """Where the images come from, and how they are fed."""
-
-    source: Annotated[
-        str, Field(description="the images: digits, folder:PATH, cifar10:PATH, fake, or package.module:function")
-    ]
-    metric: Annotated[
-        str | None,
-        Field(
-            description="package.module:function of (outputs, labels) that gives a number, larger is better, or an "
-            "object with update and compute; by default accuracy"
-        ),
-    ] = None
-    loss: Annotated[
-        str | None,
-        Field(
-            description="package.module:function of (outputs, labels), or of (model, inputs, labels), that gives what "
-            "training lowers; by default cross entropy"
-        ),
-    ] = None
-    batch_size: Annotated[int, Field(ge=1, description="images per batch")] = 128
-    workers: Annotated[int, Field(ge=0, description="loader processes")] = 0
-    augment: Annotated[bool, Field(description="random crops (and flips where a mirror image is still the class)")] = (
-        True
-    )
-    limit: Annotated[int | None, Field(ge=1, description="use only this many images of each split")] = None
-    hold_out: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            lt=1,
-            description="share of the training images held out to choose the best epoch by; 0 for none; by default "
-            "the images of val/ do that where there is a test/ besides, else a tenth is held out (at most 5,000)",
         ),
     ] = None
 

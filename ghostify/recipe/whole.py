@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from ghostify.recipe.budget import BudgetSettings
-from ghostify.recipe.experiment import AnalysisSettings, DataSettings, FitSettings, ModelSettings
+from ghostify.recipe.data import DataSettings
+from ghostify.recipe.experiment import AnalysisSettings, FitSettings, ModelSettings
 from ghostify.recipe.ghost import GhostSettings
 from ghostify.recipe.sweep import SweepSettings
 from ghostify.recipe.training import TrainSettings

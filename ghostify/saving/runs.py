@@ -47,7 +47,7 @@ from ghostify.saving.weights import require_plain, write_weights
 from ghostify.scanning import Scan
 from ghostify.scanning.form import Form
 from ghostify.settings import first_problem
-from ghostify.sources import build_model
+from ghostify.sources import Preprocessing, build_model
 
 FORMAT = 1
 STATES = ("converted", "finetuned")
@@ -73,6 +73,8 @@ class Run(BaseModel):
     files: dict[str, str]
     directory: str | None = None
     """The folder it was made in, where the source or the weights are found from there."""
+    preprocessing: Preprocessing | None = None
+    """How images were prepared for it; None where that is not known, or there are no images."""
 
 
 class Scans(BaseModel):
@@ -120,12 +122,13 @@ def save(
     state: str = "converted",
     environment: dict[str, Any] | None = None,
     overwrite: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> Path:
     """Write a run folder, read it back, and only then call it saved; a crash leaves what was there before.
 
     ``model`` is the source that rebuilds the network (``torchvision:resnet50``); without it, ``load`` must be given
     the module.  ``original`` is kept too when given.  A run that is there is replaced only with ``overwrite``; the
-    finetuned state of a converted run is put beside it.
+    finetuned state of a converted run is put beside it.  ``preprocessing`` tells how images were prepared for it.
 
     Raises ``RunError`` when the folder holds another run or a file that is no run's, when it cannot be written, and
     when the run would not come back: ``model`` builds another network, or the network keeps what no file can hold.
@@ -141,6 +144,7 @@ def save(
         state=state,
         environment=environment,
         overwrite=overwrite,
+        preprocessing=preprocessing,
     )
 
 
@@ -157,6 +161,7 @@ def save_rehearsed(
     environment: dict[str, Any] | None,
     overwrite: bool,
     blank: Blank | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Path:
     """``save``, with the ``blank`` that ``rehearse`` gave for this network, where it did."""
     source = model or (recipe.model if recipe else None)
@@ -184,6 +189,7 @@ def save_rehearsed(
                 original=kept,
                 files=files,
                 directory=where,
+                preprocessing=preprocessing,
             )
             new.commit(run.model_dump_json(indent=2))
         except BaseException:

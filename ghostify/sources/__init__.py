@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ghostify.sources.data import Data, load_data
-from ghostify.sources.images import Images, Loader, data_error
+from ghostify.sources.data import Data
+from ghostify.sources.images import Images
+from ghostify.sources.load import load_data
+from ghostify.sources.loaders import Loader, data_error
 from ghostify.sources.models import build_model, input_shape, model_inputs, require_form
+from ghostify.sources.preprocessing import Preprocessing, own_preprocessing
 from ghostify.sources.samples import Sample, load_sample, sample_inputs
 from ghostify.sources.weights import load_weights
 
@@ -12,6 +15,7 @@ __all__ = [
     "Data",
     "Images",
     "Loader",
+    "Preprocessing",
     "Sample",
     "build_model",
     "data_error",
@@ -20,6 +24,7 @@ __all__ = [
     "load_data",
     "load_sample",
     "load_weights",
+    "own_preprocessing",
     "require_form",
     "sample_inputs",
 ]

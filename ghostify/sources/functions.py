@@ -14,9 +14,7 @@ per sample, and goes to the network as it is.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,8 +28,10 @@ from ghostify.arguments import a
 from ghostify.batches import Batch, inputs_in
 from ghostify.errors import DataError, did_you_mean
 from ghostify.inputs import Inputs, InputSpec, described
+from ghostify.sources.damaged import read_each
 from ghostify.sources.images import Images
 from ghostify.sources.named import find_function, reason_of
+from ghostify.sources.seeding import seeded, seeds_in
 
 Collate = Callable[[list[Any]], Any]
 KEYS = ("train", "val", "test", "classes", "collate")
@@ -84,10 +84,10 @@ class UserSamples(Images):
 
     def batch(self, indices: Sequence[int], draws: Tensor | None = None) -> tuple[Batch, Any]:
         places = [self.indices[index] for index in indices]
-        seeds = places if draws is None else (draws[:, 0].double() * 2**24).long().tolist()
-        items = [self._item(place, seed) for place, seed in zip(places, seeds, strict=True)]
+        seeds = places if draws is None else seeds_in(draws)
+        items = read_each(lambda row: self._item(places[row], seeds[row]), len(places))
         if self.collate is not None:
-            with _seeded(seeds[0]):  # what a collate draws must not hang on which loader process calls it
+            with seeded(seeds[0]):  # what a collate draws must not hang on which loader process calls it
                 return collated(self.collate, items, self.name)
         return stacked([one for one, _ in items]), together([label for _, label in items], self.name)
 
@@ -106,7 +106,7 @@ class UserSamples(Images):
             return None
         return labels[torch.as_tensor(self.indices)].long()
 
-    def _item(self, place: int, seed: int | None) -> tuple[Any, Any]:
+    def _item(self, place: int, seed: int) -> tuple[Any, Any]:
         one, label = read_item(self.items, place, seed, self.name)
         if self.collate is None:
             one = as_given(one, self.given, place, self.name)
@@ -152,10 +152,10 @@ def read_function(name: str, wanted: Inputs | None, classes: int | None, kinds: 
 # -- items -----------------------------------------------------------------------------------------------------
 
 
-def read_item(items: Any, index: int, seed: int | None, name: str) -> tuple[Any, Any]:
+def read_item(items: Any, index: int, seed: int, name: str) -> tuple[Any, Any]:
     """Item ``index`` of a user's dataset: an input, and a label that is an int where it is a whole number."""
     try:
-        with _seeded(seed):
+        with seeded(seed):
             item = items[index]
     except Exception as problem:  # a user's dataset may fail in any way
         text = " ".join(f"{type(problem).__name__}: {problem}".split())
@@ -367,17 +367,3 @@ def _class_names(named: Any, test: UserSamples) -> tuple[str, ...]:
 
 def _is_class(label: Any) -> bool:
     return isinstance(label, int) and label >= 0
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """The global CPU generators of torch, numpy and random, seeded inside and put back afterwards."""
-    if seed is None:
-        yield
-        return
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -13,10 +10,14 @@ from ghostify.batches import Batch, join
 from ghostify.errors import DataError
 from ghostify.inputs import Inputs, parse_inputs
 from ghostify.recipe import DataSettings
-from ghostify.sources.data import Data, image_files, image_shape, imagenet, load_data, natural_shape
-from ghostify.sources.images import FileImages, Images, Shape, shuffled
-
-_PICK = 20_200_315
+from ghostify.sources.data import PICK, Data
+from ghostify.sources.images import FileImages, Images
+from ghostify.sources.kinds import Asked
+from ghostify.sources.kinds.asked import first_shape
+from ghostify.sources.kinds.folder import image_files
+from ghostify.sources.load import image_shape, load_data
+from ghostify.sources.preprocessing import Preprocessing
+from ghostify.sources.seeding import shuffled
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,23 @@ class Sample:
     """Whether the images are made up."""
 
 
-def load_sample(settings: DataSettings, wanted: Inputs | tuple[int, ...] | None, n: int, least: int) -> Sample:
+def load_sample(
+    settings: DataSettings,
+    wanted: Inputs | tuple[int, ...] | None,
+    n: int,
+    least: int,
+    own: Preprocessing | None = None,
+) -> Sample:
     """``n`` images of a source, the same every time; all of them where there are fewer.
 
     Training images, or test images where there are none.  A folder may hold images in any folders below it, with or
     without classes.  Raises ``DataError`` where fewer than ``least`` can be read.
     """
-    kind, _, rest = settings.source.partition(":")
-    folder = kind == "folder" and bool(rest)
-    made = None if folder else load_data(settings, wanted)
-    images, description = _of_folder(Path(rest).expanduser(), wanted) if made is None else _of(made)
+    made = None if _is_folder(settings) else load_data(settings, wanted, own=own)
+    images, description = _of_folder(settings, wanted, own) if made is None else _of(made)
     read: list[Batch] = []
     skipped: list[str] = []
-    for index in shuffled(len(images), _PICK):
+    for index in shuffled(len(images), PICK):
         if len(read) == n:
             break
         try:
@@ -61,9 +66,12 @@ def load_sample(settings: DataSettings, wanted: Inputs | tuple[int, ...] | None,
 
 def sample_inputs(settings: DataSettings) -> Inputs:
     """What a source gives a network that takes anything.  Raises ``DataError``."""
+    return (_of_folder(settings, None, None) if _is_folder(settings) else _of(load_data(settings)))[0].inputs
+
+
+def _is_folder(settings: DataSettings) -> bool:
     kind, _, rest = settings.source.partition(":")
-    folder = kind == "folder" and bool(rest)
-    return (_of_folder(Path(rest).expanduser(), None) if folder else _of(load_data(settings)))[0].inputs
+    return kind == "folder" and bool(rest)
 
 
 def _of(data: Data) -> tuple[Images, str]:
@@ -77,20 +85,15 @@ def _one(images: Images, index: int, source: str) -> Batch:
     return inputs
 
 
-def _of_folder(root: Path, wanted: Inputs | tuple[int, ...] | None) -> tuple[Images, str]:
+def _of_folder(
+    settings: DataSettings, wanted: Inputs | tuple[int, ...] | None, own: Preprocessing | None
+) -> tuple[Images, str]:
+    asked = Asked(settings, image_shape(None if wanted is None else parse_inputs(wanted), settings.source), None, own)
+    root = asked.place
     if not root.is_dir():
-        load_data(DataSettings(source=f"folder:{root}"), wanted)  # which says what is wrong
+        load_data(settings, wanted)  # which says what is wrong
     home = root / "train" if (root / "train").is_dir() else root
     files = image_files(home)
-    found = image_shape(None if wanted is None else parse_inputs(wanted), f"folder:{root}") or _first_shape(files)
+    shape = asked.shape or first_shape(files, skips=True)
     labels = torch.zeros(len(files), dtype=torch.long)
-    images = FileImages(files=tuple(files), labels=labels, shape=found, scale=imagenet(found))
-    return images, f"{len(files):,} images below {str(home)!r}"
-
-
-def _first_shape(files: Sequence[str]) -> Shape:
-    """The shape a network would get of the first file that can be read."""
-    for file in files:
-        with suppress(DataError):
-            return natural_shape(file)
-    raise DataError(f"None of {len(files):,} images can be read, {files[0]!r} the first; look at the folder.")
+    return asked.files(files, labels, asked.preprocessing(shape), shape), f"{len(files):,} images below {str(home)!r}"
