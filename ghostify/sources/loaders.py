@@ -22,7 +22,7 @@ from ghostify.sources.images import Images
 
 
 @dataclass
-class Pace:
+class Waits:
     """How long training has waited for its images, of all the time it took."""
 
     waited: float = 0.0
@@ -43,7 +43,7 @@ class Feeding:
     """Whether damaged samples are left out."""
     prefetch: int = 2
     skipped: Skipped = field(default_factory=Skipped)
-    pace: Pace = field(default_factory=Pace)
+    waits: Waits = field(default_factory=Waits)
 
 
 class _Read(NamedTuple):
@@ -104,7 +104,7 @@ class Loader(DataLoader[tuple[Tensor, Tensor]]):
 
     def _timed(self, batches: Iterator[_Read]) -> Iterator[_Read]:
         """The batches; how long each was waited for, and what was done with it took, is noted in training."""
-        pace = self._feeding.pace if self._trains else Pace()
+        waits = self._feeding.waits if self._trains else Waits()
         while True:
             began = time.perf_counter()
             read = next(batches, None)
@@ -112,8 +112,8 @@ class Loader(DataLoader[tuple[Tensor, Tensor]]):
                 return
             came = time.perf_counter()
             yield read
-            pace.waited += came - began
-            pace.total += time.perf_counter() - began
+            waits.waited += came - began
+            waits.total += time.perf_counter() - began
 
 
 class _Batches(Dataset[_Read]):
