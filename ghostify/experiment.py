@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from ghostify.measuring import Accuracy, Score
 from ghostify.measuring.borrowing import pick_device
 from ghostify.planned import planned
 from ghostify.planning import Plan
+from ghostify.processes import alone
 from ghostify.recipe import ModelSettings, Recipe, TrainSettings
 from ghostify.reporting import compare
 from ghostify.reporting.forms import inference_report
@@ -66,7 +69,12 @@ def compress(recipe: Recipe, folder: Path, watcher: Watcher, given: Plan | None 
     An experiment that was stopped goes on when called again with the same recipe and folder: finished epochs are on
     the disk.  Raises any ``GhostifyError``.
     """
-    job, asked = Job.of(recipe, folder, watcher), given
+    with leading(Job.of(recipe, folder, watcher)) as job:
+        return _compressed(job, given)
+
+
+def _compressed(job: Job, asked: Plan | None) -> Outcome:
+    recipe, watcher = job.recipe, job.watcher
     pretrained = bool(job.recipe.pretrain and job.recipe.pretrain.epochs)
     given = asked or job.chosen(trained=not pretrained)
     recorded, plan = job.planned(given)  # a plan that cannot be carried out is told before any training
@@ -107,7 +115,29 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
     A run folder's original network is the teacher when ``recipe.finetune.distill`` asks for one.
     """
     settings = recipe.finetune or TrainSettings()
-    job = Job.of(recipe.model_copy(update={"finetune": settings}), folder, watcher)
+    with leading(Job.of(recipe.model_copy(update={"finetune": settings}), folder, watcher)) as job:
+        return _trained(job, settings)
+
+
+def follow(recipe: Recipe, watcher: Watcher) -> None:
+    """What every process but the first does of an experiment: it takes part in each training, and waits in between."""
+    job = Job.of(recipe, Path(os.devnull), watcher)
+    for task in job.tasks():
+        job.taken_part(task)
+
+
+@contextmanager
+def leading(job: Job) -> Iterator[Job]:
+    """A job of the first process, which alone does all that is no training; the others end with it."""
+    try:
+        with alone():
+            yield job
+    finally:
+        job.dismiss()
+
+
+def _trained(job: Job, settings: TrainSettings) -> Outcome:
+    recipe = job.recipe
     teacher = _teacher(job.subject, recipe.model, settings)
     ghosted = job.as_it_is()
     job.settle_rate(fitted=ghosted.fit is not None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ghostify.budget.meeting import settled
 from ghostify.budgeting import begun
 from ghostify.clock import Measured
 from ghostify.errors import DataError, ModelError, RunError
-from ghostify.finetuning import check_checkpoint, finetune, remove_checkpoint
+from ghostify.finetuning import History, check_checkpoint, finetune, remove_checkpoint
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.fitting import fitted
 from ghostify.inference import Optimized
@@ -26,6 +27,7 @@ from ghostify.measuring.accuracy import samples_in
 from ghostify.measuring.borrowing import pick_device
 from ghostify.planned import fits, planned
 from ghostify.planning import Plan
+from ghostify.processes import Processes, group
 from ghostify.recipe import BudgetSettings, DataSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, carried_out
@@ -87,6 +89,22 @@ def _trains(recipe: Recipe) -> bool:
     return any(part and part.epochs for part in (recipe.pretrain, recipe.finetune))
 
 
+@dataclass(frozen=True)
+class TrainingTask:
+    """What is trained, how, into which folder of checkpoints, and taught by whom."""
+
+    network: nn.Module | Ghosted
+    settings: TrainSettings
+    checkpoint: str
+    teacher: nn.Module | None
+
+    def to_send(self) -> TrainingTask:
+        """The same without what other processes have no use for, such as recorded runs."""
+        if isinstance(self.network, Ghosted):
+            return replace(self, network=replace(self.network, run=None, parts={}))
+        return self
+
+
 @dataclass
 class Job:
     """A recipe being carried out: what all its steps share."""
@@ -110,11 +128,18 @@ class Job:
     """The budget that is to be met, where there is one."""
     clock: Measured | None = None
     """What the plan gives on the clock, where that decided."""
+    processes: Processes = field(default_factory=Processes)
+    """Those that train together; the first does all else, and the others wait for it."""
+    awaited: bool = True
+    """Whether the others wait to be told what to do next."""
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> Job:
-        for name in CHECKPOINTS:
-            check_checkpoint(folder / name)
+        # before a device is picked, because each process has one of its own
+        processes = group(cpu=recipe.device == "cpu" or not torch.cuda.is_available())
+        if processes.first:
+            for name in CHECKPOINTS:
+                check_checkpoint(folder / name)
         place = pick_device(recipe.device)
         metric, loss = metric_of(recipe.data), _loss(recipe)
         if recipe.pretrain:
@@ -136,7 +161,7 @@ class Job:
         teacher = named_teacher(recipe.finetune)
         if teacher is not None and recipe.finetune and recipe.finetune.teacher:
             subject.require_teacher(teacher, recipe.finetune.teacher)
-        return cls(recipe, folder, watcher, subject, place, metric, loss, teacher)
+        return cls(recipe, folder, watcher, subject, place, metric, loss, teacher, processes=processes)
 
     def rehearse(self, plan: Plan) -> None:
         """Find out before the long work whether the run could be saved and would come back."""
@@ -259,28 +284,60 @@ class Job:
         self, network: nn.Module | Ghosted, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None
     ) -> None:
         """Train a network in place, and say, here and in the report, which epoch's weights it has now."""
-        data, feeding = self.subject.data, self.recipe.data
-        assert data and feeding, "checked when the job began"
-        history = finetune(
-            network,
-            data,
-            settings,
-            teacher=teacher,
-            seed=self.recipe.seed,
-            device=self.place,
-            batch_size=feeding.batch_size,
-            workers=feeding.workers,
-            checkpoint=self.folder / checkpoint,
-            progress=self.watcher.training(),
-            measure=self.metric,
-            loss=self.loss,
-        )
+        task = TrainingTask(network, settings, checkpoint, teacher)
+        self._tell(task)
+        history = self.taken_part(task)
+        self.awaited = True
+        data = self.subject.data
+        assert data, "checked when the job began"
         (network.module if isinstance(network, Ghosted) else network).to("cpu")
         name = {"pretrain": "Training the original", "finetune": "Fine-tuning"}[checkpoint]
         uncompared = _UNCOMPARED if data.held is not None else data.held_from
         if verdict := history.verdict(name, settings, data.chosen_by, uncompared):
             self.watcher.say(verdict)
             self.verdicts.append(verdict)
+
+    def taken_part(self, task: TrainingTask) -> History:
+        """One of the processes' part in a training."""
+        data, feeding = self.subject.data, self.recipe.data
+        assert data and feeding, "checked when the job began"
+        return finetune(
+            task.network,
+            data,
+            task.settings,
+            teacher=task.teacher,
+            seed=self.recipe.seed,
+            device=self.place,
+            batch_size=feeding.batch_size,
+            workers=feeding.workers,
+            checkpoint=self.folder / task.checkpoint,
+            progress=self.watcher.training(),
+            measure=self.metric,
+            loss=self.loss,
+        )
+
+    def _tell(self, task: TrainingTask) -> None:
+        """Let the other processes begin, too.  Raises ``RunError`` where a network cannot be sent to them."""
+        try:
+            self.processes.same(task.to_send() if self.processes.world > 1 else None)
+        except (pickle.PicklingError, AttributeError, TypeError) as problem:
+            raise RunError(
+                f"The network cannot be sent to other processes ({problem}); convert it in one process, and train what "
+                "that saved in several: torchrun … -m ghostify finetune RUN."
+            ) from None
+        # from here on an error is theirs as well, or they are stopped by it
+        self.awaited = False
+
+    def tasks(self) -> Iterator[TrainingTask]:
+        """What the first process tells the others to take part in, until it dismisses them."""
+        none: TrainingTask | None = None
+        while task := self.processes.same(none):
+            yield task
+
+    def dismiss(self) -> None:
+        """Let the other processes end, if they wait."""
+        if self.awaited:
+            self.processes.same(None)
 
     def clear_checkpoints(self) -> None:
         """Remove what a finished run no longer needs to go on from."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+_alone: ContextVar[bool] = ContextVar("_alone", default=False)
 
 PATIENCE = timedelta(days=7)
 """How long one process waits for another: the first plans and fits for hours while the others have nothing to do."""
@@ -39,6 +42,24 @@ def rank() -> int:
 def world() -> int:
     """How many processes carry out this command."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def together() -> bool:
+    """Whether several processes compute here what is of all of them, such as the statistics of a fit."""
+    import torch.distributed as dist
+
+    joined = dist.is_available() and dist.is_initialized()
+    return joined and dist.get_world_size() > 1 and not _alone.get()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What is computed inside is of this process alone: the others do something else, or wait."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(cli: Cli, monkeypatch: pytest.MonkeyP
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(job, "prepare", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     result = cli(*VERBS["compress"])
-    assert isinstance(result.exception, RunInterrupted)
+    assert isinstance(result.exception, RunInterrupted) and result.exception.code == 128 + signal.SIGTERM
     assert "ghostify compress --resume new/run" in str(result.exception)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -397,10 +397,10 @@ def test_files_of_the_user_survive_every_signal(cli: Cli, tmp_path: Path, name: 
                     (folder / "notes.txt").write_text("precious")
                 process.send_signal(getattr(signal, name))
     assert any(at in line for line in said), said
-    if name == "SIGKILL":
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 130 and f"--resume {folder.name}" in said[-1]
+    codes = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}
+    assert process.returncode == codes[name]
+    if name != "SIGKILL":
+        assert f"--resume {folder.name}" in said[-1]
     assert cli("compress", "--resume", folder.name).exit_code == 0
     after = contents(folder)
     wanted = theirs if resume else {"notes.txt": b"precious"}

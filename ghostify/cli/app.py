@@ -11,10 +11,11 @@ import typer
 from ghostify.cli import options, show
 from ghostify.cli.benching import bench
 from ghostify.cli.recipes import recipes_app
-from ghostify.cli.runs import RunInterrupted, new_folder, resumable, run_folder, run_name
+from ghostify.cli.runs import RunInterrupted, follows, new_folder, resumable, run_folder, run_name
 from ghostify.cli.sweeping import sweep
 from ghostify.cli.training import finetune
 from ghostify.errors import PlanError
+from ghostify.processes import rank
 from ghostify.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,9 +30,15 @@ app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 
 
+_TRAINING = ("compress", "finetune")
+"""The verbs that several processes carry out together."""
+
+
 @app.callback()
-def ghostify(version: options.Version = False) -> None:
+def ghostify(context: typer.Context, version: options.Version = False) -> None:
     """Rewrite any CNN with C-Ghost modules and G-Ghost stages, keeping its trained weights."""
+    if rank() and context.invoked_subcommand not in _TRAINING:
+        raise typer.Exit  # the first process does it alone
 
 
 @app.command()
@@ -244,7 +251,8 @@ def compress(
     options.refuse_together("--resume", resume, said)
     settings = resumable(resume, "compress") if resume else options.recipe_of("compress", recipe, set, **asked)
     if dry_run:
-        _dry_run(settings, plan, as_json)
+        if not rank():
+            _dry_run(settings, plan, as_json)
         return
     from ghostify.budgeting import settled
     from ghostify.experiment import compress as run
@@ -253,6 +261,8 @@ def compress(
     require_source(settings.model)
     settings = settled(settings) if settings.budget.asked else settings
     given = _read_plan(plan, resume)
+    if follows(settings):
+        return
     with run_folder(settings, output, resume, given, "compress") as folder:
         outcome = run(settings, folder, show.Watcher(quiet=as_json), given)
     show.outcome(outcome, as_json)

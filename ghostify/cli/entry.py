@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -10,7 +11,8 @@ import typer
 from ghostify.cli import show, streams
 from ghostify.cli.app import app
 from ghostify.cli.runs import RunInterrupted
-from ghostify.errors import GhostifyError
+from ghostify.errors import GhostifyError, RunError, Stopped
+from ghostify.processes import rank
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Every command that cannot be parsed; typer shows its children only."""
@@ -19,7 +21,8 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 def main() -> None:
     """The console script: run a verb, and turn what goes wrong into one line and an exit code.
 
-    0 done; 1 an error of ours; 2 a command that cannot be parsed; 130 interrupted; 141 nobody reads the output.
+    0 done; 1 an error of ours; 2 a command that cannot be parsed; 130 interrupted by Ctrl-C, 143 by SIGTERM; 141 nobody
+    reads the output.
     """
     streams.prepare()
     try:
@@ -33,16 +36,17 @@ def _run() -> int:
     try:
         return app(prog_name="ghostify", standalone_mode=False) or 0
     except GhostifyError as problem:
-        show.error(str(problem))
+        _tell(problem)
         return 1
     except UsageError as problem:
         return _explain(problem)
     except RunInterrupted as stop:
         show.error(str(stop))
-        return 130
-    except (KeyboardInterrupt, typer.Abort):
-        show.error("Interrupted.")
-        return 130
+        return stop.code
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        if not rank():
+            show.error("Interrupted.")
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except streams.OutputLost as problem:
         if problem.quiet:
             return 141
@@ -52,6 +56,14 @@ def _run() -> int:
         where = f"{problem.filename!r}: " if problem.filename else "Something could not be read or written: "
         show.error(f"{where}{problem.strerror or problem}.")
         return 1
+
+
+def _tell(problem: GhostifyError) -> None:
+    """The one line of an error; of several processes the first tells what all know, and each what is its own."""
+    if not rank():
+        show.error(str(problem))
+    elif type(problem) not in (GhostifyError, RunError):
+        show.error(f"(process {rank()}) {problem}")
 
 
 def _explain(problem: Any) -> int:

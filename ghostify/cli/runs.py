@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostify.errors import Stopped
+from ghostify.processes import rank
 from ghostify.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -18,7 +20,25 @@ if TYPE_CHECKING:
 
 
 class RunInterrupted(Exception):
-    """Ctrl-C in a run, and how to go on."""
+    """A run ended by a signal (Ctrl-C, where none is told), and how to go on."""
+
+    def __init__(self, said: str, number: int = signal.SIGINT) -> None:
+        super().__init__(said)
+        self.code = 128 + number
+
+
+def follows(settings: Recipe) -> bool:
+    """Whether this is not the first of several processes: then it has taken part in all there was to do together.
+
+    Only the first makes, locks or writes a folder, and prints.
+    """
+    if not rank():
+        return False
+    from ghostify.cli.show import Watcher
+    from ghostify.experiment import follow
+
+    follow(settings, Watcher(quiet=True))
+    return True
 
 
 @contextmanager
@@ -48,8 +68,9 @@ def run_folder(
                 if not resume:
                     note_request(claim, settings, verb, given)
                 yield claim.folder
-    except KeyboardInterrupt:
-        raise RunInterrupted(_how_to_go_on(claim, verb)) from None
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        raise RunInterrupted(_how_to_go_on(claim, verb), number) from None
     except BaseException:
         if claim is not None:
             claim.give_up()
@@ -72,7 +93,7 @@ def _stopped_alike() -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise Stopped(number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ghostify.cli import options, show
-from ghostify.cli.runs import resumable, run_folder
+from ghostify.cli.runs import follows, resumable, run_folder
 from ghostify.errors import DataError, RecipeError
 
 
@@ -59,6 +59,8 @@ def finetune(
     from ghostify.subject import require_source
 
     require_source(settings.model)
+    if follows(settings):
+        return
     with run_folder(settings, output, resume, None, "finetune") as folder:
         outcome = train(settings, folder, show.Watcher(quiet=as_json))
     show.outcome(outcome, as_json)

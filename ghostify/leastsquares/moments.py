@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ghostify.leastsquares.principal import Principal, metric_of
+from ghostify.processes import together
 
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
@@ -92,7 +93,7 @@ class Moments:
 
     def reduced(self) -> Moments:
         """The moments over all processes of the default group, the same in each; itself where there is one."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not together():
             return self
         sizes = torch.tensor(self.tu.shape or (0, 0, 0), device=self.mean_u.device)
         dist.all_reduce(sizes, dist.ReduceOp.MAX)

@@ -27,11 +27,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ghostify.leastsquares.sampling import Block, Samples, convolved
 from ghostify.leastsquares.standardised import standardises
+from ghostify.processes import together
 
 Input = Callable[[Block], Tensor]
 """What a layer reads of each block."""
@@ -64,7 +64,7 @@ def growths_of(read: int, filters: int) -> int:
 
 def _shared() -> bool:
     """Whether several processes fit together."""
-    return dist.is_available() and dist.is_initialized()
+    return together()
 
 
 class Kept:
