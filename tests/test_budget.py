@@ -172,6 +172,20 @@ def test_every_option_is_priced_as_its_plan_is() -> None:
     assert swaps == 2, "a block and a convolution"
 
 
+@pytest.mark.parametrize("share", [0.6, 0.3])
+def test_without_images_a_plan_harms_by_the_share_that_each_of_its_layers_lost(share: float) -> None:
+    """Squared, and weighed by MACs, as counted in the network that is made: whether one swap took it away or two."""
+    choosing = begun(f"macs={share}x")
+    made = ghostify.rewrite(recording(), choosing.plan())
+    whole, lost = choosing.scan.cost.macs, 0.0
+    for site in choosing.scan.sites:
+        left = made.after.within(site.name).macs
+        lost += (1 - left / site.cost.macs) ** 2 * site.cost.macs / whole
+    assert choosing.harm == pytest.approx(lost)
+    twice = {swap.target for swap in choosing.plan().swaps if swap.rule == "c-ghost"}
+    assert twice or share > 0.5, "a ghost in a thinner block is among them"
+
+
 def test_a_method_offers_its_own_swaps_alone() -> None:
     for method, rule in (("c-ghost", "c-ghost"), ("thin", "thin"), ("g-ghost", "g-ghost")):
         plan = begun("macs=0.85x", method=method).plan()

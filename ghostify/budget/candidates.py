@@ -40,9 +40,16 @@ class Option:
     """Layers that become others by this very option, before and after, and of which no unit inside decides."""
     site: Site | None = None
     """The layer that the swap is of, as the options around this one leave it."""
-    share: float = 1.0
-    """The share of the layer's maps that these leave it."""
+    original: Site | None = None
+    """The same layer in the network as it was."""
     inside: tuple[Unit, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The share of the layer's maps that the options around this one leave it."""
+        if self.site is None or self.original is None:
+            return 1.0
+        return self.site.out_channels / self.original.out_channels
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class _Offers:
     ) -> Unit:
         """A subject of a rule with its options."""
         target, touched = swaps[0].target, rule.touches(swaps[0], scan)
-        own: dict[str, Any] = {"target": target, "site": scan.site(target), "share": self._share(scan, target)}
+        own: dict[str, Any] = {"target": target, "site": scan.site(target), "original": self.whole.site(target)}
         options = [Option(swap=None, inside=_lying_in(touched, outside), **own)]
         for place, swap in enumerate(swaps):
             option = Option(swap=swap, change=swap.after - swap.before, **own)
@@ -117,11 +124,6 @@ class _Offers:
                 option = replace(option, instead=_instead(scan, seen, touched), inside=inside)
             options.append(option)
         return Unit(target, tuple(options))
-
-    def _share(self, scan: Scan, target: str) -> float:
-        """The share of a layer's maps that are left in a network."""
-        now, before = scan.site(target), self.whole.site(target)
-        return now.out_channels / before.out_channels if now and before else 1.0
 
 
 def _lying_in(modules: Sequence[str], units: Sequence[Unit]) -> tuple[Unit, ...]:

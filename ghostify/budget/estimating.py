@@ -22,18 +22,27 @@ def _measured(option: Option, harms: Harms) -> float:
 
 
 def proxies(numbered: Numbered, whole: Cost) -> Vector:
-    """Harms where there are no images: the share of its MACs that an option takes away, squared, by their weight.
+    """Harms where there are no images: of each layer the share of its MACs that goes, squared, by the layer's weight.
 
-    The first that a layer loses are its most redundant, so the last ones cost more.
+        Σ over layers  (1 − left / MACs)² · MACs / MACs of the network
+
+    The first multiply-adds that a layer loses are its most redundant, so the last ones cost more.  Those of a ghost in
+    a thinner block are the last of what both take away.
     """
-    return np.array([_lost(option) ** 2 * _macs(option) / whole.macs for option in numbered.options])
+    return np.array([_lost(option) / whole.macs for option in numbered.options])
 
 
 def _lost(option: Option) -> float:
-    """The share of its MACs that an option takes away."""
-    before = _macs(option)
-    return min(1.0, -option.change.macs / before) if before else 0.0
+    """What an option adds to the squares, in MACs."""
+    swap = option.swap
+    if swap is None:
+        return 0.0
+    if option.instead:
+        return sum(_squared(old.cost.macs, new.cost.macs) for old, new in option.instead)
+    macs = option.original.cost.macs if option.original else swap.before.macs
+    return _squared(macs, swap.after.macs) - _squared(macs, swap.before.macs)
 
 
-def _macs(option: Option) -> float:
-    return float(option.swap.before.macs) if option.swap else 0.0
+def _squared(macs: int, left: int) -> float:
+    """(1 − left / MACs)² · MACs of one layer."""
+    return max(0, macs - left) ** 2 / macs if macs else 0.0
