@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,26 @@ from ghostify.tracing import Recording
 IMAGE = torch.zeros(1, 3, 32, 32)
 
 
+def chain() -> nn.Module:
+    """Layers in a row, as in VGG: each reads what the one before it makes, and nothing goes around any."""
+    sizes = (3, 32, 64, 64, 128)
+    layers = [
+        part
+        for c, n in pairwise(sizes)
+        for part in (nn.Conv2d(c, n, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+
+
 @cache
 def recording(name: str = "resnet20") -> Recording:
     torch.manual_seed(0)
     made: dict[str, Any] = {
         "resnet20": resnet20,
         "squeezenet": lambda: models.squeezenet1_1(num_classes=10),
+        "chain": chain,
     }
-    return ghostify.record(made[name]().eval(), IMAGE if name == "resnet20" else torch.zeros(1, 3, 64, 64))
+    return ghostify.record(made[name]().eval(), torch.zeros(1, 3, 64, 64) if name == "squeezenet" else IMAGE)
 
 
 def begun(target: Any, name: str = "resnet20", **ghost: Any) -> Choosing:
@@ -154,22 +167,25 @@ def test_a_tighter_target_harms_more() -> None:
 
 def test_every_option_is_priced_as_its_plan_is() -> None:
     """One option at a time, and with one inside it: what it changes is what the plan of its swaps saves."""
-    choosing = begun("macs=0.5x")
-    seen, swaps = set(), 0
-    for option in choosing.numbered.options:
-        inner = [unit.options[-1].swap for unit in option.inside[:1]]
-        taken = [swap for swap in (option.swap, *inner) if swap is not None]
-        if option.swap is None or type(option.swap) in seen:
-            continue
-        seen.add(type(option.swap))
-        plan = ghostify.Plan(
-            network=choosing.scan.network, inputs=choosing.scan.inputs, swaps=tuple(taken), before=choosing.scan.cost
-        )
-        checked = ghostify.planning.check(plan, scan_for(recording(), plan))
-        changes = sum((swap.after - swap.before for swap in taken), start=ghostify.costs.Cost())
-        assert checked.after == checked.before + changes
-        swaps += 1
-    assert swaps == 2, "a block and a convolution"
+    for name in ("resnet20", "chain"):
+        choosing, seen = begun("macs=0.5x", name), set()
+        for option in choosing.numbered.options:
+            inner = [swap for unit in option.inside[:1] for swap in unit.options[-1].swaps]
+            kind = (*sorted({swap.rule for swap in option.swaps}), len(option.swaps))
+            if not option.swaps or kind in seen:
+                continue
+            seen.add(kind)
+            plan = ghostify.Plan(
+                network=choosing.scan.network,
+                inputs=choosing.scan.inputs,
+                swaps=(*option.swaps, *inner),
+                before=choosing.scan.cost,
+            )
+            checked = ghostify.planning.check(plan, scan_for(recording(name), plan))
+            changes = sum((swap.after - swap.before for swap in inner), start=option.change)
+            assert checked.after == checked.before + changes
+        together = {("thin", 3), ("thin", 4)} if name == "chain" else set()
+        assert seen == {("thin", 1), ("c-ghost", 1)} | together, "blocks, convolutions, and a chain of blocks"
 
 
 @pytest.mark.parametrize("share", [0.6, 0.3])
@@ -184,6 +200,27 @@ def test_without_images_a_plan_harms_by_the_share_that_each_of_its_layers_lost(s
     assert choosing.harm == pytest.approx(lost)
     twice = {swap.target for swap in choosing.plan().swaps if swap.rule == "c-ghost"}
     assert twice or share > 0.5, "a ghost in a thinner block is among them"
+
+
+@pytest.mark.parametrize("target", ["macs=0.25x", "params=0.2x"])
+def test_all_blocks_of_a_chain_may_become_thinner_together(target: str) -> None:
+    """Two that share a layer could not be, one by one; and a quarter of a network is more than every second gives."""
+    choosing = begun(target, "chain", method="thin")
+    plan = choosing.plan()
+    assert [swap.target for swap in plan.swaps] == ["0", "3", "6", "9"]
+    made = ghostify.rewrite(recording("chain"), plan)
+    (amount,) = choosing.result(after=made.after.cost).amounts
+    assert amount.measured == pytest.approx(amount.predicted)
+    assert amount.bound is not None and amount.measured <= amount.bound
+
+
+def test_what_a_chain_chose_is_told() -> None:
+    choosing = begun("macs=0.25x", "chain", method="thin")
+    choosing.plan()
+    (told,) = choosing.result().choices
+    assert (told.target, told.taken.form) == ("0 to 9", "thin=0.375")
+    layers = [site for site in choosing.scan.sites if site.name != "stem"]
+    assert told.before == sum(site.cost.macs for site in layers)
 
 
 def test_a_method_offers_its_own_swaps_alone() -> None:

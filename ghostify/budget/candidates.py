@@ -6,6 +6,9 @@
 
 The rules offer their swaps, those of larger things first; a rule that opens its blocks has the options of later rules
 inside each of its own, worked out for the network as that one leaves it.  Costs are differences, so they add up.
+
+Blocks of a chain share layers, so that what one saves depends on its neighbours.  A chain is a unit around its blocks:
+all of them at one width, or as it is, and then those that share no layer may be thinned each by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from ghostify.errors import PlanError
 from ghostify.names import within
 from ghostify.planning.proposing import proposing
 from ghostify.recipe import GhostSettings
-from ghostify.rules import Rule, Swap
+from ghostify.rules import CGhostSwap, Rule, Swap
 from ghostify.scanning import Scan, Site
 
 _NOTHING = Cost()
@@ -30,10 +33,11 @@ _NOTHING = Cost()
 
 @dataclass(frozen=True)
 class Option:
-    """One way to have a unit: as it is, or by a swap; what that changes; and the units inside it."""
+    """One way to have a unit: as it is, or by swaps; what that changes; and the units inside it."""
 
     target: str
-    swap: Swap | None
+    swaps: tuple[Swap, ...] = ()
+    """None where it is as it is; several where all blocks of a chain change together."""
     change: Cost = _NOTHING
     """What it costs more than the unit as it was; less than nothing where it saves."""
     instead: tuple[tuple[Site, Site], ...] = ()
@@ -43,6 +47,12 @@ class Option:
     original: Site | None = None
     """The same layer in the network as it was."""
     inside: tuple[Unit, ...] = ()
+
+    @property
+    def ghost(self) -> CGhostSwap | None:
+        """The swap of a layer for a C-Ghost module, where the option is one."""
+        found = (swap for swap in self.swaps if isinstance(swap, CGhostSwap))
+        return next(found, None)
 
     @property
     def share(self) -> float:
@@ -74,6 +84,8 @@ def candidates(scan: Scan, settings: GhostSettings, *, fitted: bool) -> tuple[Un
     return units
 
 
+_Ways = Sequence[tuple[Swap, ...]]
+"""Ways to have a unit otherwise than as it is, by the swaps that make each."""
 _Narrowed = Mapping[int, tuple[Scan, tuple[Unit, ...]]]
 """By the place of an option, the network in which every unit has it, and the units of later rules there."""
 
@@ -91,39 +103,65 @@ class _Offers:
         if not rules:
             return ()
         rule, *later = rules
-        offers = rule.candidates(scan, self.settings, fitted=self.fitted)
-        outside = self.units(scan, later)
+        alone = rule.candidates(scan, self.settings, fitted=self.fitted)
+        offers = {target: [(swap,) for swap in swaps] for target, swaps in alone.items()}
+        chains = rule.chains(scan, self.settings, fitted=self.fitted)
+        units = self._around(rule, scan, later, offers, self.units(scan, later))
+        return self._around(rule, scan, later, chains, units)
+
+    def _around(
+        self,
+        rule: Rule[Any],
+        scan: Scan,
+        later: Sequence[Rule[Any]],
+        offers: Mapping[str, _Ways],
+        outside: Sequence[Unit],
+    ) -> tuple[Unit, ...]:
+        """A unit for each subject of a rule, or chain of them, around the units that lie in it; then the others."""
         narrowed = self._narrowed(scan, rule, later, offers) if rule.opens else {}
-        units = [self._unit(rule, scan, swaps, outside, narrowed) for swaps in offers.values()]
+        units = [self._unit(rule, scan, target, ways, outside, narrowed) for target, ways in offers.items()]
         held = {unit.name for own in units for unit in own.options[0].inside}
         return (*units, *(unit for unit in outside if unit.name not in held))
 
     def _narrowed(
-        self, scan: Scan, rule: Rule[Any], later: Sequence[Rule[Any]], offers: Mapping[str, Sequence[Swap]]
+        self, scan: Scan, rule: Rule[Any], later: Sequence[Rule[Any]], offers: Mapping[str, _Ways]
     ) -> _Narrowed:
         """What later rules offer behind each option: those of one place together, because units share no layer."""
         found = {}
         for place in range(max(map(len, offers.values()), default=0)):
-            swaps = [own[place] for own in offers.values() if len(own) > place]
+            swaps = [swap for ways in offers.values() if len(ways) > place for swap in ways[place]]
             seen = rule.after(scan, swaps)
             found[place] = (seen, self.units(seen, later))
         return found
 
     def _unit(
-        self, rule: Rule[Any], scan: Scan, swaps: Sequence[Swap], outside: Sequence[Unit], narrowed: _Narrowed
+        self,
+        rule: Rule[Any],
+        scan: Scan,
+        target: str,
+        ways: _Ways,
+        outside: Sequence[Unit],
+        narrowed: _Narrowed,
     ) -> Unit:
-        """A subject of a rule with its options."""
-        target, touched = swaps[0].target, rule.touches(swaps[0], scan)
+        """A subject of a rule, or a chain of them, with its options."""
+        touched = _touched(rule, scan, ways)
         own: dict[str, Any] = {"target": target, "site": scan.site(target), "original": self.whole.site(target)}
-        options = [Option(swap=None, inside=_lying_in(touched, outside), **own)]
-        for place, swap in enumerate(swaps):
-            option = Option(swap=swap, change=swap.after - swap.before, **own)
+        options = [Option(inside=_lying_in(touched, outside), **own)]
+        for place, swaps in enumerate(ways):
+            change = sum((swap.after - swap.before for swap in swaps), _NOTHING)
+            option = Option(swaps=swaps, change=change, **own)
             if place in narrowed:
                 seen, units = narrowed[place]
                 inside = _lying_in(touched, units)
                 option = replace(option, instead=_instead(scan, seen, touched), inside=inside)
             options.append(option)
         return Unit(target, tuple(options))
+
+
+def _touched(rule: Rule[Any], scan: Scan, ways: _Ways) -> tuple[str, ...]:
+    """The modules that a way changes, in any of them: what one leaves as it is another may not."""
+    touched = (module for swaps in ways for swap in swaps for module in rule.touches(swap, scan))
+    return tuple(dict.fromkeys(touched))
 
 
 def _lying_in(modules: Sequence[str], units: Sequence[Unit]) -> tuple[Unit, ...]:
@@ -169,5 +207,4 @@ class Numbered:
 
     def swaps(self, taken: Sequence[int]) -> list[Swap]:
         """Those of the options taken."""
-        found = (self.options[place].swap for place in taken)
-        return [swap for swap in found if swap is not None]
+        return [swap for place in taken for swap in self.options[place].swaps]

@@ -8,6 +8,7 @@ from ghostify.budget.candidates import Numbered, Option
 from ghostify.budget.solving import Vector
 from ghostify.costs import Cost
 from ghostify.harm import Harms
+from ghostify.rules import Swap
 
 
 def expected(numbered: Numbered, harms: Harms) -> Vector:
@@ -16,9 +17,7 @@ def expected(numbered: Numbered, harms: Harms) -> Vector:
 
 
 def _measured(option: Option, harms: Harms) -> float:
-    if option.swap is None:
-        return 0.0
-    return harms.of(option.swap, option.share)
+    return sum(harms.of(swap, option.share) for swap in option.swaps)
 
 
 def proxies(numbered: Numbered, whole: Cost) -> Vector:
@@ -34,11 +33,12 @@ def proxies(numbered: Numbered, whole: Cost) -> Vector:
 
 def _lost(option: Option) -> float:
     """What an option adds to the squares, in MACs."""
-    swap = option.swap
-    if swap is None:
-        return 0.0
     if option.instead:
         return sum(_squared(old.cost.macs, new.cost.macs) for old, new in option.instead)
+    return sum(_of_swap(swap, option) for swap in option.swaps)
+
+
+def _of_swap(swap: Swap, option: Option) -> float:
     macs = option.original.cost.macs if option.original else swap.before.macs
     return _squared(macs, swap.after.macs) - _squared(macs, swap.before.macs)
 

@@ -12,7 +12,6 @@ from ghostify.budget.candidates import Numbered, Option
 from ghostify.budget.pricing import Prices
 from ghostify.budget.solving import Choice, Solution, Vector
 from ghostify.budget_result import Chosen, Way
-from ghostify.rules import CGhostSwap
 from ghostify.rules.c_ghost import intrinsic
 from ghostify.targets import Quantity
 
@@ -58,7 +57,7 @@ def _in_the_original(solved: _Solved, quantity: Quantity) -> dict[str, float]:
     options = solved.numbered.options
     found = {}
     for choice in solved.numbered.choices:
-        if choice.parent is None or options[choice.parent].swap is None:
+        if choice.parent is None or not options[choice.parent].swaps:
             found[options[choice.options[0]].target] = _own(solved, choice, quantity)
     return found
 
@@ -70,11 +69,13 @@ def _own(solved: _Solved, choice: Choice, quantity: Quantity) -> float:
 
 
 def _form(option: Option) -> str:
-    return "as it is" if option.swap is None else option.swap.settings
+    """The settings of an option's swaps, which are one for all blocks of a chain."""
+    settings = dict.fromkeys(swap.settings for swap in option.swaps)
+    return ", ".join(settings) or "as it is"
 
 
 def _maps(option: Option) -> int | None:
     """How many maps are intrinsic, where the option is a C-Ghost module."""
-    if not isinstance(option.swap, CGhostSwap) or option.site is None:
+    if option.ghost is None or option.site is None:
         return None
-    return intrinsic(option.site, option.swap)
+    return intrinsic(option.site, option.ghost)

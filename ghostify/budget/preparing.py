@@ -82,7 +82,7 @@ def prepared(
         prices = _with_time(prices, recording, numbered, stopwatch, watched)
     if harms is None and images is not None and recording.whole:
         with watched("Measuring harm") as told:
-            swaps = [option.swap for option in numbered.options if option.swap is not None]
+            swaps = numbered.swaps(range(len(numbered.options)))
             harms = measure_harms(recording, images, swaps, device=device, told=told or _silent)
     found = proxies(numbered, scan.cost) if harms is None else expected(numbered, harms)
     witness = None

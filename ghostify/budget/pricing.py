@@ -16,7 +16,6 @@ from ghostify.budget.candidates import Numbered, Option
 from ghostify.budget.solving import Vector
 from ghostify.clock import Clock, Piece, Surroundings, Time, pieces_of, total
 from ghostify.costs import Cost
-from ghostify.rules import CGhostSwap
 from ghostify.targets import BYTES_PER_PARAMETER, Quantity
 
 COUNTS: Mapping[Quantity, Callable[[Cost], float]] = {
@@ -49,10 +48,17 @@ def counted(whole: Cost, numbered: Numbered) -> Prices:
         quantity: np.array([float(of(option.change)) for option in numbered.options]) for quantity, of in COUNTS.items()
     }
     own = {
-        quantity: np.array([float(of(option.swap.before)) if option.swap else 0.0 for option in numbered.options])
+        quantity: np.array([float(of(_replaced(option))) for option in numbered.options])
         for quantity, of in COUNTS.items()
     }
     return Prices(before, changes, own)
+
+
+def _replaced(option: Option) -> Cost:
+    """What an option takes the place of, as it costs in the network as it was."""
+    if len(option.swaps) > 1:  # each is priced given those before it, so what they replace does not add up
+        return sum((old.cost for old, _ in option.instead), Cost())
+    return sum((swap.before for swap in option.swaps), Cost())
 
 
 def clocked(
@@ -80,12 +86,12 @@ def _before(option: Option, around: Mapping[str, Any]) -> Iterator[Piece]:
     """The pieces that run where an option was not taken."""
     for old, _ in option.instead:
         yield from pieces_of(old, around.get(old.name, ()))
-    if isinstance(option.swap, CGhostSwap) and option.site is not None:
+    if option.ghost is not None and option.site is not None:
         yield from pieces_of(option.site, around.get(option.target, ()))
 
 
 def _after(option: Option, around: Mapping[str, Any]) -> Iterator[Piece]:
     for _, new in option.instead:
         yield from pieces_of(new, around.get(new.name, ()))
-    if isinstance(option.swap, CGhostSwap) and option.site is not None:
-        yield from pieces_of(option.site, around.get(option.target, ()), option.swap)
+    if option.ghost is not None and option.site is not None:
+        yield from pieces_of(option.site, around.get(option.target, ()), option.ghost)

@@ -256,7 +256,9 @@ class _Job:
             self._compensate("depthwise", place, changes, harm)
 
     def _thin(self) -> Iterator[_Step]:
-        swaps = [swap for swap in self.candidates if isinstance(swap, ThinSwap)]
+        # a block may be offered by itself and with its neighbours, which is the same change of that block
+        thin = [swap for swap in self.candidates if isinstance(swap, ThinSwap)]
+        swaps = list({(swap.target, form_of(swap)): swap for swap in thin}.values())
         if not swaps:
             return
         readers = Readers(self.walk, channels_of(self.walk.traced))

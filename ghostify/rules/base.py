@@ -87,6 +87,14 @@ def offered(proposals: Iterable[Sequence[S | Skip]]) -> dict[str, list[S]]:
     return found
 
 
+def different(ways: Iterable[tuple[S, ...]]) -> list[tuple[S, ...]]:
+    """Ways to swap several subjects together; of those that cost the same, the first."""
+    found: dict[tuple[Cost, ...], tuple[S, ...]] = {}
+    for way in ways:
+        found.setdefault(tuple(swap.after for swap in way), way)
+    return [way for way in found.values() if len(way) > 1]
+
+
 def unfittable(scan: Scan, exclude: Sequence[str]) -> list[Site]:
     """The sites that no weights can be fitted to, those aside that patterns exclude."""
     return [site for site in scan.sites if site.unfit and not any(map(site.matches, exclude))]

@@ -156,6 +156,14 @@ class Rule(ABC, Generic[S]):
         """
         return {}
 
+    def chains(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> Mapping[str, Sequence[tuple[S, ...]]]:
+        """By each chain of its subjects that share layers, the ways to swap all of it that a budget may choose among.
+
+        Of subjects that share layers what one saves depends on the other, so ``candidates`` has some of them only.  The
+        swaps of a way are priced each given those before it.
+        """
+        return {}
+
     def why_outside(self, scan: Scan, name: str) -> str:
         """Why a convolution of that name is left alone, of which no later rule decides."""
         return self.outside

@@ -23,7 +23,7 @@ from ghostify.costs import Cost
 from ghostify.errors import PlanError, RewriteError, did_you_mean
 from ghostify.names import matches
 from ghostify.recipe import GhostSettings, Keep, Rounding
-from ghostify.rules.base import Skip, Swap, cannot_be_fitted, offered, thinner, unfittable
+from ghostify.rules.base import Skip, Swap, cannot_be_fitted, different, offered, thinner, unfittable
 from ghostify.rules.g_ghost.swap import GGhostSwap
 from ghostify.rules.narrower import add_origins, narrower, steady
 from ghostify.rules.origins import Origins
@@ -118,6 +118,20 @@ class ThinRule(Rule[ThinSwap]):
         each = [settings.model_copy(update={"width": width}) for width in _WIDTHS]
         blocks = list(_separate(scan))
         return offered([_priced_alone(scan, block, one, unfit, widths) for block in blocks] for one in each)
+
+    def chains(
+        self, scan: Scan, settings: GhostSettings, *, fitted: bool
+    ) -> Mapping[str, Sequence[tuple[ThinSwap, ...]]]:
+        if scan.coupling is None:
+            return {}
+        unfit = {site.name: site for site in unfittable(scan, settings.exclude)} if fitted else {}
+        each = [settings.model_copy(update={"width": width}) for width in _WIDTHS]
+        found = {}
+        for blocks in _chained(scan.inner_blocks):
+            ways = different(_evenly(scan, blocks, one, unfit) for one in each)
+            if ways:
+                found[f"{blocks[0].name} to {blocks[-1].name}"] = ways
+        return found
 
     def why_outside(self, scan: Scan, name: str) -> str:
         block = next((block.name for block in scan.inner_blocks if name in block.layers), None)
@@ -336,6 +350,25 @@ def _separate(scan: Scan) -> Iterator[InnerBlock]:
         if taken.isdisjoint(block.layers):
             taken.update(block.layers)
             yield block
+
+
+def _chained(blocks: Sequence[InnerBlock]) -> Iterator[list[InnerBlock]]:
+    """Blocks that share layers with their neighbours, from one end of the chain to the other."""
+    chains: list[list[InnerBlock]] = []
+    for block in blocks:
+        joined = [chain for chain in chains if any(not set(block.layers).isdisjoint(one.layers) for one in chain)]
+        chains = [chain for chain in chains if chain not in joined]
+        chains.append([*(one for chain in joined for one in chain), block])
+    return (chain for chain in chains if len(chain) > 1)
+
+
+def _evenly(
+    scan: Scan, blocks: Sequence[InnerBlock], settings: GhostSettings, unfit: Mapping[str, Site]
+) -> tuple[ThinSwap, ...]:
+    """All blocks of a chain at one width, those that may change; each priced given those before it."""
+    widths = Widths(followed(scan))
+    entries = (_proposed(scan, block, settings, unfit, widths) for block in blocks)
+    return tuple(priced(scan, [entry for entry in entries if isinstance(entry, ThinSwap)]))
 
 
 def _proposed(
