@@ -36,11 +36,7 @@ IMAGE = torch.zeros(1, 3, 32, 32)
 def chain() -> nn.Module:
     """Layers in a row, as in VGG: each reads what the one before it makes, and nothing goes around any."""
     sizes = (3, 32, 64, 64, 128)
-    layers = [
-        part
-        for c, n in pairwise(sizes)
-        for part in (nn.Conv2d(c, n, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-    ]
+    layers = [part for c, n in pairwise(sizes) for part in (nn.Conv2d(c, n, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
 
