@@ -268,16 +268,20 @@ def measured(name: str, format: str, methods: list[str], options: argparse.Names
     command = [sys.executable, __file__, "--one", f"{name}:{format}", "--methods", ";".join(methods)]
     command += ["--side", str(options.side), "--seconds", str(options.seconds)]
     left = list(methods)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith('{"network"'):
-                row = Row(**json.loads(line))
-                left = [method for method in left if method != row.method]
-                if row.method in methods:
-                    yield row
-    if left:
-        yield Row(name, left[0], format, options.side, "failed", f"its process ended with {process.returncode}")
+    with tempfile.TemporaryFile() as log:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith('{"network"'):
+                    row = Row(**json.loads(line))
+                    left = [method for method in left if method != row.method]
+                    if row.method in methods:
+                        yield row
+        if left:
+            log.seek(0)
+            last = log.read().decode(errors="replace").strip().rpartition("\n")[2]
+            reason = f"its process ended with {process.returncode}: {last}"
+            yield Row(name, left[0], format, options.side, "failed", reason)
 
 
 def everything(options: argparse.Namespace) -> dict[tuple[str, str, str], Row]:
