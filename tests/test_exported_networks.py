@@ -14,15 +14,13 @@ from typing import Any
 import pytest
 import torch
 from test_inference import FORMS, ghosted_by_turns
-from test_zoo import tensors
 from torch import Tensor, nn
-from zoo import ZOO, Net, by_name_example, conv_bn, head, run
+from zoo import ZOO, Net, conv_bn, head
 
 import ghostify
-from ghostify.batches import take
 from ghostify.errors import ExportError, GhostifyError
 from ghostify.exporting import FORMATS, Exported
-from ghostify.networks import resnet8
+from ghostify.networks import resnet8, resnet20
 
 QUICK = ("torch-export", "torchscript")
 """Formats that torch writes in a moment; each other takes seconds for the smallest network."""
@@ -66,7 +64,7 @@ def turns() -> Iterator[Any]:
         yield pytest.param(net, format, first, id=f"{net.name}-{format}", marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("net", "format", "first"), turns())
+@pytest.mark.parametrize(("net", "format", "first"), list(turns()))
 def test_every_network_leaves_as_the_same_network(net: Net, format: str, first: int, tmp_path: Path) -> None:
     ghosted = ghosted_by_turns(net, first)
     ghosted.module.eval()
@@ -75,3 +73,99 @@ def test_every_network_leaves_as_the_same_network(net: Net, format: str, first: 
     assert found.parity.passed and found.file.exists()
     after = ghosted.module.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items() if isinstance(value, Tensor))
+
+
+# -- hard cases, in every format -----------------------------------------------------------------------------------
+
+
+def example(batch: int = 1) -> Tensor:
+    return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def ghosted(layout: torch.memory_format = torch.contiguous_format, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network in train mode whose ghosts are of the kind that stays a ghost in the inference form."""
+    torch.manual_seed(0)
+    network = ghostify.convert(resnet8(), example(2), s=2, cheap="depthwise 3", min_saving=0).module
+    return network.train().to(dtype=dtype, memory_format=layout)
+
+
+@in_every_format
+def test_an_example_of_one_sample_in_another_layout_gives_a_file_for_any_batch(format: str, tmp_path: Path) -> None:
+    """And the network is afterwards in train mode, laid out as it was."""
+    network = ghosted(torch.channels_last)
+    before = copy.deepcopy(network)
+    given = example().to(memory_format=torch.channels_last)
+    found = exported(network, given, format, tmp_path, dynamic=dynamics(format))
+    expected = {1, 2, 7} if dynamics(format) else {1}
+    assert {run.batch for run in found.parity.compared} == expected and found.parity.worst < 1e-4
+    assert network.training and all(part.training for part in network.modules())
+    pairs = zip(network.parameters(), before.parameters(), strict=True)
+    assert all(torch.equal(one, other) and one.stride() == other.stride() for one, other in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@in_every_format
+def test_networks_in_half_precision_leave_in_single(format: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    found = exported(ghosted(dtype=dtype), example().to(dtype), format, tmp_path)
+    assert found.parity.passed and found.parity.precision == {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+
+
+class Many(nn.Module):
+    """Two inputs by keyword and a flag; a dict of a list of maps, scores, a number and classes, by functions mostly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.depth = conv_bn(3, 8), conv_bn(1, 8)
+        self.weight = nn.Parameter(torch.randn(8, 16, 3, 3) / 12)
+        self.head = head(8)
+
+    def forward(self, *, image: Tensor, double: bool, depth: Tensor) -> dict[str, Any]:
+        both = torch.cat([self.image(image), self.depth(depth)], 1)
+        maps = nn.functional.conv2d(both, self.weight, padding=1).relu_()
+        maps = 2 * maps if double else maps
+        small = nn.functional.avg_pool2d(maps, 2)
+        return {"maps": [maps, small], "logits": self.head(maps), "size": maps.shape[-1], "classes": maps.argmax(1)}
+
+
+@in_every_format
+def test_several_inputs_and_nested_outputs_leave_in_a_row(format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = {"image": example(), "double": True, "depth": example()[:, :1]}
+    found = exported(Many().train(), given, format, tmp_path, dynamic=dynamics(format))
+    assert found.inputs == ("image", "depth") and found.outputs == ("maps_0", "maps_1", "logits", "classes")
+    assert found.parity.passed and found.parity.agreement == 1
+
+
+@in_every_format
+def test_height_and_width_are_open_where_asked(format: str, tmp_path: Path) -> None:
+    if "size" not in FORMATS[format].dynamics:
+        pytest.skip(f"{format} has no open sizes")
+    found = exported(ghosted(), example(), format, tmp_path, dynamic="size")
+    assert "32x32" in {run.size for run in found.parity.compared}
+
+
+def test_what_cannot_take_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
+    fixed = nn.Sequential(conv_bn(3, 4), nn.Flatten(), nn.Linear(4 * 16 * 16, 2))
+    for format in QUICK:
+        with pytest.raises(ExportError) as caught:
+            exported(fixed, example(), format, tmp_path, dynamic="size")
+        assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+# -- every kind of file of a ghosted network that stays one --------------------------------------------------------
+
+METHODS: tuple[dict[str, Any], ...] = (
+    {"method": "c-ghost", "parts": "norm-act"},
+    {"method": "thin", "width": 0.5},
+    {"method": "g-ghost"},
+    {"method": "mixed", "width": 0.5},
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", HERE)
+@pytest.mark.parametrize("settings", METHODS, ids=lambda settings: settings["method"])
+def test_what_every_method_makes_leaves_in_every_format(settings: dict[str, Any], format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = ghostify.convert(resnet20(width=8), example(2), min_saving=0, **settings)
+    assert exported(made, example(), format, tmp_path, dynamic=dynamics(format)).parity.worst < 1e-4

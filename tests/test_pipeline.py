@@ -13,7 +13,7 @@ import ghostify
 from ghostify import experiment
 from ghostify.errors import DataError, PlanError, RecipeError, RunError
 from ghostify.finetuning import Progress
-from ghostify.finetuning.loop import _Silent
+from ghostify.finetuning.tuning import _Silent
 from ghostify.networks import resnet8
 from ghostify.recipe import GhostSettings, make_recipe, read_yaml
 from ghostify.saving import load_original

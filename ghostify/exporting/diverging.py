@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ghostify.errors import ExportError
+from ghostify.errors import GhostifyError
 from ghostify.exporting.comparing import Compared, compare
 from ghostify.exporting.formats import Format
 from ghostify.exporting.portable import Portable
@@ -127,7 +127,7 @@ def _beside(ready: Portable, format: Format, call: Call, samples: Samples, faile
         try:
             format.write(replace(ready, module=until, outputs=outputs), file)
             runner = format.open(file, optimized=failed.optimized)
-        except ExportError:
+        except GhostifyError:
             return None
         return compare(until, runner, samples, failed.batch, failed.optimized)
 

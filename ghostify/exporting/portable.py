@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ghostify.batches import Batch, join, move, take
 from ghostify.errors import ModelError
@@ -118,7 +119,9 @@ def portable(
         raise ModelError("The example holds no tensor, so there is nothing to feed to an exported network.")
     inputs = input_names(module, args, kwargs)
     with quiet(flat):
-        outputs = output_names(flat.module(*args, **kwargs), inputs)
+        output = flat.module(*args, **kwargs)
+    outputs = output_names(output, inputs)
+    flat.places = tuple(place for place, leaf in enumerate(tree_leaves(output)) if isinstance(leaf, Tensor))
     tensors = tuple(tensor.detach().contiguous() for tensor in flat.example)
     return Portable(flat, tensors, inputs, outputs, dynamic, precision, half_doors, opset)
 

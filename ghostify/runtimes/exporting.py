@@ -29,6 +29,8 @@ class Flat(nn.Module):
         super().__init__()
         self.module = module
         self.leaves, self.structure = tree_flatten((args, kwargs))
+        self.places: tuple[int, ...] | None = None
+        """Which of the things that it gives are tensors, where that is known: a tracer makes tensors of sizes, too."""
 
     @property
     def example(self) -> tuple[Tensor, ...]:
@@ -39,7 +41,8 @@ class Flat(nn.Module):
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(leaves, self.structure)
-        return _tensors(tree_leaves(self.module(*args, **kwargs)))
+        output = tree_leaves(self.module(*args, **kwargs))
+        return _tensors(output if self.places is None else [output[place] for place in self.places])
 
 
 def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path) -> dict[str, Any]:
