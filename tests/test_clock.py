@@ -18,6 +18,7 @@ from zoo import ZOO, Net
 import ghostify
 from ghostify.clock import Cache, Clock, Piece, Place, Time, clock, pieces_of, surroundings_in, total
 from ghostify.clock.building import ACTIVATIONS, Frame, given_by, network_of
+from ghostify.clock.piece import Pool
 from ghostify.ghosts import CGhost
 from ghostify.measuring import Timings
 from ghostify.networks import resnet8
@@ -31,6 +32,9 @@ PIECES = {
     "convolution": CONV,
     "with what follows": CONV.model_copy(update={"act": "relu", "add": True}),
     "with a norm": CONV.model_copy(update={"norm": True, "act": "hardswish"}),
+    "pooled": CONV.model_copy(
+        update={"act": "prelu", "pool": Pool(kind="max", kernel=(2, 2), stride=(2, 2), padding=(0, 0))}
+    ),
     "depthwise": CONV.model_copy(update={"outputs": 8, "groups": 8}),
     "of one dimension": Piece(
         kind="conv", reads=(2, 8, 6), outputs=4, kernel=(3,), stride=(2,), padding=(1,), dilation=(1,), add=True
@@ -136,6 +140,30 @@ def test_layers_of_parts_are_known_by_their_names_in_the_whole() -> None:
     recording = record_parts(Detector(), torch.rand(1, 3, 32, 32), "")
     around = surroundings_in(recording)
     assert all(pieces_of(site, around[site.name]) for site in ghostify.scan(recording).sites if site.calls)
+
+
+POOLS = {
+    "module": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    "function": lambda x: nn.functional.max_pool2d(x, 3, 2, 1, 1, True),
+    "by name": lambda x: nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1, ceil_mode=True),
+    "average": nn.AvgPool2d((3, 3), 2, 1, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pool_behind_a_layer_is_told_as_it_runs(name: str) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.pool = nn.Conv2d(3, 8, 3), nn.PReLU(8), POOLS[name]
+
+        def forward(self, x: Any) -> Any:
+            return self.pool(self.act(self.conv(x)))
+
+    (call,) = surroundings_in(Recording.of(trace(Pooled().eval(), torch.zeros(1, 3, 12, 12))))["conv"]
+    kind = "avg" if name == "average" else "max"
+    assert call.pool == Pool(kind=kind, kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil=True)
+    assert call.act == "prelu"
 
 
 def test_a_layer_that_is_called_twice_runs_twice() -> None:

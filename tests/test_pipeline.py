@@ -85,6 +85,7 @@ def test_an_experiment_from_start_to_end(tmp_path: Path) -> None:
     assert set(outcome.report.accuracy) == {"original", "converted", "finetuned"}
     assert outcome.report.latency is not None
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "README.md",
         "environment.json",
         "fit.json",
         "plan.yaml",

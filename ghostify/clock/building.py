@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghostify.clock.piece import Piece
+from ghostify.clock.piece import Piece, Pool
 from ghostify.ghosts import intrinsic_maps
 from ghostify.ghosts.narrowing import PLAIN
 from ghostify.rules.c_ghost import CGhostSwap, build
@@ -38,12 +38,21 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
+    "prelu": nn.PReLU,  # of one slope: how many there are makes no difference
 }
 """By the name of the operation, in small letters and without dashes."""
 _IMAGE = 3
 """Channels of what a frame is given."""
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOLINGS: dict[tuple[str, int], Any] = {
+    ("max", 1): nn.MaxPool1d,
+    ("max", 2): nn.MaxPool2d,
+    ("max", 3): nn.MaxPool3d,
+    ("avg", 1): nn.AvgPool1d,
+    ("avg", 2): nn.AvgPool2d,
+    ("avg", 3): nn.AvgPool3d,
+}
 _POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -105,7 +114,8 @@ class Layer(nn.Module):
         super().__init__()
         self.layer = _layer(piece)
         self.norm = _NORMS[len(piece.kernel)](piece.outputs) if piece.norm else None
-        self.act = ACTIVATIONS[piece.act]() if piece.act else None
+        self.act = ACTIVATIONS[piece.act]() if piece.act else nn.Identity()
+        self.pool = _pooling(piece.pool) if piece.pool else nn.Identity()
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         y: Tensor = self.layer(x)
@@ -113,7 +123,8 @@ class Layer(nn.Module):
             y = self.norm(y)
         if other is not None:
             y += other
-        return y if self.act is None else self.act(y)
+        pooled: Tensor = self.pool(self.act(y))
+        return pooled
 
 
 def network_of(frame: Frame, piece: Piece | None = None) -> nn.Module:
@@ -138,6 +149,13 @@ def _layer(piece: Piece) -> nn.Module:
     return build(plain_layer(piece), CGhostSwap(target="", geometry="", **form))
 
 
+def _pooling(pool: Pool) -> nn.Module:
+    made: nn.Module = _POOLINGS[pool.kind, len(pool.kernel)](
+        pool.kernel, pool.stride, pool.padding, ceil_mode=pool.ceil
+    )
+    return made
+
+
 def plain_layer(piece: Piece, device: str | None = None) -> nn.Module:
     """The convolution or linear layer of a piece, without what it became."""
     if piece.kind == "linear":
@@ -159,7 +177,7 @@ def plain_layer(piece: Piece, device: str | None = None) -> nn.Module:
 
 
 def given_by(piece: Piece) -> tuple[int, ...]:
-    """Shape of what a piece gives."""
+    """Shape of what the layer of a piece gives."""
     plain = plain_layer(piece, device="meta")
     return tuple(plain(torch.empty(piece.reads, device="meta")).shape)
 

@@ -1,9 +1,11 @@
 """What time is told of: a piece of a network, by its geometry alone, and the time it takes.
 
-A piece is a layer with what runs fused behind it:
+A piece is a layer with what runs behind it:
 
-    (N, c, H, W) → layer → [norm] → [+ other] → [activation] → (N, n, H', W')
+    (N, c, H, W) → layer → [norm] → [+ other] → [activation] → [pool] → (N, n, H', W')
 
+A pool is fused with nothing, but it takes as much less time as there are fewer channels; behind wide maps that is more
+than what the layer takes.
 Two layers of one geometry are one piece, in whichever network, for the time does not depend on the weights.
 """
 
@@ -35,8 +37,20 @@ class GhostForm(BaseModel):
     parts: Parts = "linear"
 
 
+class Pool(BaseModel):
+    """A pooling over places of a map, with the names of torch's own modules."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["max", "avg"]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil: bool = False
+
+
 class Piece(BaseModel):
-    """A layer with what runs fused behind it."""
+    """A layer with what runs behind it, as far as that depends on how many channels it gives."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +72,7 @@ class Piece(BaseModel):
     """The activation behind it, as ``ACTIVATIONS`` names it; empty for none."""
     add: bool = False
     """Whether another value is added before the activation, as at the end of a residual block."""
+    pool: Pool | None = None
     ghost: GhostForm | None = None
     """The form where the layer is a C-Ghost module."""
 

@@ -43,7 +43,7 @@ def _in_call(site: Site, call: Surroundings, swap: CGhostSwap | None) -> tuple[P
     if len(layers) == 1:
         return (dense,)  # a convolution c → n again
     primary, _ = layers
-    first = unfused.model_copy(update={"outputs": _width(primary), "act": "", "add": False})
+    first = unfused.model_copy(update={"outputs": _width(primary), "act": "", "add": False, "pool": None})
     return first, _mixing(dense, given_by(first))
 
 
@@ -73,6 +73,7 @@ def _as_it_is(site: Site, call: Surroundings) -> Piece:
         bias=site.bias or call.norm,
         act=call.act,
         add=call.add,
+        pool=call.pool,
         **geometry,
         **call.fields,
     )
