@@ -1,8 +1,8 @@
 """What a layer stands in, read off the recorded run: what it is given, and what runs behind it.
 
 Runtimes compute an activation, and an addition of two values, as they write the result of the convolution before them;
-so time is told of a layer together with these.  Which they are does not change when the layer becomes a ghost.  The pool
-behind them counts, too: there is less of it in a thinner network.
+so time is told of a layer together with these.  Which they are does not change when the layer becomes a ghost.  The
+pool behind them counts, too: there is less of it in a thinner network.
 """
 
 from __future__ import annotations
