@@ -3,12 +3,16 @@
     GHOSTIFY_DATA_DIR=<folder with resnet20-cifar10.pt, resnet56-cifar10.pt> \\
     python benchmarks/harm.py --data <folder with train/CLASS and test/CLASS>
         [--network resnet20] [--images 512] [--tests 10000] [--threads 1] [--targets 1.9 2.5 3.0]
+    python benchmarks/harm.py --cost resnet50 [--threads 2]
 
 Harms are measured on ``--images`` training images without labels, once.  Then plans are made: uniform ones of several
 methods and sizes, and for each of ``--targets`` (times fewer multiply-adds) the one whose harms add up to least.  Each
 is built, fitted to the same images, and compared with the original: the sum of its swaps' harms beside the divergence
 on as many other training images, and on test images.  Trained networks fit their training images closely, so test
 images tell of more harm than training images can; ranks are what a planner lives on.
+
+The second form tells how long it takes to measure the harm of all that a budget may choose among, of a network of
+torchvision at 224x224 with random weights, on random images: neither decides how much there is to compute.
 """
 
 from __future__ import annotations
@@ -22,9 +26,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from ghostify.budget.candidates import Numbered
+from ghostify.budget.candidates import candidates as offered
+from ghostify.budget.preparing import settings_under
 from ghostify.budget.solving import Choice, Problem, least_harm
 from ghostify.errors import PlanError
 from ghostify.fitting import rewrite_fitted
@@ -181,16 +189,41 @@ def compared(subject: Subject, harms: Harms, targets: list[float]) -> Table:
     return Table(title, columns, rows, note=f"Rank correlation of what is predicted: {ranks}.")
 
 
+def cost(name: str) -> str:
+    """How long it takes to measure all harms that a budget asks for."""
+    model = getattr(torchvision.models, name)().eval()
+    traced = trace(model, torch.randn(1, 3, 224, 224))
+    settings = settings_under(GhostSettings())
+    options = Numbered.of(offered(scan_for(traced, settings, fitted=True), settings, fitted=True)).options
+    swaps = [option.swap for option in options if option.swap is not None]
+    began = time.perf_counter(), time.process_time()
+    harms = measure_harms(traced, torch.randn(64, 3, 224, 224), swaps, told=_told)
+    wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+    on = f"{harms.images} images held out, fitted to {harms.fitted} others"
+    return f"{name}: {len(swaps)} candidates, {on}: {wall:.0f} s, {processor:.0f} s of CPU time"
+
+
+def _told(done: int, total: int) -> None:
+    if done % 20 == 0:
+        print(time.strftime("%H:%M:%S"), f"{done} of {total} measured", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with train/CLASS and test/CLASS")
+    parser.add_argument("--data", help="folder with train/CLASS and test/CLASS")
     parser.add_argument("--network", choices=["resnet20", "resnet56"], default="resnet20")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--tests", type=int, default=10_000)
     parser.add_argument("--targets", type=float, nargs="*", default=[1.9, 2.5, 3.0])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cost", metavar="NETWORK", help="of torchvision: only time how harm is measured")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.cost:
+        print(cost(options.cost))
+        return
+    if not options.data:
+        parser.error("give --data, or --cost")
     folder = Path(os.environ["GHOSTIFY_DATA_DIR"])
     subject = Subject(options.network, folder, options.data, options.images, options.tests)
     candidates: list[Swap] = [swap for _, swaps in mixtures(subject) for swap in swaps]
