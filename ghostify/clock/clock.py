@@ -21,8 +21,8 @@ from ghostify.clock.turns import difference
 from ghostify.measuring import timed
 from ghostify.runtimes import Session, runtime
 
-SECONDS = 0.15
-"""Time for each network that is timed, its warm-up aside."""
+SECONDS = 0.1
+"""Time for each network that is timed, its warm-up aside: some hundreds of turns of most pieces."""
 MOST_BYTES = 256e6
 """Weights and maps that are held at once: the pieces of a group are built, take turns, and are let go."""
 COMPANY = 24
