@@ -15,6 +15,7 @@ from ghostify.errors import FitError, PlanError
 from ghostify.fitting import rewrite_fitted
 from ghostify.fitting.sensitivity import metric, sensitivities
 from ghostify.harm import Harms, guessed_harms, measure_harms, read_harms
+from ghostify.harm.outputs import Judge
 from ghostify.harm.result import between, form_of
 from ghostify.leastsquares.principal import Principal
 from ghostify.planning import plan, scan_for
@@ -236,3 +237,28 @@ def test_what_was_no_candidate_is_refused() -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(FitError, match="at least 8 images"):
         measure_harms(recorded(net()), images(4), [mixture(MIDDLE, 8)])
+
+
+# -- how unsure the original is --------------------------------------------------------------------------------
+
+
+def test_an_error_harms_more_where_the_network_is_unsure_and_by_about_how_unsure_it_is() -> None:
+    """Of the same errors of the same scores, on images of which half are sure, or most."""
+    generator = torch.Generator().manual_seed(0)
+    sure = 8 * torch.nn.functional.one_hot(torch.arange(600) % 10, 10).double()
+    unsure = torch.randn(600, 10, generator=generator, dtype=torch.float64)
+    error = 0.3 * torch.randn(600, 10, generator=generator, dtype=torch.float64)  # in deviations of the scores
+    draws = [torch.cat([sure[:few], unsure[few:]]) for few in (300, 500)]
+    judges = [Judge([[scores]], scores=True) for scores in draws]
+    harms = [judge.harm([[scores + scores.std(0) * error]]) for judge, scores in zip(judges, draws, strict=True)]
+    assert harms[0] > 1.5 * harms[1]
+    assert harms[0] / judges[0].unsure == pytest.approx(harms[1] / judges[1].unsure, rel=0.1)
+
+
+def test_what_has_no_scores_is_neither_sure_nor_unsure() -> None:
+    assert Judge([[torch.randn(8, 3, 4, 4)]], scores=False).unsure == 1.0
+
+
+def test_files_that_do_not_tell_how_unsure_the_network_was_are_read(tmp_path: Path) -> None:
+    (tmp_path / "harms.json").write_text(harms().model_dump_json(exclude={"unsure"}))
+    assert harms().unsure and read_harms(tmp_path / "harms.json").unsure is None

@@ -84,10 +84,10 @@ def prepared(
         with watched("Measuring harm") as told:
             swaps = numbered.swaps(range(len(numbered.options)))
             harms = measure_harms(recording, images, swaps, device=device, told=told or _silent)
-    found = proxies(numbered, scan.cost) if harms is None else expected(numbered, harms)
     witness = None
     if held is not None and recording.whole:
         witness = Witness(recording.model, scan, held, device or torch.device("cpu"))
+    found = proxies(numbered, scan.cost) if harms is None else expected(numbered, harms) * _harder(witness, harms)
     curve = witness.curve if witness else None
     _require_kept_known(budget, witness, harms)
     return Choosing(recording, scan, ghost, budget, fitted, numbered, prices, found, harms, stopwatch, witness, curve)
@@ -99,6 +99,13 @@ def last_of(images: Any) -> Batch | None:
         return None  # of a network in parts, whose parts are given other things
     found = Calibration.of(images)
     return join(found.judging or found.batches)
+
+
+def _harder(witness: Witness | None, harms: Harms) -> float:
+    """How much more harm an error does to images that the result is judged on than to those harm was measured on."""
+    if witness is None or not harms.unsure:
+        return 1.0
+    return witness.judge.unsure / harms.unsure
 
 
 def _require_kept_known(budget: BudgetSettings, witness: Witness | None, harms: Harms | None) -> None:

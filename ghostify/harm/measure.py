@@ -94,6 +94,7 @@ def measure_harms(
         unit=job.judge.unit,
         images=sum(count(job.batches[batch]) for batch in job.held),
         fitted=sum(count(job.batches[batch]) for batch in job.seen),
+        unsure=job.judge.unsure,
         layers=layers,
         forms=forms,
         seconds=time.perf_counter() - began,

@@ -3,18 +3,29 @@
     KL      E Σ_k p_k (log p_k − log q_k)      p, q: softmax of the original's and the changed network's scores
     error   Σ (ŷ − y)² / Σ σ²                  over all numbers of all outputs, as a fit is judged (``judging``)
 
+    unsure  E KL(z ‖ z + σ·ε),  σ = 0.3 std z  of the original's own scores z      1 where there are none
+
 Scores are the one output (N, k ≥ 2) of a network whose classifier gives it.  Anything else (several outputs, maps,
 single numbers) has no distribution to be compared by.
+
+The same error of scores is more of a divergence on images of which the network is unsure, and in some hundred images
+there are by chance more or fewer of them: between two draws of 256, all harms of a network differ by a third.  How
+unsure the network is of them tells by how much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ghostify.fitting.judging import Varying, squared_difference
+
+_SIGMA, _DRAWS = 0.3, 8
+"""Of the noise that tells how unsure a network is, in deviations of its scores: about that of the networks one wants."""
 
 Unit = Literal["KL", "error"]
 Outputs = Sequence[Sequence[Tensor]]
@@ -35,6 +46,20 @@ class Judge:
     def harm(self, found: Outputs) -> float:
         """How far from the original's these outputs are: 0 where they are equal."""
         return self._divergence(found) if self.unit == "KL" else self._error(found)
+
+    @cached_property
+    def unsure(self) -> float:
+        """What some noise does to these outputs: by it, harms on other images can be compared with those on these."""
+        if self.unit == "error":
+            return 1.0
+        generator = torch.Generator().manual_seed(0)
+        deviation = torch.cat([scores for (scores,) in self.wanted]).std(0)
+        draws = [self._divergence(self._with_noise(_SIGMA * deviation, generator)) for _ in range(_DRAWS)]
+        return sum(draws) / _DRAWS
+
+    def _with_noise(self, deviation: Tensor, generator: torch.Generator) -> Outputs:
+        noise = [torch.randn(scores.shape, generator=generator).to(scores) for (scores,) in self.wanted]
+        return [[scores + deviation * own] for (scores,), own in zip(self.wanted, noise, strict=True)]
 
     def _divergence(self, found: Outputs) -> float:
         total, images = 0.0, 0

@@ -85,6 +85,8 @@ class Harms(_Value):
     """That harm was measured on."""
     fitted: int
     """Other images, that changed and later layers were fitted to."""
+    unsure: float | None = None
+    """How unsure the original is of those images (``outputs``); None in files of earlier versions."""
     layers: tuple[LayerHarm, ...]
     forms: tuple[FormHarm, ...] = ()
     seconds: float = 0.0
