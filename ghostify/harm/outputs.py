@@ -25,7 +25,7 @@ from torch import Tensor
 from ghostify.fitting.judging import Varying, squared_difference
 
 _SIGMA, _DRAWS = 0.3, 8
-"""Of the noise that tells how unsure a network is, in deviations of its scores: about that of the networks one wants."""
+"""Of the noise that tells how unsure a network is, in deviations of its scores: about that of networks one wants."""
 
 Unit = Literal["KL", "error"]
 Outputs = Sequence[Sequence[Tensor]]
