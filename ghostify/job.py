@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,15 @@ from ghostify.budget.meeting import settled
 from ghostify.budgeting import begun
 from ghostify.clock import Measured
 from ghostify.errors import DataError, ModelError, RunError
-from ghostify.finetuning import History, check_checkpoint, finetune, remove_checkpoint
+from ghostify.finetuning import (
+    TITLES,
+    History,
+    Recorder,
+    check_checkpoint,
+    finetune,
+    remove_checkpoint,
+    require_tensorboard,
+)
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.fitting import fitted
 from ghostify.inference import Optimized
@@ -39,6 +48,8 @@ from ghostify.tracing import Recording
 from ghostify.watching import Watcher, counted
 
 _UNCOMPARED = "there is no --metric to compare epochs by"
+WAITING = 0.2
+"""A larger share of the time of training spent waiting for images is told."""
 _FEW = 4
 """Samples on which a metric is tried before the long work."""
 MEASURE_IT = "What it is good for can be measured by a function of yours: --metric package.module:function."
@@ -97,6 +108,8 @@ class TrainingTask:
     settings: TrainSettings
     checkpoint: str
     teacher: nn.Module | None
+    beside: float | None = None
+    """What the original network has on the images held out, where that is known."""
 
     def to_send(self) -> TrainingTask:
         """The same without what other processes have no use for, such as recorded runs."""
@@ -140,6 +153,8 @@ class Job:
         if processes.first:
             for name in CHECKPOINTS:
                 check_checkpoint(folder / name)
+        if recipe.tensorboard:
+            require_tensorboard()
         place = pick_device(recipe.device)
         metric, loss = metric_of(recipe.data), _loss(recipe)
         if recipe.pretrain:
@@ -278,20 +293,42 @@ class Job:
         who = settings.teacher or "the original"
         how = f", taught by {who} (weight {settings.distill:g})" if settings.distill else ""
         self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate of {settings.peak:g}{how}")
-        self.train(ghosted, settings, "finetune", self.teacher or original)
+        beside = None if original is None else self._held_score(original)
+        self.train(ghosted, settings, "finetune", self.teacher or original, beside)
+
+    def _held_score(self, module: nn.Module) -> float | None:
+        """What epochs are compared by, of a network as it is; None without images held out, or by a loss alone."""
+        data, feeding = self.subject.data, self.recipe.data
+        if data is None or feeding is None or (self.metric is None and (self.loss or self.subject.unscored)):
+            return None
+        loader = data.held_loader(feeding.batch_size, feeding.workers)
+        if loader is None:
+            return None
+        if self.metric is None:
+            return evaluate(module, loader, device=self.place).top1
+        value = self.metric.score(module, loader, device=self.place).value
+        return value if math.isfinite(value) else None
 
     def train(
-        self, network: nn.Module | Ghosted, settings: TrainSettings, checkpoint: str, teacher: nn.Module | None
+        self,
+        network: nn.Module | Ghosted,
+        settings: TrainSettings,
+        checkpoint: str,
+        teacher: nn.Module | None,
+        beside: float | None = None,
     ) -> None:
-        """Train a network in place, and say, here and in the report, which epoch's weights it has now."""
-        task = TrainingTask(network, settings, checkpoint, teacher)
+        """Train a network in place, and say, here and in the report, which epoch's weights it has now.
+
+        ``beside`` is what the original network has on the images held out.
+        """
+        task = TrainingTask(network, settings, checkpoint, teacher, beside)
         self._tell(task)
         history = self.taken_part(task)
         self.awaited = True
         data = self.subject.data
         assert data, "checked when the job began"
         (network.module if isinstance(network, Ghosted) else network).to("cpu")
-        name = {"pretrain": "Training the original", "finetune": "Fine-tuning"}[checkpoint]
+        name = TITLES[checkpoint]
         uncompared = _UNCOMPARED if data.held is not None else data.held_from
         if verdict := history.verdict(name, settings, data.chosen_by, uncompared):
             self.watcher.say(verdict)
@@ -311,7 +348,14 @@ class Job:
             batch_size=feeding.batch_size,
             workers=feeding.workers,
             checkpoint=self.folder / task.checkpoint,
-            progress=self.watcher.training(),
+            progress=Recorder(
+                self.watcher.training(),
+                self.folder,
+                task.checkpoint,
+                task.beside,
+                self.recipe.tensorboard,
+                self._slowed,
+            ),
             measure=self.metric,
             loss=self.loss,
         )
@@ -365,7 +409,8 @@ class Job:
         original: nn.Module | None = None,
         agreement: float | None = None,
     ) -> Outcome:
-        report = compare(ghosted, latency, accuracy, self._notes(), agreement, self.clock)
+        classes = self.subject.data.classes if self.subject.data else ()
+        report = compare(ghosted, latency, accuracy, self._notes(), agreement, self.clock, classes)
         whole = replace(ghosted, plan=self._with_earlier_swaps(ghosted.plan))
         save_rehearsed(
             whole,
@@ -381,6 +426,16 @@ class Job:
             preprocessing=self.subject.preprocessing,
         )
         return Outcome(ghosted, report, self.folder)
+
+    def _slowed(self) -> str:
+        """What to do where training waits for its images, in a sentence; empty where it does not."""
+        data, feeding = self.subject.data, self.recipe.data
+        if data is None or feeding is None or data.feeding.waits.share < WAITING or not data.worth_processes:
+            return ""
+        return (
+            f"Training waited for its {data.noun} {100 * data.feeding.waits.share:.0f} % of the time; more loader "
+            f"processes may help: --set data.workers={feeding.workers + 4} (now {feeding.workers})."
+        )
 
     def _damages(self) -> list[str]:
         """Which samples could not be read, in a sentence where there were any."""

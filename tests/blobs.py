@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ghostify.finetuning import Epoch, History, finetune
+from ghostify.finetuning import Epoch, History, Step, finetune
 from ghostify.recipe import TrainSettings
 
 SETTINGS = TrainSettings(epochs=3, lr=0.1, warmup=0.2)
@@ -66,10 +66,10 @@ class Watcher:
     def start(self, total_steps: int, title: str) -> None:
         self.told.append(("start", total_steps))
 
-    def step(self, loss: float) -> None:
+    def step(self, step: Step) -> None:
         self.told.append("step")
 
-    def epoch(self, epoch: Epoch) -> None:
+    def epoch(self, epoch: Epoch, history: History) -> None:
         self.told.append(("epoch", epoch.epoch))
         if epoch.epoch == self.stop_after:
             raise KeyboardInterrupt

@@ -398,5 +398,5 @@ def test_an_interrupted_run_goes_on_as_it_began(cli: Cli, kind: str, monkeypatch
     assert resumed["scores"]["finetuned"] == whole["scores"]["finetuned"]
 
 
-def _interrupt(self: object, epoch: object) -> None:
+def _interrupt(self: object, epoch: object, history: object) -> None:
     raise KeyboardInterrupt

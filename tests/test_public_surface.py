@@ -128,6 +128,7 @@ SIGNATURES = {
         "notes: Sequence[str] = ()",
         "agreement: float | None = None",
         "clock: Measured | None = None",
+        "classes: Sequence[str] = ()",
         "-> Report",
     ],
     "convert": [

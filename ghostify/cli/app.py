@@ -234,6 +234,7 @@ def compress(
     seed: options.Seed = None,
     device: options.Device = None,
     output: options.Output = None,
+    tensorboard: options.TensorBoard = None,
     resume: options.Resume = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -346,16 +347,21 @@ def report(
     Example:
     ghostify report runs/digits --layers
     """
+    from ghostify.finetuning import CURVES, TITLES, read_histories
     from ghostify.saving import read_report
 
-    found = read_report(run)
+    found, trained = read_report(run), read_histories(run)
     if as_json:
-        show.json(found.model_dump(mode="json"))
+        training = {name: history.model_dump(mode="json") for name, history in trained.items()}
+        show.json({**found.model_dump(mode="json"), **({"training": training} if training else {})})
         return
     for table in found.details() if layers else ():
         show.table(table)
     for table in (found.summary(), *found.forms()):
         show.table(table)
+    for name, history in trained.items():
+        show.table(history.table(TITLES[name]))
+        show.say(f"Its curves: {run / CURVES.format(name)}")
 
 
 @app.command()

@@ -235,6 +235,9 @@ Set = Annotated[
 ]
 Seed = Annotated[int | None, _setting("seed", "seed", MORE)]
 Device = Annotated[str | None, _setting("device", "device", MORE)]
+TensorBoard = Annotated[
+    bool | None, _setting("tensorboard", "tensorboard", OUTPUT, flag="--tensorboard/--no-tensorboard")
+]
 
 Output = Annotated[
     Path | None,
@@ -268,7 +271,7 @@ SweepOutput = Annotated[
 Resume = Annotated[Path | None, _other("--resume", panel=OUTPUT, help="Go on with an interrupted run folder.")]
 DryRun = Annotated[bool, _other("--dry-run", panel=OUTPUT, help="Show the plan and what it saves, and write nothing.")]
 Figures = Annotated[bool, _other("--figures", panel=OUTPUT, help="Draw figures (PNG and SVG), too.")]
-Detailed = Annotated[bool, _other("--layers", panel=OUTPUT, help="Show every stage and layer, too.")]
+Detailed = Annotated[bool, _other("--layers", panel=OUTPUT, help="Show every stage and layer, and every class, too.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 
 

@@ -124,7 +124,8 @@ class TrainingProgress:
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self._steps: Steps | None = None
-        self._done = 0
+        self._done = self._samples = 0
+        self._seconds = 0.0
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -133,19 +134,25 @@ class TrainingProgress:
     def start(self, total_steps: int, title: str) -> None:
         self._steps = Steps(title, total_steps, self._quiet)
 
-    def step(self, loss: float) -> None:
+    def step(self, step: Any) -> None:
         self._done += 1
+        self._samples, self._seconds = self._samples + step.samples, self._seconds + step.seconds
         if self._steps:
-            self._steps.at(self._done, f"loss {loss:.3f}")
+            self._steps.at(self._done, f"loss {step.loss:.3f}, {_throughput(self._samples / max(self._seconds, 1e-9))}")
 
-    def epoch(self, epoch: Any) -> None:
+    def epoch(self, epoch: Any, history: Any) -> None:
         if not self._quiet:
             left = "" if err.is_interactive or self._steps is None else self._steps.time_left()
-            say(f"  {epoch}{left}")
+            fast = f", {_throughput(epoch.throughput)}" if epoch.throughput else ""
+            say(f"  {epoch}{history.compared}{fast}{left}")
 
     def done(self) -> None:
         if self._steps:
             self._steps.stop()
+
+
+def _throughput(value: float) -> str:
+    return f"{value:,.0f} samples/s" if value >= 10 else f"{value:.2g} samples/s"
 
 
 class Steps:

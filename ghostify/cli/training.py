@@ -35,6 +35,7 @@ def finetune(
     seed: options.Seed = None,
     device: options.Device = None,
     output: options.Output = None,
+    tensorboard: options.TensorBoard = None,
     resume: options.Resume = None,
     as_json: options.Json = False,
 ) -> None:

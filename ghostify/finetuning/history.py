@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict
 
 from ghostify.recipe import TrainSettings
@@ -9,6 +11,30 @@ from ghostify.tables import Table
 
 TOP1 = "top-1"
 """The name of the measure that is told in per cent."""
+MOST_STEPS = 400
+"""So many steps of a run are written down, evenly spread: enough for a curve, and little to keep."""
+
+
+class Step(BaseModel):
+    """One step of training, counted from 1 over all epochs.
+
+    ``epochs`` tells how many epochs are over with it, ``loss`` is its batch's mean, ``lr`` its learning rate,
+    ``samples`` are those of the batch, and ``seconds`` the time from asking for them until the weights have moved.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    step: int
+    epochs: float
+    loss: float
+    lr: float
+    samples: int
+    seconds: float
+
+    @property
+    def throughput(self) -> float:
+        """Samples per second."""
+        return self.samples / self.seconds if self.seconds else 0.0
 
 
 class Epoch(BaseModel):
@@ -17,7 +43,8 @@ class Epoch(BaseModel):
     ``lr`` is the learning rate of its last step, ``loss`` the mean training loss per image, ``train_top1`` the share
     (0 to 1) of augmented training images that were right while it trained (None by a loss of the user's), ``held`` what
     the ``measure`` then gave for the images held out (None where none are; top-1 is a share, too), ``seconds`` the time
-    of both, and ``skipped`` the steps that were left out because they overflowed in float16.
+    of both, ``throughput`` the samples per second while it trained, and ``skipped`` the steps that were left out
+    because they overflowed in float16.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -30,6 +57,7 @@ class Epoch(BaseModel):
     seconds: float
     measure: str = TOP1
     skipped: int = 0
+    throughput: float | None = None
 
     def __str__(self) -> str:
         told = f"epoch {self.epoch}: loss {self.loss:.4f}"
@@ -37,16 +65,32 @@ class Epoch(BaseModel):
 
 
 class History(BaseModel):
-    """The finished epochs of a run, in order, and what the measure gave before them (for epoch 0)."""
+    """The finished epochs of a run, in order, and what the measure gave before them (for epoch 0).
+
+    ``steps`` are some of its steps, and ``original`` is what the measure gives of the original network, if known.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     before: float | None = None
     epochs: tuple[Epoch, ...] = ()
+    steps: tuple[Step, ...] = ()
+    original: float | None = None
 
     def plus(self, epoch: Epoch) -> History:
         """This history with one more epoch."""
         return self.model_copy(update={"epochs": (*self.epochs, epoch)})
+
+    def noted(self, step: Step, total: int) -> History:
+        """This history with one more step of ``total``, where that is one to write down."""
+        if step.step % math.ceil(total / MOST_STEPS) and step.step != total:
+            return self
+        return self.model_copy(update={"steps": (*self.steps, step)})
+
+    @property
+    def compared(self) -> str:
+        """What the original has, to be told behind an epoch, as in ``, original 92.60%``; empty where nobody knows."""
+        return "" if self.original is None else f", original {_shown(self.original, self.epochs[-1].measure)}"
 
     @property
     def kept(self) -> int:
@@ -60,10 +104,10 @@ class History(BaseModel):
                 best, value = epoch.epoch, epoch.held
         return best
 
-    def table(self) -> Table:
+    def table(self, title: str = "Training") -> Table:
         """One row per epoch, beginning with the network as it was, and a note on which is kept."""
         columns = ["epoch", "lr", "loss", "train", "held out", "seconds"]
-        return Table("Training", columns, [*self._first_row(), *map(_row, self.epochs)], note=self._note())
+        return Table(title, columns, [*self._first_row(), *map(_row, self.epochs)], note=self._note())
 
     def verdict(self, name: str, settings: TrainSettings, chosen_by: str = "", why_not: str = "") -> str:
         """In a sentence, which epoch was kept and why; empty without epochs.
@@ -95,7 +139,14 @@ class History(BaseModel):
         return [["0", "", "", "", _shown(self.before, self.epochs[0].measure), ""]]
 
     def _note(self) -> str:
-        return f"Epoch {self.kept} is kept." if self.epochs else ""
+        return f"Epoch {self.kept} is kept.{self._original_has}" if self.epochs else ""
+
+    @property
+    def _original_has(self) -> str:
+        """A sentence on what the original has on the same images, where that is known."""
+        if self.original is None:
+            return ""
+        return f" The original has {_shown(self.original, self.epochs[-1].measure)} on the images held out."
 
     def __str__(self) -> str:
         return str(self.table())

@@ -25,7 +25,7 @@ from ghostify.finetuning.blaming import blame, where_it_fails
 from ghostify.finetuning.checkpoint import Begun, RunState, has_checkpoint, load_checkpoint, restore, save_checkpoint
 from ghostify.finetuning.engine import Engine, Totals
 from ghostify.finetuning.feeding import Feed, Pair
-from ghostify.finetuning.history import Epoch, History
+from ghostify.finetuning.history import Epoch, History, Step
 from ghostify.finetuning.interrupting import Interruption, noted_signals
 from ghostify.finetuning.measures import Measure, measure_name, measured, renewed
 from ghostify.finetuning.pace import Pace
@@ -47,11 +47,11 @@ class Progress(Protocol):
     def start(self, total_steps: int, title: str) -> None:
         """Training begins, with ``total_steps`` left to do."""
 
-    def step(self, loss: float) -> None:
-        """One step was done; ``loss`` is its batch's mean."""
+    def step(self, step: Step) -> None:
+        """One step was done."""
 
-    def epoch(self, epoch: Epoch) -> None:
-        """One epoch was done, measured, and saved."""
+    def epoch(self, epoch: Epoch, history: History) -> None:
+        """One epoch was done, measured, and saved; ``history`` has all of the run until then."""
 
     def done(self) -> None:
         """Training is over: finished, failed or interrupted."""
@@ -72,6 +72,8 @@ class Training:
     pace: Pace = field(init=False)
     skipped: int = 0
     """Steps in a row that overflowed in float16."""
+    asked: float = 0.0
+    """When the present batch was asked for."""
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.settings.save_every)
@@ -133,6 +135,7 @@ class Training:
     def _fetched(self, batches: Iterator[Pair | None]) -> Iterator[Pair | None]:
         """The batches, until a signal comes: what it did to loader processes is then no matter."""
         while True:
+            self.asked = time.perf_counter()
             try:
                 pair = next(batches)
             except StopIteration:
@@ -145,18 +148,16 @@ class Training:
 
     def _step(self, epoch: int, total: int, pair: Pair | None) -> None:
         """Train on one batch."""
-        began, step, micro = time.perf_counter(), self.state.begun.steps, self.engine.micro
+        step, micro = self.state.begun.steps, self.engine.micro
         found = self.engine.gradients(pair, self.state.seed, epoch, step)
         if self.engine.micro != micro:
             self.watcher.say(_smaller(self.engine.micro, self.state.batch_size))
-        if math.isfinite(found.loss):
-            rate = learning_rate(epoch * total + step, total * self.settings.epochs, self.settings)
-            taken = self.engine.update(rate)
-        else:
-            taken = self._overflowed(epoch, total, found, pair)
+        rate = learning_rate(epoch * total + step, total * self.settings.epochs, self.settings)
+        taken = self.engine.update(rate) if math.isfinite(found.loss) else self._overflowed(epoch, total, found, pair)
         self._require_progress(taken, epoch, total)
-        self._count(found, taken, time.perf_counter() - began)
-        self.watcher.step(found.mean)
+        seconds = time.perf_counter() - self.asked
+        self._count(found, taken, seconds)
+        self._note(epoch * total + step + 1, total, found, rate, seconds)
 
     def _overflowed(self, epoch: int, total: int, found: Totals, pair: Pair | None) -> bool:
         """Leave a step out whose loss is no number, where that may be float16's doing; elsewhere training ends."""
@@ -186,6 +187,14 @@ class Training:
             seconds=begun.seconds + seconds,
         )
         self.state = self.state.model_copy(update={"begun": begun})
+
+    def _note(self, done: int, total: int, found: Totals, rate: float, seconds: float) -> None:
+        """Tell of a finished step, the ``done``-th of all, and keep it in the history where that is to have it."""
+        step = Step(step=done, epochs=done / total, loss=found.mean, lr=rate, samples=found.samples, seconds=seconds)
+        history = self.state.history.noted(step, total * self.settings.epochs)
+        if history is not self.state.history:
+            self.state = self.state.model_copy(update={"history": history})
+        self.watcher.step(step)
 
     def _saved_or_stopped(self) -> None:
         """After a step: save where that is due, and end where a signal asks for it; all processes after the same."""
@@ -219,7 +228,7 @@ class Training:
         if self.state.history.kept == told.epoch:
             self._remember()
         self._save()
-        self.watcher.epoch(told)
+        self.watcher.epoch(told, self.state.history)
         if self.processes.total([self.noted.signal != 0])[0]:
             raise Stopped(self.noted.signal or signal.SIGTERM)
 
@@ -235,6 +244,7 @@ class Training:
             seconds=begun.seconds + seconds,
             skipped=begun.skipped,
             measure=measure_name(self.measure),
+            throughput=begun.samples / begun.seconds if begun.seconds else None,
         )
 
     def _measured_after(self, epoch: int) -> float | None:

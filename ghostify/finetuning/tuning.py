@@ -18,7 +18,7 @@ from ghostify.finetuning.checkpoint import RunState
 from ghostify.finetuning.distilling import Teacher, places_for
 from ghostify.finetuning.engine import Engine
 from ghostify.finetuning.feeding import Feed, TrainingData
-from ghostify.finetuning.history import Epoch, History
+from ghostify.finetuning.history import Epoch, History, Step
 from ghostify.finetuning.loop import Progress, Training
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.finetuning.measures import Measure, usual
@@ -165,8 +165,8 @@ class _Silent:
 
     def start(self, total_steps: int, title: str) -> None: ...
 
-    def step(self, loss: float) -> None: ...
+    def step(self, step: Step) -> None: ...
 
-    def epoch(self, epoch: Epoch) -> None: ...
+    def epoch(self, epoch: Epoch, history: History) -> None: ...
 
     def done(self) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
@@ -26,6 +27,10 @@ class Accuracy(BaseModel):
     correct: int
     total: int
     loss: float
+    by_class: tuple[tuple[int, int], ...] = ()
+    """How many images of each class there are, and how many of them were right, in the order of the classes; without
+    those at the end that no image is of.
+    """
 
     @property
     def name(self) -> str:
@@ -63,18 +68,22 @@ def evaluate(
     here = device_for(model, device)
     borrowed = on_device(model, here)
     correct, total, loss = 0, 0, 0.0
+    seen, right = Counter[int](), Counter[int]()
     with evaluating(borrowed), torch.no_grad():
         for batch in loader:
             images, labels = images_and_labels(batch)
             outputs = _finite_scores(borrowed, move(images, here))
             labels = checked_labels(labels, outputs).to(here)
             correct += count_correct(outputs, labels)
+            seen.update(labels.tolist())
+            right.update(labels[outputs.argmax(1) == labels].tolist())
             loss += float(cross_entropy(outputs, labels, reduction="sum"))
             total += len(labels)
             if progress:
                 progress(total)
     _require_images(total)
-    return Accuracy(top1=correct / total, correct=correct, total=total, loss=loss / total)
+    by_class = tuple((seen[label], right[label]) for label in range(1 + max(seen)))
+    return Accuracy(top1=correct / total, correct=correct, total=total, loss=loss / total, by_class=by_class)
 
 
 @takes(model=network, reference=network, loader=batches)

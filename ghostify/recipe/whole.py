@@ -34,3 +34,4 @@ class Recipe(Settings):
     device: Annotated[str, Field(description="where it runs: auto (a GPU if there is one), cpu, cuda, or cuda:1")] = (
         "auto"
     )
+    tensorboard: Annotated[bool, Field(description="write TensorBoard's files into the run folder, too")] = False

@@ -16,6 +16,7 @@ from ghostify.fit_result import Fit
 from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.recipe import Stream
+from ghostify.reporting.by_class import class_table
 from ghostify.reporting.clocked import columns_of, times_of, whole_row, why
 from ghostify.reporting.forms import InferenceReport, inference_report
 from ghostify.rewriting import Ghosted, rewritten
@@ -47,6 +48,8 @@ class Report(BaseModel):
     latency: Comparison | None = None
     accuracy: dict[str, Accuracy] = {}
     """By stage: original, converted, finetuned."""
+    classes: tuple[str, ...] = ()
+    """What the classes are called, where accuracy was measured."""
     scores: dict[str, Score] = {}
     """The same by a metric of the user's, in place of accuracy."""
     fit: Fit | None = None
@@ -181,7 +184,8 @@ class Report(BaseModel):
         tables = [self.by_block()] * bool(self.blocks)
         tables += [self.by_stage()] * bool(self.stages)
         tables += [self.by_layer()] * bool(self.layers)
-        return tables + ([self.fit.table()] if self.fit else [])
+        by_class = class_table(self.accuracy, self.classes, STAGES)
+        return tables + ([self.fit.table()] if self.fit else []) + ([by_class] if by_class else [])
 
 
 @takes(
@@ -200,9 +204,10 @@ def compare(
     notes: Sequence[str] = (),
     agreement: float | None = None,
     clock: Measured | None = None,
+    classes: Sequence[str] = (),
 ) -> Report:
     """The report on a rewrite: its counts beside theory, with whatever was measured (``accuracy``, or the score of a
-    metric, by stage).
+    metric, by stage); ``classes`` are what the classes are called.
     """
     before, after = ghosted.before, ghosted.after
     measured = {stage: accuracy[stage] for stage in STAGES if accuracy and stage in accuracy}
@@ -230,6 +235,7 @@ def compare(
         agreement=agreement,
         inference=inference_report(ghosted) if isinstance(ghosted, Optimized) else None,
         clock=clock,
+        classes=tuple(classes),
         notes=(*_observations(ghosted, latency), *_on_the_fit(ghosted.fit), *ghosted.notes, *notes),
     )
 

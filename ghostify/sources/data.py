@@ -55,6 +55,11 @@ class Data:
         return self.test.has_classes
 
     @property
+    def worth_processes(self) -> bool:
+        """Whether loader processes make training faster, if it waits for images."""
+        return self.train is not None and self.train.quick.worth_processes
+
+    @property
     def chosen_by(self) -> str:
         """What an epoch is chosen by, as in ``143 images held out of train``; empty where there is nothing."""
         return f"{len(self.held):,} {self.noun} {self.held_from}" if self.held is not None else ""
