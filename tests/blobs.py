@@ -136,7 +136,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def results(history: History) -> list[dict[str, Any]]:
-    return [epoch.model_dump(exclude={"seconds"}) for epoch in history.epochs]
+    return [epoch.model_dump(exclude={"seconds", "throughput"}) for epoch in history.epochs]
 
 
 class Unheld(Blobs):

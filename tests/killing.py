@@ -124,7 +124,7 @@ def train(variant: dict[str, Any], source: str, folder: Path, workers: int, tick
         model, data, settings, teacher=teacher, batch_size=13, workers=workers, checkpoint=folder / "checkpoint"
     )
     if os.environ.get("RANK", "0") == "0":
-        told = [epoch.model_dump(exclude={"seconds"}) for epoch in history.epochs]
+        told = [epoch.model_dump(exclude={"seconds", "throughput"}) for epoch in history.epochs]
         torch.save({"weights": model.state_dict(), "epochs": told}, folder / "result.pt")
 
 
