@@ -96,14 +96,16 @@ def _compressed(job: Job, asked: Plan | None) -> Outcome:
     latency = measuring.compare(
         job.subject.model, ghosted.module, *call_arguments(job.subject.example), device=job.place
     )
-    accuracy |= job.accuracies(converted=ghosted.module)
+    ghosted = job.spanned(ghosted)
+    accuracy |= job.accuracies(ghosted.span, converted=ghosted.module)
     agreed_on = job.agreement(ghosted.module)
     kept = job.subject.model if recipe.pretrain and not job.subject.run else None
     outcome = job.save(ghosted, accuracy, "converted", latency, kept, agreed_on)
 
     if recipe.finetune and recipe.finetune.epochs:
         job.finetune(ghosted, job.subject.model)
-        accuracy |= job.accuracies(finetuned=ghosted.module)
+        ghosted = job.spanned(ghosted)
+        accuracy |= job.accuracies(ghosted.span, finetuned=ghosted.module)
         outcome = job.save(ghosted, accuracy, "finetuned", latency, agreement=agreed_on)
     job.clear_checkpoints()
     return outcome
@@ -145,7 +147,8 @@ def _trained(job: Job, settings: TrainSettings) -> Outcome:
     job.rehearse(ghosted.plan)
     accuracy = job.accuracies(**{"converted" if ghosted.plan.swaps else "original": ghosted.module})
     job.finetune(ghosted, teacher)
-    accuracy |= job.accuracies(finetuned=ghosted.module)
+    ghosted = job.spanned(ghosted)
+    accuracy |= job.accuracies(ghosted.span, finetuned=ghosted.module)
     outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
     job.clear_checkpoints()
     return outcome
@@ -201,10 +204,12 @@ def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy | Score
     for note in notes:
         watcher.say(note)
     place = pick_device(recipe.device)
-    score = measured(subject.model, subject.data, recipe.data, metric, place, watcher, "Testing")
-    if damages := str(subject.data.feeding.skipped):
-        watcher.say(damages)
-        notes.append(damages)
+    span = subject.run.span if subject.run else None
+    score, outside = measured(subject.model, subject.data, recipe.data, metric, place, watcher, "Testing", span)
+    late = [str(subject.data.feeding.skipped), outside.warning if outside and outside.alarming else ""]
+    for note in filter(None, late):
+        watcher.say(note)
+        notes.append(note)
     return score, notes
 
 

@@ -34,6 +34,7 @@ from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
 from ghostify.measuring.accuracy import samples_in
 from ghostify.measuring.borrowing import pick_device
+from ghostify.measuring.span import Outside, Span
 from ghostify.planned import fits, planned
 from ghostify.planning import Plan
 from ghostify.processes import Processes, group
@@ -72,8 +73,27 @@ def measured(
     place: torch.device,
     watcher: Watcher,
     title: str,
+    span: Span | None = None,
+) -> tuple[Accuracy | Score, Outside | None]:
+    """The score of a network on the test images, by ``metric`` where there is one, else its accuracy; and how many of
+    them lie outside its ``span``.
+    """
+    if span is None:
+        return _score(module, data, feeding, metric, place, watcher, title), None
+    with span.watching(module) as watch:
+        score = _score(module, data, feeding, metric, place, watcher, title)
+    return score, watch.outside(score.total)
+
+
+def _score(
+    module: nn.Module,
+    data: Data,
+    feeding: DataSettings,
+    metric: Metric | None,
+    place: torch.device,
+    watcher: Watcher,
+    title: str,
 ) -> Accuracy | Score:
-    """The score of a network on the test images, by ``metric`` where there is one, else its accuracy."""
     loader = data.test_loader(feeding.batch_size, feeding.workers)
     with watcher.counting(title, len(data.test)) as progress:
         if metric is not None:
@@ -145,6 +165,8 @@ class Job:
     """Those that train together; the first does all else, and the others wait for it."""
     awaited: bool = True
     """Whether the others wait to be told what to do next."""
+    outside: Outside | None = None
+    """How many test inputs lay outside the span of the network that was measured last."""
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> Job:
@@ -388,17 +410,32 @@ class Job:
         for name in CHECKPOINTS:
             remove_checkpoint(self.folder / name)
 
-    def accuracies(self, **modules: nn.Module) -> dict[str, Accuracy | Score]:
-        """Accuracy of each module by its stage, or the metric's score; nothing without images, or classes."""
+    def accuracies(self, span: Span | None = None, **modules: nn.Module) -> dict[str, Accuracy | Score]:
+        """Accuracy of each module by its stage, or the metric's score; nothing without images, or classes.
+
+        With the ``span`` of a module it is noted, and said, how many test inputs lie outside.
+        """
         data, feeding = self.subject.data, self.recipe.data
         if data is None or feeding is None or (self.subject.unscored and self.metric is None):
             return {}
-        return {
-            stage: measured(
-                module, data, feeding, self.metric, self.place, self.watcher, f"Testing the {stage} network"
+        found = {}
+        for stage, module in modules.items():
+            title = f"Testing the {stage} network"
+            found[stage], self.outside = measured(
+                module, data, feeding, self.metric, self.place, self.watcher, title, span
             )
-            for stage, module in modules.items()
-        }
+        if self.outside is not None and self.outside.alarming:
+            self.watcher.say(self.outside.warning)
+        return found
+
+    def spanned(self, ghosted: Ghosted) -> Ghosted:
+        """With the span of what its layers read, as they are now, of the images that it was fitted to."""
+        data, fit = self.subject.data, ghosted.fit
+        if data is None or fit is None or fit.how not in ("data", "polish") or ghosted.parts:
+            return ghosted
+        images = data.calibration(self.recipe.fit.images)
+        names = [layer.target for layer in fit.layers]
+        return replace(ghosted, span=Span.of(ghosted.module, names, images, self.place))
 
     def save(
         self,
@@ -411,6 +448,7 @@ class Job:
     ) -> Outcome:
         classes = self.subject.data.classes if self.subject.data else ()
         report = compare(ghosted, latency, accuracy, self._notes(), agreement, self.clock, classes)
+        report = report.model_copy(update={"outside": self.outside})
         whole = replace(ghosted, plan=self._with_earlier_swaps(ghosted.plan))
         save_rehearsed(
             whole,
@@ -451,6 +489,8 @@ class Job:
         if self.subject.data.synthetic:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
         notes += [*self.verdicts, *self._damages()]
+        if self.outside is not None and self.outside.alarming:
+            notes.append(self.outside.warning)
         if self.metric is not None:
             return notes
         if self.subject.unscored:

@@ -41,6 +41,7 @@ _HOLDS = {
     "report.json": "theory, counts and measurements: `ghostify report` prints them",
     "scan.json": "the network before and after, layer by layer",
     "fit.json": "how the weights were fitted, and the error of each part",
+    "span.safetensors": "what its layers read of the images it was fitted to, by which `ghostify eval` knows others",
     "recipe.yaml": "all settings of the experiment: `ghostify compress --recipe` repeats it",
     "environment.json": "the versions, and the machine it was made on",
 }

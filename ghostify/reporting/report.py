@@ -15,6 +15,7 @@ from ghostify.errors import DataError, GhostifyError
 from ghostify.fit_result import Fit
 from ghostify.inference import Optimized
 from ghostify.measuring import Accuracy, Comparison, Score
+from ghostify.measuring.span import Outside
 from ghostify.recipe import Stream
 from ghostify.reporting.by_class import class_table
 from ghostify.reporting.clocked import columns_of, times_of, whole_row, why
@@ -58,6 +59,8 @@ class Report(BaseModel):
     """What was asked of a budget, what its plan promised and what came of it, where there was one."""
     agreement: float | None = None
     """Share of test images that the network, right after conversion, put where the original does."""
+    outside: Outside | None = None
+    """How many test inputs lead the network beyond what it was fitted to."""
     inference: InferenceReport | None = None
     """What the inference form is, where the network is in it."""
     clock: Measured | None = None
@@ -81,6 +84,9 @@ class Report(BaseModel):
         ]
         if self.agreement is not None:
             rows.append(["agreement right after conversion", "", f"{100 * self.agreement:.2f}%", "", "", ""])
+        if self.outside is not None:
+            seen = f"{self.outside.outside:,} of {self.outside.total:,}"
+            rows.append(["test inputs outside calibration", "", seen, "", "", ""])
         inputs = " and ".join("x".join(map(str, shape)) for shape in self.inputs)
         title = f"{self.network} on {inputs}: {self._became}"
         return Table(

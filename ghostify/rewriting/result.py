@@ -12,6 +12,7 @@ from ghostify.arguments import instance
 from ghostify.budget_result import Budgeted
 from ghostify.errors import PlanError, RewriteError, TraceError
 from ghostify.fit_result import Fit
+from ghostify.measuring.span import Span
 from ghostify.planning import Plan
 from ghostify.scanning import Scan
 from ghostify.tracing import Recording, Traced
@@ -40,6 +41,8 @@ class Ghosted:
     """Of a whole, the run that it was checked by, for whoever goes on with it."""
     left: Mapping[str, str] = field(default_factory=dict)
     """Of such a network, by qualified name, why other parts were left alone."""
+    span: Span | None = field(default=None, repr=False, compare=False)
+    """Of a whole that was fitted to images, what its layers read of these."""
 
     @property
     def ghosted(self) -> Mapping[str, Ghosted]:

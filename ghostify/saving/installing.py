@@ -21,7 +21,7 @@ from ghostify.errors import RunError
 from ghostify.files import flush, replacing, sha256
 
 RUN = "run.json"
-NAMES = ("plan.yaml", "scan.json", "environment.json", "report.json", "fit.json", "README.md")
+NAMES = ("plan.yaml", "scan.json", "environment.json", "report.json", "fit.json", "span.safetensors", "README.md")
 """What every run writes, apart from its recipe and its weights."""
 
 

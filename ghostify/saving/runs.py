@@ -4,6 +4,7 @@
     plan.yaml           the swaps and skips
     scan.json           the network before and after
     fit.json            how its weights were fitted, where they were
+    span.safetensors    what its layers read of the images that it was fitted to
     recipe.yaml         the whole experiment, where there was one
     weights-*.safetensors
     report.json         theory, counts and measurements
@@ -25,6 +26,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from ghostify.arguments import as_path, given, instance, network, or_none, takes
@@ -33,6 +36,7 @@ from ghostify.errors import GhostifyError, ModelError, RewriteError, RunError, W
 from ghostify.files import near_path, undone_on_failure
 from ghostify.fit_result import Fit
 from ghostify.inference import Optimized
+from ghostify.measuring.span import Span
 from ghostify.planning import Plan, read_plan
 from ghostify.recipe import ModelSettings, Recipe, read_yaml, validated
 from ghostify.reporting import Report, compare
@@ -53,6 +57,7 @@ FORMAT = 1
 STATES = ("converted", "finetuned")
 ORIGINAL = "weights-original.safetensors"
 RECIPE = "recipe.yaml"
+SPAN = "span.safetensors"
 
 
 class Run(BaseModel):
@@ -241,6 +246,8 @@ def _texts(
     if report is not None:
         texts["report.json"] = report.model_dump_json(indent=2)
     contents = {name: text.encode() for name, text in texts.items()}
+    if ghosted.span is not None:
+        contents[SPAN] = to_safetensors(ghosted.span.tensors())
     if recipe is not None:
         contents[RECIPE] = _recipe_there(folder, recipe) or as_yaml(recipe).encode()
     return contents
@@ -379,10 +386,15 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Any = None
     base, form, builder = _base(folder, run, model), Form.of_scan(scans.before), _builder(run, model)
     blank = blank_from(base, plan, form, builder, example, optimized=run.form == "inference")
     fill(blank.module, weights, blank.built_by)
-    loaded = Ghosted(blank.module.eval(), plan, scans.before, scans.after, fit)
+    loaded = Ghosted(blank.module.eval(), plan, scans.before, scans.after, fit, span=_span(folder, run))
     if blank.changes is None or scans.inference is None:
         return loaded
     return Optimized(**vars(loaded), inference=scans.inference, changes=blank.changes)
+
+
+def _span(folder: Path, run: Run) -> Span | None:
+    """What its layers read of the images it was fitted to, where the run tells."""
+    return Span.from_tensors(load_file(_verified(folder, run, SPAN))) if SPAN in run.files else None
 
 
 def load_original(folder: str | Path) -> nn.Module | None:
