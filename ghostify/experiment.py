@@ -89,7 +89,9 @@ def _compressed(job: Job, asked: Plan | None) -> Outcome:
 
     for line in filter(None, (plan.table().title, plan.partly)):
         watcher.say(line)
-    accuracy = job.accuracies(original=job.subject.model)  # first, so that nothing is lost if it cannot be measured
+    accuracy = job.accuracies(
+        {"original": job.subject.model}
+    )  # first, so that nothing is lost if it cannot be measured
     ghosted = job.settled(job.rewritten(recorded, plan, given))
     job.settle_rate(fitted=ghosted.fit is not None)
     watcher.say("Measuring the original and the ghosted network")
@@ -97,7 +99,7 @@ def _compressed(job: Job, asked: Plan | None) -> Outcome:
         job.subject.model, ghosted.module, *call_arguments(job.subject.example), device=job.place
     )
     ghosted = job.spanned(ghosted)
-    accuracy |= job.accuracies(ghosted.span, converted=ghosted.module)
+    accuracy |= job.accuracies({"converted": ghosted.module}, ghosted.span)
     agreed_on = job.agreement(ghosted.module)
     kept = job.subject.model if recipe.pretrain and not job.subject.run else None
     outcome = job.save(ghosted, accuracy, "converted", latency, kept, agreed_on)
@@ -105,7 +107,7 @@ def _compressed(job: Job, asked: Plan | None) -> Outcome:
     if recipe.finetune and recipe.finetune.epochs:
         job.finetune(ghosted, job.subject.model)
         ghosted = job.spanned(ghosted)
-        accuracy |= job.accuracies(ghosted.span, finetuned=ghosted.module)
+        accuracy |= job.accuracies({"finetuned": ghosted.module}, ghosted.span)
         outcome = job.save(ghosted, accuracy, "finetuned", latency, agreement=agreed_on)
     job.clear_checkpoints()
     return outcome
@@ -145,10 +147,10 @@ def _trained(job: Job, settings: TrainSettings) -> Outcome:
     job.settle_rate(fitted=ghosted.fit is not None)
     job.require_measurable()
     job.rehearse(ghosted.plan)
-    accuracy = job.accuracies(**{"converted" if ghosted.plan.swaps else "original": ghosted.module})
+    accuracy = job.accuracies({"converted" if ghosted.plan.swaps else "original": ghosted.module})
     job.finetune(ghosted, teacher)
     ghosted = job.spanned(ghosted)
-    accuracy |= job.accuracies(ghosted.span, finetuned=ghosted.module)
+    accuracy |= job.accuracies({"finetuned": ghosted.module}, ghosted.span)
     outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
     job.clear_checkpoints()
     return outcome

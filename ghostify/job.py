@@ -410,7 +410,7 @@ class Job:
         for name in CHECKPOINTS:
             remove_checkpoint(self.folder / name)
 
-    def accuracies(self, span: Span | None = None, **modules: nn.Module) -> dict[str, Accuracy | Score]:
+    def accuracies(self, modules: Mapping[str, nn.Module], span: Span | None = None) -> dict[str, Accuracy | Score]:
         """Accuracy of each module by its stage, or the metric's score; nothing without images, or classes.
 
         With the ``span`` of a module it is noted, and said, how many test inputs lie outside.

@@ -120,7 +120,7 @@ def _begun(job: Job) -> Sweep:
 def _kept(job: Job, module: nn.Module, original: bool = False) -> Kept:
     """What a network is good for on the test images."""
     stage = "original" if original else "converted"
-    measured = job.accuracies(**{stage: module})[stage]
+    measured = job.accuracies({stage: module})[stage]
     return Kept(
         accuracy=measured if isinstance(measured, Accuracy) else None,
         score=measured if isinstance(measured, Score) else None,
