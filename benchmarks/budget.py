@@ -8,9 +8,11 @@
         [--threads 1]
 
 The first form converts trained networks for each target of MACs and tests them on all test images as they are, with no
-training; harm is measured once for all targets of a network.  ``c-ghost`` has the smallest ratio s for all layers that
-meets the target, ``thin`` one width for all blocks, ``mixed`` settings by stage (``fitting.py``), ``torch-pruning`` one
-ratio for all layers.  ``--skip`` takes other calibration images: those behind so many.
+training; harm is measured once for all targets of a network.  Three harms are told of a plan: predicted before any
+network was built, predicted with what networks of one kind of swap taught (``ghostify/budget/trying.py``), and
+measured.  ``c-ghost`` has the smallest ratio s for all layers that meets the target, ``thin`` one width for all blocks,
+``mixed`` settings by stage (``fitting.py``), ``torch-pruning`` one ratio for all layers.  ``--skip`` takes other
+calibration images: those behind so many.
 
 The second form plans a network of random weights, whose time is that of any, for a latency, and tells what the first
 plan was predicted and took, what the last one was and took, and how much of the theory (MACs) that is.  Planning is
@@ -36,12 +38,14 @@ from torch import Tensor
 import ghostify
 from ghostify.budget.choosing import Choosing
 from ghostify.budget.preparing import prepared
+from ghostify.budget.trying import tried
 from ghostify.clock import Place
 from ghostify.errors import GhostifyError
 from ghostify.fitting import fitted
 from ghostify.harm import Harms
+from ghostify.planning import Plan
 from ghostify.recipe import BudgetSettings, DataSettings, FitSettings, GhostSettings
-from ghostify.rewriting import agreed
+from ghostify.rewriting import Ghosted, agreed
 from ghostify.sources import Data, load_data
 from ghostify.tables import Table, quantity, ratio
 from ghostify.tracing import Recording
@@ -72,15 +76,24 @@ def planned(subject: Targeted, target: str, images: Tensor, held: Tensor, harms:
 
 def met(subject: Targeted, choosing: Choosing, images: Tensor) -> list[str]:
     """The cells of the network that meets a budget."""
-    recording, plan = agreed(subject.model, subject.example, choosing.plan(), fitted=True)
-    made = fitted(recording, plan, images, FitSettings(images=len(images)))
+    first = choosing.plan()
+    before = choosing.harm
+    plan = tried(choosing, first, lambda plan: built(subject, plan, images).module, say)
+    made = built(subject, plan, images)
     assert choosing.witness is not None
     found = choosing.result(choosing.witness.saw(made.module), None, made.after.cost)
     told = [
-        f"{found.harm:.3f} / {found.harm_measured or 0:.3f}",
+        f"{before:.3f} / {found.harm:.3f} / {found.harm_measured or 0:.3f}",
         f"{100 * (found.agreement or 0):.1f} / {100 * (found.agreement_measured or 0):.1f}",
     ]
+    say(*found.notes)
     return [*_costs(subject, made.after.cost.macs), percent([subject.accuracy(made.module)]), *told]
+
+
+def built(subject: Targeted, plan: Plan, images: Tensor) -> Ghosted:
+    """The network of a plan, fitted."""
+    recording, checked = agreed(subject.model, subject.example, plan, fitted=True)
+    return fitted(recording, checked, images, FitSettings(images=len(images)))
 
 
 def other(subject: Targeted, method: str, images: int) -> list[str]:
@@ -146,7 +159,16 @@ def accuracies(options: argparse.Namespace) -> Table:
         for row in rows(subject, options):
             say(*row)
             found.append(row)
-    columns = ["network", "target", "method", "MACs", "ratio", "accuracy", "harm predicted / measured", "agreement"]
+    columns = [
+        "network",
+        "target",
+        "method",
+        "MACs",
+        "ratio",
+        "accuracy",
+        "harm first / predicted / measured",
+        "agreement",
+    ]
     title = f"Test accuracy right after the fit, %, {options.images} images to fit to, no training"
     return Table(title, columns, found, left=frozenset({"target", "method"}))
 

@@ -89,9 +89,11 @@ def _compressed(job: Job, asked: Plan | None) -> Outcome:
 
     for line in filter(None, (plan.table().title, plan.partly)):
         watcher.say(line)
-    accuracy = job.accuracies(
-        {"original": job.subject.model}
-    )  # first, so that nothing is lost if it cannot be measured
+    # first, so that nothing is lost if it cannot be measured
+    accuracy = job.accuracies({"original": job.subject.model})
+    if given and given is not asked:
+        given = job.tried(given)
+        recorded, plan = job.planned(given)
     ghosted = job.settled(job.rewritten(recorded, plan, given))
     job.settle_rate(fitted=ghosted.fit is not None)
     watcher.say("Measuring the original and the ghosted network")

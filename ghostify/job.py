@@ -16,6 +16,7 @@ from ghostify import measuring
 from ghostify.batches import Batch
 from ghostify.budget.choosing import Choosing
 from ghostify.budget.meeting import settled
+from ghostify.budget.trying import tried
 from ghostify.budgeting import begun
 from ghostify.clock import Measured
 from ghostify.errors import DataError, ModelError, RunError
@@ -226,6 +227,20 @@ class Job:
             return planned(self.subject, unasked, None, self.watcher).plan
         self.choosing = begun(self.subject, self.recipe, self.watcher, self.folder, seen=trained)
         return self.choosing.plan()
+
+    def tried(self, plan: Plan) -> Plan:
+        """The plan of a budget once it is known how harms add up; the same where there is none, or nothing to learn."""
+        if self.choosing is None:
+            return plan
+        found = tried(self.choosing, plan, self.made, self.watcher.say)
+        if found is not plan:
+            self.rehearse(found)
+        return found
+
+    def made(self, plan: Plan) -> nn.Module:
+        """The network of a plan, fitted, and nothing else done with it."""
+        recording, plan = self.planned(plan)
+        return self.rewritten(recording, plan, plan).module
 
     def settled(self, ghosted: Ghosted) -> Ghosted:
         """The network with what came of its budget; another one where what was to be kept was not."""

@@ -12,6 +12,7 @@ from ghostify.arguments import example_input, network, takes
 from ghostify.batches import Batch
 from ghostify.budget.meeting import settled
 from ghostify.budget.preparing import last_of, prepared
+from ghostify.budget.trying import tried
 from ghostify.fitting import fitted
 from ghostify.measuring.borrowing import device_for
 from ghostify.planned import place_of
@@ -136,4 +137,5 @@ def _within(
         how = partial(fitted, images=images, settings=fitting, proposed=False)
         return carried_out(recording, checked, lambda recording, plan: how(recording, plan), plan, fitted=is_fitted)
 
-    return settled(choosing, made(choosing.plan()), made, lambda line: None)
+    chosen = tried(choosing, choosing.plan(), lambda plan: made(plan).module, lambda line: None)
+    return settled(choosing, made(chosen), made, lambda line: None)

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from ghostify.budget.choosing import Choosing
+from ghostify.budget.trying import tried
 from ghostify.budgeting import begun
 from ghostify.clock.wholes import recorded, side_by_side
 from ghostify.errors import DataError, GhostifyError, ModelError, PlanError, RecipeError, RunError
@@ -193,7 +194,10 @@ class _Sweeping:
         assert one.target is not None
         budget = self._choosing.budget.model_copy(update={"target": (one.target,)})
         choosing = replace(self._choosing, budget=budget, come_true={}, rounds=0, solution=None, timed=None)
-        recording, plan = self.job.planned(choosing.plan())
+        chosen = tried(choosing, choosing.plan(), self.job.made, self.job.watcher.say)
+        # what is learned of how harms add up holds for the other targets, too
+        self._choosing.harms, self._choosing.corrected = choosing.harms, choosing.corrected
+        recording, plan = self.job.planned(chosen)
         return self.job.rewritten(recording, plan, plan), choosing.harm
 
     def _neighbour(self, one: Wanted) -> Ghosted:

@@ -22,8 +22,10 @@ from ghostify.budget.meeting import settled
 from ghostify.budget.preparing import prepared, settings_under
 from ghostify.budget.pricing import Prices
 from ghostify.budget.timing import Timed
+from ghostify.budget.trying import tried
 from ghostify.clock import Place
 from ghostify.errors import PlanError, RecipeError
+from ghostify.harm import Harms
 from ghostify.names import within
 from ghostify.networks import resnet8, resnet20
 from ghostify.planning import read_plan, scan_for
@@ -412,3 +414,75 @@ def test_a_run_that_goes_on_knows_the_harms_it_has_measured(
 
 def _interrupted(*args: Any, **kwargs: Any) -> None:
     raise KeyboardInterrupt
+
+
+class Knowing:
+    """A witness of networks that are their plans: what swaps of one kind harm comes true by a factor."""
+
+    images = 400
+
+    def __init__(self, choosing: Choosing, factors: dict[str, float]) -> None:
+        self.factors = factors
+        options = zip(choosing.numbered.options, choosing.harms, strict=True)
+        self.harms = {(swap.target, swap.geometry, swap.settings): harm for o, harm in options for swap in o.swaps}
+
+    def saw(self, module: Any) -> Seen:
+        plan = module.plan
+        return Seen(
+            sum(self.factors[swap.rule] * self.harms[swap.target, swap.geometry, swap.settings] for swap in plan.swaps),
+            None,
+        )
+
+
+def carried_out(plan: Any) -> nn.Module:
+    module = nn.Identity()
+    module.plan = plan  # type: ignore[assignment]
+    return module
+
+
+def saved_by(plan: Any, rule: str) -> int:
+    return sum(swap.before.macs - swap.after.macs for swap in plan.swaps if swap.rule == rule)
+
+
+def to_be_tried(target: str = "macs=0.4x", **ghost: Any) -> Choosing:
+    choosing = begun(target, **ghost)
+    choosing.measured = Harms(network="resnet20", unit="KL", images=8, fitted=8, layers=())
+    return choosing
+
+
+def test_a_kind_of_swap_that_harms_more_than_its_parts_is_chosen_less() -> None:
+    plain, choosing = to_be_tried(), to_be_tried()
+    first = plain.plan()
+    choosing.witness = Knowing(choosing, {"thin": 3.0, "c-ghost": 1.0})  # type: ignore[assignment]
+    told: list[str] = []
+    plan = tried(choosing, choosing.plan(), carried_out, told.append)
+    assert len(told) == 2 and choosing.rounds == 1 and choosing.corrected
+    assert "c-ghost 1.00x, thin 3.00x" in choosing.notes[-1]
+    assert saved_by(plan, "thin") < saved_by(first, "thin")
+    assert saved_by(plan, "c-ghost") > saved_by(first, "c-ghost")
+    assert plan.after.macs <= 0.4 * plan.before.macs
+    assert choosing.solution is not None and plain.solution is not None
+    assert choosing.solution.harm > plain.solution.harm
+    assert tried(choosing, plan, carried_out, told.append) is plan, "what was learned is learned once"
+
+
+@pytest.mark.parametrize("change", [{"method": "c-ghost"}, {}])
+def test_nothing_is_tried_where_there_is_one_kind_of_swap_or_it_is_not_wanted(change: dict[str, Any]) -> None:
+    choosing = to_be_tried(**change)
+    choosing.witness = Knowing(choosing, {})  # type: ignore[assignment]
+    if not change:
+        choosing.budget = choosing.budget.model_copy(update={"trials": False})
+    first = choosing.plan()
+    assert tried(choosing, first, _interrupted, lambda line: None) is first
+
+
+def test_errors_of_two_kinds_harm_more_together_than_each_alone_and_less_than_in_one_direction() -> None:
+    choosing = to_be_tried()
+    choosing.plan()
+    assert choosing.solution is not None
+    options, harms = choosing.numbered.options, choosing.harms
+    own = dict.fromkeys(("thin", "c-ghost"), 0.0)
+    for place in choosing.solution.taken:
+        for swap in options[place].swaps[:1]:
+            own[swap.rule] += harms[place]
+    assert sum(own.values()) < choosing.harm < sum(harm**0.5 for harm in own.values()) ** 2

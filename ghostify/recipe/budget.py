@@ -75,6 +75,13 @@ class BudgetSettings(Settings):
         bool,
         Field(description="whether time decides: what would be slower on the runtime is left as it is"),
     ] = True
+    trials: Annotated[
+        bool,
+        Field(
+            description="whether networks of each kind of swap alone are fitted first, by which the harms of that kind "
+            "are corrected; a plan of two kinds then takes three fits in place of one"
+        ),
+    ] = True
 
     @property
     def asked(self) -> bool:
