@@ -39,6 +39,10 @@ from ghostify.sources import load_data
 SIZE, CLASSES = 72, 3  # larger than what is kept in memory, so that loader processes are used
 PATIENCE = 120.0
 TOLD = 3
+POINTS = {"forward": 24, "update": 12, "measure": 3, "write": 8, "flush": 16, "rename": 8, "sweep": 8}
+"""What a process may be killed at, and how often a run passes it, more or less."""
+WRITING = ("write", "flush", "rename", "sweep")
+"""What the first process alone does."""
 COMMON = {"epochs": 2, "lr": 0.05, "warmup": 0.2}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"accumulate": 2, "save_every": 1, "ema": 0.9, "label_smoothing": 0.1},
@@ -67,8 +71,9 @@ class Net(nn.Module):
 
 @dataclass
 class Ticks:
-    """Counts the points that a process passes, and kills it at one of them."""
+    """Counts the points of one kind that a process passes, and kills it at one of them."""
 
+    kind: str
     last: int
     note: Path
     passed: int = 0
@@ -76,8 +81,8 @@ class Ticks:
     def wrap(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def called(*args: Any, **options: Any) -> Any:
-            self.passed += 1
-            if self.passed == self.last:
+            self.passed += kind == self.kind
+            if kind == self.kind and self.passed == self.last:
                 self.note.write_text(kind)
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **options)
@@ -206,13 +211,14 @@ def main(folder: Path, kills: int, processes: int, seed: int) -> dict[str, Any]:
             assert set(launched(processes, 0, lambda _: train(variant, source, straight, 0, None))) == {0}  # noqa: B023
         run.mkdir()
         while not (run / "result.pt").exists():
-            last, workers, rank = draws.randint(1, 90), draws.choice((0, 0, 2, 4)), draws.randrange(processes)
-            last = last if sum(killed.values()) < kills else 0
+            kind, workers, rank = draws.choice(list(POINTS)), draws.choice((0, 0, 2, 4)), draws.randrange(processes)
+            last = draws.randint(1, POINTS[kind]) if sum(killed.values()) < kills else 0
+            rank = 0 if kind in WRITING else rank
             note = run / "killed-at"
             note.unlink(missing_ok=True)
 
             def work(marked: bool) -> None:
-                train(variant, source, run, workers, Ticks(last, note) if marked else None)  # noqa: B023
+                train(variant, source, run, workers, Ticks(kind, last, note) if marked else None)  # noqa: B023
 
             codes = launched(processes, rank, work)
             if note.exists():

@@ -30,7 +30,6 @@ from ghostify.finetuning.interrupting import Interruption, noted_signals
 from ghostify.finetuning.measures import Measure, measure_name, measured, renewed
 from ghostify.finetuning.pace import Pace
 from ghostify.finetuning.schedules import learning_rate
-from ghostify.finetuning.sharing import make_alike
 from ghostify.processes import Processes
 from ghostify.recipe import TrainSettings
 
@@ -98,7 +97,6 @@ class Training:
     def _begin(self) -> None:
         """Go on from the checkpoint, if there is one; else measure the network as it is."""
         if not self._resumed():
-            make_alike(self.engine.model, self.processes)
             self._remember()
             # epoch 0: what any training must beat
             self.state = self.state.model_copy(update={"history": History(before=self._measured())})

@@ -24,6 +24,7 @@ from ghostify.finetuning.losses import OwnLoss
 from ghostify.finetuning.measures import Measure, usual
 from ghostify.finetuning.objective import Objective, require_compilable
 from ghostify.finetuning.optimizers import frozen, make_optimizer, swapped_in
+from ghostify.finetuning.sharing import make_alike
 from ghostify.inference import Optimized
 from ghostify.measuring.borrowing import Device, device_for, on_device
 from ghostify.processes import group
@@ -93,6 +94,8 @@ def finetune(
         stack.enter_context(random_states_kept(here))
         stack.enter_context(frozen(module, settings.freeze))
         stack.enter_context(_laid_out(module.to(here), settings))
+        # before any copy of its weights is made, as the moving average is
+        make_alike(module, processes)
         taught = _teacher_of(model, teacher, feed, settings, own)
         objective = Objective(module, settings, here, taught, own)
         swapped = swapped_in(model) if isinstance(model, Ghosted) else ()

@@ -1,0 +1,163 @@
+"""Processes that train one network together do what one does, and the first alone writes and tells."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blobs import Blobs, Watcher, net
+from killing import launched
+from test_loop import Signalling, near, plain
+from torch import Tensor, nn
+
+from ghostify.errors import RunError, Stopped
+from ghostify.finetuning import finetune
+from ghostify.processes import Processes, group, rank, world
+from ghostify.recipe import DataSettings, TrainSettings
+from ghostify.runtimes import pinned_threads
+from ghostify.sources import Data, load_data
+
+SETTINGS = TrainSettings(epochs=2, lr=0.1, warmup=0.2)
+BATCH = 10
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Processes are forked: threads would not come with them, and what is imported late would be so in each."""
+    import accelerate  # noqa: F401
+
+    finetune(net(), Blobs(), TrainSettings(epochs=1))
+    with pinned_threads(1):
+        yield
+
+
+def data(hold_out: float = 0.2) -> Data:
+    """43 images to train on, of which a batch of 10 leaves 3 over, and 43 held out: shares that are not even."""
+    return load_data(DataSettings(source="fake", limit=43, hold_out=hold_out), (3, 4, 4), 3)
+
+
+class Partly(nn.Module):
+    """A network with a branch that is never run, and a buffer that follows what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain()
+        self.idle = nn.Linear(2, 2)
+        self.register_buffer("seen", torch.zeros(()))
+        self.seen: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += x.detach().mean()
+        return torch.as_tensor(self.body(x))
+
+
+MAKERS = {"plain": plain, "normed": lambda: net(0), "partly": Partly}
+
+
+def trained(folder: Path, maker: str, stop: int = 0, source: Any = None, **settings: Any) -> None:
+    """Train, and put down what this process holds at the end and what it was told."""
+    torch.manual_seed(7 * rank())  # processes may begin with other weights, and get those of the first
+    model = MAKERS[maker]()
+    if rank():
+        for parameter in model.parameters():
+            parameter.data += 0.1
+    watcher = Signalling(at=stop, numbers=(signal.SIGTERM,))
+    place = folder / ("checkpoint" if not rank() else "of-another")
+    options = {"batch_size": BATCH, "checkpoint": place, "progress": watcher}
+    try:
+        history = finetune(model, source or data(), SETTINGS.model_copy(update=settings), **options)
+        epochs = [epoch.model_dump(exclude={"seconds"}) for epoch in history.epochs]
+    except Stopped:
+        epochs = []
+    torch.save({"state": model.state_dict(), "epochs": epochs, "told": watcher.told}, folder / f"{rank()}.pt")
+
+
+def of(folder: Path, processes: int, maker: str = "plain", **options: Any) -> list[dict[str, Any]]:
+    """What each of some processes holds that train a network together."""
+    folder.mkdir(exist_ok=True)
+    codes = launched(processes, 0, lambda _: trained(folder, maker, **options))
+    assert set(codes) == {0}
+    return [torch.load(folder / f"{one}.pt") for one in range(processes)]
+
+
+def loaded(found: dict[str, Any], maker: str = "plain") -> nn.Module:
+    model = MAKERS[maker]()
+    model.load_state_dict(found["state"])
+    return model
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("processes", "settings"), [(2, {}), (3, {"accumulate": 2, "clip": 0.5, "ema": 0.8})])
+def test_several_processes_learn_what_one_learns(tmp_path: Path, processes: int, settings: dict[str, Any]) -> None:
+    """Up to rounding, for a network without norms; with every sample counted once, in training and in measuring."""
+    one = of(tmp_path / "one", 1, **settings)[0]
+    several = of(tmp_path / "several", processes, **settings)
+    for found in several:
+        assert near(loaded(one), loaded(found)) and equal(found["state"], several[0]["state"])
+        for mine, other in zip(found["epochs"], one["epochs"], strict=True):
+            assert (mine["train_top1"], mine["held"]) == (other["train_top1"], other["held"])
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_data_that_cannot_be_shared_are_shared_all_the_same(tmp_path: Path) -> None:
+    """By taking each process's part of whole batches."""
+    one, two = (of(tmp_path / str(n), n, source=Steady(41)) for n in (1, 2))
+    assert near(loaded(one[0]), loaded(two[1])) and one[0]["epochs"][-1]["held"] == two[1]["epochs"][-1]["held"]
+
+
+class Steady(Blobs):
+    """Blobs in one order, without noise of their own."""
+
+    def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> Any:
+        images, labels = self._tensors(self.n, 0)
+        return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+
+
+def test_norms_and_buffers_are_the_same_in_all_processes(tmp_path: Path) -> None:
+    for maker in ("normed", "partly"):
+        first, second = of(tmp_path / maker, 2, maker=maker, source=data(hold_out=0))
+        assert equal(first["state"], second["state"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        idle = Partly().idle.weight
+    assert torch.equal(first["state"]["idle.weight"], idle), "what has no part in the loss does not decay"
+    assert first["state"]["seen"] != 0
+
+
+def test_only_the_first_process_writes_and_is_told(tmp_path: Path) -> None:
+    first, second = of(tmp_path, 2)
+    assert first["told"] and not second["told"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.pt", "1.pt", "checkpoint"]
+
+
+@pytest.mark.parametrize(("then", "now"), [(2, 1), (1, 2), (2, 3)])
+def test_other_processes_go_on_with_the_same_batches(tmp_path: Path, then: int, now: int) -> None:
+    one = of(tmp_path / "one", 1)[0]
+    of(tmp_path / "run", then, stop=3)
+    found = of(tmp_path / "run", now)[0]
+    assert near(loaded(one), loaded(found))
+    assert f"Training was begun by {then} process" in found["told"][0] and f"goes on with {now}" in found["told"][0]
+
+
+def test_alone_nothing_is_joined_or_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone = group(cpu=True)
+    assert alone == Processes() and alone.first and (rank(), world()) == (0, 1)
+    assert alone.total([1, 2.5]) == [1, 2.5] and alone.same("x") == "x" and alone.decided(lambda: 3) == 3
+
+
+def test_another_engine_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RunError, match=r"configured for FSDP, .* accelerate launch --multi_gpu, or torchrun"):
+        finetune(net(), Blobs(), SETTINGS, progress=Watcher())
+    assert "RANK" not in os.environ
