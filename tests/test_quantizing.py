@@ -1,0 +1,133 @@
+"""int8: what is done to a network before it is quantised, and the files that three backends make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ghostify
+from ghostify.errors import ExportError
+from ghostify.exporting.quantizing import Calibration, calibration_of, prepared
+from ghostify.exporting.quantizing.faint import without_faint_maps
+from ghostify.exporting.quantizing.sensitivity import TOO_MUCH, errors_alone
+from ghostify.networks import resnet8
+
+SIDE = 16
+
+
+def images(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noisy copies of ten patterns, (count, 3, 16, 16), and which pattern each is of."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(10, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
+    labels = torch.arange(count) % 10
+    return patterns[labels] + 0.5 * torch.randn(count, 3, SIDE, SIDE, generator=generator), labels
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A ghosted network in its inference form that tells the patterns apart: its classifier is solved for."""
+    torch.manual_seed(0)
+    model = resnet8().eval()
+    seen, labels = images(256)
+    features: list[Tensor] = []
+    watching = model.linear.register_forward_pre_hook(lambda _, given: features.append(given[0]))
+    with torch.no_grad():
+        model(seen)
+        watching.remove()
+        wanted = nn.functional.one_hot(labels, 10).float() - 0.1
+        model.linear.weight.copy_(torch.linalg.lstsq(features[0], wanted).solution.T)
+    ghosted = ghostify.convert(model, seen[:1], s=2, images=seen, min_saving=0)
+    return ghostify.optimize(ghosted, seen[:1]).module
+
+
+# -- before anything is quantised
+
+
+class Two(nn.Sequential):
+    """Two convolutions; of the four maps between them the first is ``strength`` as strong as the others."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 3, padding=1))
+        self[0].weight.data[0] *= strength
+        self[1].weight.data[:, 0] = 50
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor]:
+        return (super().forward(*tensors),)
+
+
+@pytest.mark.parametrize(("strength", "faint"), [(1e-4, True), (0.1, False)])
+def test_maps_that_int8_makes_zeros_of_are_not_read(strength: float, faint: bool) -> None:
+    network = Two(strength)
+    before = network[1].weight.detach().clone()
+    found = without_faint_maps(network, [(images(32)[0],)])
+    assert found == ({"1": 1} if faint else {})
+    assert torch.equal(network[1].weight[:, 1:], before[:, 1:])
+    assert bool((network[1].weight[:, 0] == 0).all()) is faint
+
+
+def test_a_map_that_is_strong_on_any_image_is_read() -> None:
+    network = InARow(nn.Conv2d(2, 2, 1))
+    strong = torch.ones(1, 2, 4, 4)
+    weak = strong * torch.tensor([1e-5, 1.0]).view(1, 2, 1, 1)
+    assert without_faint_maps(network, [(weak,), (strong,)]) == {}
+    assert without_faint_maps(network, [(weak,), (weak,)]) == {"layers": 1}
+
+
+def test_a_layer_that_does_not_bear_int8_stays_in_float_and_is_named() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    layers[2].weight.data[:, 0] *= 300  # one weight sets the scale of the others
+    layers[0].weight.data[0] /= 300
+    layers[0].bias.data[0] /= 300
+    network = InARow(layers)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    errors = errors_alone(network, [(images(16)[0],)])
+    assert errors.keys() == {"layers.0", "layers.2", "layers.4"}
+    assert errors["layers.2"] > TOO_MUCH > max(errors["layers.0"], errors["layers.4"])
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+class InARow(nn.Module):
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor]:
+        return (self.layers(*tensors),)
+
+
+def test_the_layers_of_a_sound_network_are_all_in_int8(network: nn.Module) -> None:
+    found = prepared(InARow(network), Calibration((images(64)[0],)))
+    assert found.samples == 64 and found.kept == ()
+    assert found.layers == sum(isinstance(one, nn.Conv2d | nn.Linear) for one in network.modules())
+    assert str(found) == f"int8 calibrated on 64 images, {found.layers} of {found.layers} layers"
+
+
+# -- the images
+
+
+def test_scales_are_read_off_images_and_nothing_else() -> None:
+    example = (torch.randn(1, 3, SIDE, SIDE),)
+    with pytest.raises(ExportError, match="int8 needs training images to read its scales off"):
+        calibration_of(None, example, 1)
+    with pytest.raises(ExportError, match="on 32 images at least, and there are 31"):
+        calibration_of(torch.randn(31, 3, SIDE, SIDE), example, None)
+    with pytest.raises(ExportError, match=r"have the shapes \[\(1, 16, 16\)\], but the network takes \[\(3, 16, 16\)\]"):
+        calibration_of(torch.randn(40, 1, SIDE, SIDE), example, None)
+    with pytest.raises(ExportError, match="NaN or infinite"):
+        calibration_of(torch.full((40, 3, SIDE, SIDE), float("nan")), example, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "sizes"),
+    [(None, None, [64, 36]), (None, 16, [16]), (1, 3, [1, 1, 1]), (40, None, [40, 40]), (40, 16, [40])],
+)
+def test_a_network_is_given_batches_that_it_takes(size: int | None, count: int | None, sizes: list[int]) -> None:
+    given = Calibration((torch.randn(100, 3),), size).batches(count)
+    assert [len(tensor) for (tensor,) in given] == sizes
