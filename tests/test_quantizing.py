@@ -41,7 +41,8 @@ def network() -> nn.Module:
         model(seen)
         watching.remove()
         wanted = nn.functional.one_hot(labels, 10).float() - 0.1
-        model.linear.weight.copy_(torch.linalg.lstsq(features[0], wanted).solution.T)
+        gram = features[0].T @ features[0] + 0.01 * len(seen) * torch.eye(64)
+        model.linear.weight.copy_(torch.linalg.solve(gram, features[0].T @ wanted).T)
     ghosted = ghostify.convert(model, seen[:1], s=2, images=seen, min_saving=0)
     return ghostify.optimize(ghosted, seen[:1]).module
 

@@ -9,7 +9,7 @@ numbers are 32-bit floats at its doors, whatever the network computes in.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ghostify.batches import Batch, join, move, take
 from ghostify.errors import ModelError
 from ghostify.exporting.naming import input_names, output_names
+from ghostify.exporting.quantizing import Calibration, Quantized, calibration_of, prepared
 from ghostify.running import quiet
 from ghostify.runtimes.exporting import Flat
 from ghostify.tracing import call_arguments
@@ -47,6 +48,10 @@ class Portable:
     """Whether a file in fp16 takes and gives 16-bit floats, too."""
     opset: int | None = None
     """That of an ONNX file; None for the best known."""
+    calibration: Calibration | None = None
+    """What the scales of int8 are read off; None in other precisions."""
+    kept: frozenset[str] = frozenset()
+    """Weights, by their names in ``module``, whose layers stay in float in an int8 file."""
 
     @property
     def open_sizes(self) -> tuple[dict[int, str], ...]:
@@ -62,6 +67,18 @@ class Portable:
         sides = _SIDES.get(tensor.dim() - 2, ()) if self.dynamic == "size" and tensor.is_floating_point() else ()
         of_input = "" if len(self.inputs) == 1 else f"{name}_"
         return {0: "batch"} | {place: f"{of_input}{side}" for place, side in enumerate(sides, start=2)}
+
+    def calibrated(self, images: Batch | None) -> tuple[Portable, Quantized]:
+        """The same, ready for int8: calibrated on ``images``, with the layers that stay in float, and what was found.
+
+        Raises ``ExportError`` where the images are none to calibrate on.
+        """
+        size = None if self.dynamic else len(self.example[0])
+        calibration = calibration_of(images, self.example, size)
+        module = copy.deepcopy(self.module)
+        found = prepared(module, calibration)
+        kept = frozenset(f"{one.layer}.weight" for one in found.kept)
+        return replace(self, module=module, calibration=calibration, kept=kept), found
 
     @property
     def computing(self) -> nn.Module:

@@ -61,7 +61,7 @@ class ExecuTorch(Format):
         return (str(pieces(file)),)
 
     def _write(self, network: Portable, file: Path) -> None:
-        file.write_bytes(_lowered(_in_int8(network) if network.calibration else _bounded(program(network), network)))
+        file.write_bytes(_lowered(_in_int8(network) if network.calibration else program(network)))
 
     def _open(self, file: Path, optimized: bool, threads: int) -> Runner:
         from executorch.extension.pybindings import portable_lib
@@ -89,8 +89,7 @@ def pieces(file: Path) -> Pieces:
 
 def _in_int8(network: Portable) -> ExportedProgram:
     assert network.calibration is not None, "prepared with it"
-    kept = [f"{name}.weight" for name in network.kept]
-    made = by_torchao.quantized(program(network), network.calibration.batches(), kept)
+    made = by_torchao.quantized(program(network), network.calibration.batches(), network.kept)
     return program(replace(network, module=made))
 
 

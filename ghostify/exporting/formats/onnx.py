@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ghostify.exporting.formats.programs import program
 from ghostify.exporting.formats.protocol import Format, Runner
 from ghostify.exporting.portable import Portable
+from ghostify.exporting.quantizing import by_onnxruntime
 from ghostify.runtimes.in_onnxruntime import opened
 
 OPSET = 18
@@ -25,6 +27,7 @@ class Onnx(Format):
     runs_on = "ONNX Runtime"
     extra = "onnxruntime"
     packages = ("onnx", "onnxruntime", "onnxscript")
+    precisions = ("fp32", "fp16", "int8")
     can_leave_unoptimized = True
 
     def version(self) -> str:
@@ -33,7 +36,12 @@ class Onnx(Format):
         return str(onnxruntime.__version__)
 
     def _write(self, network: Portable, file: Path) -> None:
-        write_onnx(network, file)
+        if network.calibration is None:
+            return write_onnx(network, file)
+        with TemporaryDirectory() as folder:
+            floats = Path(folder) / "floats.onnx"
+            write_onnx(network, floats)
+            by_onnxruntime.quantize(floats, file, network.inputs, network.calibration.batches(), network.kept)
 
     def _open(self, file: Path, optimized: bool, threads: int) -> Runner:
         session = opened(file, threads, optimized)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ghostify.exporting.formats.onnx import write_onnx
 from ghostify.exporting.formats.protocol import Format, Runner
 from ghostify.exporting.portable import Portable
+from ghostify.exporting.quantizing import by_nncf, by_onnxruntime
 from ghostify.runtimes.in_openvino import compiled
 
 
@@ -25,6 +26,7 @@ class OpenVino(Format):
     runs_on = "OpenVINO"
     extra = "openvino"
     packages = ("onnx", "onnxscript", "openvino")
+    precisions = ("fp32", "fp16", "int8")
 
     def version(self) -> str:
         import openvino
@@ -37,8 +39,12 @@ class OpenVino(Format):
         with TemporaryDirectory() as folder:
             onnx = Path(folder) / "network.onnx"
             write_onnx(replace(network, precision="fp32"), onnx)
+            made = openvino.convert_model(onnx)
+            if network.calibration is not None:
+                kept = by_onnxruntime.nodes_of(onnx, network.kept)
+                made = by_nncf.quantized(made, network.calibration.batches(), kept)
             # Unless told otherwise it makes 16-bit floats of all weights.
-            openvino.save_model(openvino.convert_model(onnx), file, compress_to_fp16=network.precision == "fp16")
+            openvino.save_model(made, file, compress_to_fp16=network.precision == "fp16")
 
     def _open(self, file: Path, optimized: bool, threads: int) -> Runner:
         network = compiled(file, threads)

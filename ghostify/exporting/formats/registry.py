@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ghostify.errors import RecipeError, did_you_mean
 from ghostify.exporting.formats.aoti import Aoti
+from ghostify.exporting.formats.executorch import ExecuTorch
 from ghostify.exporting.formats.onnx import Onnx
 from ghostify.exporting.formats.openvino import OpenVino
 from ghostify.exporting.formats.protocol import Format
 from ghostify.exporting.formats.torch_export import TorchExport
 from ghostify.exporting.formats.torchscript import TorchScript
 
-FORMATS: dict[str, Format] = {one.name: one for one in (Onnx(), OpenVino(), TorchExport(), TorchScript(), Aoti())}
+FORMATS: dict[str, Format] = {one.name: one for one in (Onnx(), OpenVino(), ExecuTorch(), TorchExport(), TorchScript(), Aoti())}
 
 
 def format_named(name: str) -> Format:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 
+_HELD_IN = "module."
+"""Where the network lies in what a file is written from."""
+
+
 class Kept(BaseModel):
     """A layer that stays in 32-bit floats."""
 
@@ -15,7 +19,7 @@ class Kept(BaseModel):
     """How far the outputs move, as a share of themselves, when it alone is in int8."""
 
     def __str__(self) -> str:
-        return f"{self.layer} (in int8 it alone moves the outputs by {self.error:.0%})"
+        return f"{self.layer.removeprefix(_HELD_IN)} (in int8 it alone moves the outputs by {self.error:.0%})"
 
 
 class Quantized(BaseModel):
