@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import ghostify
 from ghostify.errors import ExportError
+from ghostify.exporting import FORMATS, portable
+from ghostify.exporting.formats.executorch import pieces
 from ghostify.exporting.quantizing import Calibration, calibration_of, prepared
 from ghostify.exporting.quantizing.faint import without_faint_maps
 from ghostify.exporting.quantizing.sensitivity import TOO_MUCH, errors_alone
@@ -119,7 +121,9 @@ def test_scales_are_read_off_images_and_nothing_else() -> None:
         calibration_of(None, example, 1)
     with pytest.raises(ExportError, match="on 32 images at least, and there are 31"):
         calibration_of(torch.randn(31, 3, SIDE, SIDE), example, None)
-    with pytest.raises(ExportError, match=r"have the shapes \[\(1, 16, 16\)\], but the network takes \[\(3, 16, 16\)\]"):
+    with pytest.raises(
+        ExportError, match=r"have the shapes \[\(1, 16, 16\)\], but the network takes \[\(3, 16, 16\)\]"
+    ):
         calibration_of(torch.randn(40, 1, SIDE, SIDE), example, None)
     with pytest.raises(ExportError, match="NaN or infinite"):
         calibration_of(torch.full((40, 3, SIDE, SIDE), float("nan")), example, None)
@@ -132,3 +136,116 @@ def test_scales_are_read_off_images_and_nothing_else() -> None:
 def test_a_network_is_given_batches_that_it_takes(size: int | None, count: int | None, sizes: list[int]) -> None:
     given = Calibration((torch.randn(100, 3),), size).batches(count)
     assert [len(tensor) for (tensor,) in given] == sizes
+
+
+# -- the files
+
+
+def written(network: nn.Module, format: str, folder: Path, **changes: Any) -> tuple[Path, float]:
+    """An int8 file, and the share of samples of which it gives the network's class."""
+    if any(find_spec(package) is None for package in (*FORMATS[format].packages, *NEEDED.get(format, ()))):
+        pytest.skip(f"what writes int8 as {format} is not installed")
+    dynamic = "batch" if "batch" in FORMATS[format].dynamics else ""
+    ready, _ = portable(network, images(1)[0], dynamic=dynamic, precision="int8").calibrated(images(64)[0])
+    file = folder / f"network{FORMATS[format].suffix}"
+    FORMATS[format].write(replace(ready, **changes), file)
+    unseen, run = images(100, seed=1)[0], FORMATS[format].open(file)
+    found = torch.cat([run(batch)[0] for batch in unseen.split(20 if dynamic else 1)])
+    with torch.no_grad():
+        wanted = network(unseen)
+    return file, float((found.argmax(1) == wanted.argmax(1)).float().mean())
+
+
+NEEDED = {"openvino": ("nncf",)}
+
+
+def weights_of(file: Path) -> dict[str, Any]:
+    """What the layers of an ONNX file read as weights: a float tensor as it is, an int8 one with its scales."""
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    graph = onnx.load(file).graph
+    held = {one.name: to_array(one) for one in graph.initializer}
+    made = {node.output[0]: node for node in graph.node}
+    found = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            reader = made.get(node.input[1])
+            found[node.input[1]] = held[node.input[1]] if reader is None else [held[one] for one in reader.input[:2]]
+    return found
+
+
+def test_onnx_files_hold_8_bit_weights_with_a_scale_for_each_output_channel(network: nn.Module, tmp_path: Path) -> None:
+    file, agreement = written(network, "onnx", tmp_path)
+    weights = weights_of(file)
+    assert agreement >= 0.97
+    assert len(weights) == sum(isinstance(one, nn.Conv2d | nn.Linear) for one in network.modules())
+    assert all(str(values.dtype) == "int8" and scales.shape == values.shape[:1] for values, scales in weights.values())
+
+
+def test_layers_that_are_kept_have_float_weights(network: nn.Module, tmp_path: Path) -> None:
+    kept = {"module.conv1.weight", "module.linear.weight"}
+    file, _ = written(network, "onnx", tmp_path, kept=frozenset(kept))
+    floats = {name for name, weight in weights_of(file).items() if not isinstance(weight, list)}
+    assert floats == kept
+
+
+def test_openvino_files_hold_8_bit_weights(network: nn.Module, tmp_path: Path) -> None:
+    file, agreement = written(network, "openvino", tmp_path)
+    import openvino
+
+    operations = openvino.Core().read_model(file).get_ops()
+    small = [one for one in operations if one.get_type_name() == "Constant" and "8" in str(one.get_element_type())]
+    assert agreement >= 0.97
+    assert len(small) == sum(isinstance(one, nn.Conv2d | nn.Linear) for one in network.modules())
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
+    """A ghosted network of nothing but convolutions, a residual addition and a pool, in its inference form."""
+    torch.manual_seed(0)
+    example = images(1)[0]
+    return ghostify.optimize(ghostify.convert(Plain(), example, s=2, min_saving=0), example).module
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32))
+        self.pool, self.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        return self.classifier(self.pool((maps + self.second(maps)).relu()).flatten(1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_xnnpack_runs_all_of_a_ghosted_network_in_one_piece(plain: nn.Module, precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    ready = portable(plain, images(1)[0], precision=precision)
+    if precision == "int8":
+        ready, _ = ready.calibrated(images(32)[0])
+    file = tmp_path / "network.pte"
+    FORMATS["executorch"].write(ready, file)
+    given = images(1, seed=3)[0]
+    (found,) = FORMATS["executorch"].open(file)(given)
+    with torch.no_grad():
+        wanted = plain(given)
+    assert pieces(file) == (1, {}) and str(pieces(file)) == "XNNPACK runs all of it in 1 piece"
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < (1e-5 if precision == "fp32" else 0.1)
+
+
+class Sliced(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, :, ::2])
+
+
+def test_what_cuts_a_file_into_pieces_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    file = tmp_path / "network.pte"
+    FORMATS["executorch"].write(portable(Sliced().eval(), images(1)[0]), file)
+    assert pieces(file) == (1, {"aten::slice_copy": 1})
+    assert FORMATS["executorch"].notes(file) == (
+        "XNNPACK runs it in 1 piece; what it does not run: aten::slice_copy (1)",
+    )

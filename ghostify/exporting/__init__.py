@@ -8,6 +8,18 @@ from ghostify.exporting.export import export
 from ghostify.exporting.formats import FORMATS, Format, Runner, format_named
 from ghostify.exporting.parity import Parity
 from ghostify.exporting.portable import Portable, portable
+from ghostify.exporting.quantizing import Quantized
 from ghostify.exporting.result import Exported
 
-__all__ = ["FORMATS", "Exported", "Format", "Parity", "Portable", "Runner", "export", "format_named", "portable"]
+__all__ = [
+    "FORMATS",
+    "Exported",
+    "Format",
+    "Parity",
+    "Portable",
+    "Quantized",
+    "Runner",
+    "export",
+    "format_named",
+    "portable",
+]

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -22,8 +21,6 @@ from ghostify.exporting.formats.protocol import Format, Runner
 from ghostify.exporting.portable import Portable
 from ghostify.exporting.quantizing import by_torchao
 
-LARGEST_BATCH = 64
-"""Of a file whose batch is open: its memory is planned for so many samples when it is written."""
 _OWN = ("executorch_prim::",)
 """Operations on numbers that ExecuTorch itself runs, such as what a size is."""
 
@@ -37,10 +34,11 @@ class Pieces(NamedTuple):
     """Operations that portable kernels run, with how many there are of each."""
 
     def __str__(self) -> str:
+        count = f"{self.delegated} {'piece' if self.delegated == 1 else 'pieces'}"
         if not self.others:
-            return f"XNNPACK runs all of it in {self.delegated} {'piece' if self.delegated == 1 else 'pieces'}"
+            return f"XNNPACK runs all of it in {count}"
         others = ", ".join(f"{name} ({count})" for name, count in self.others.items())
-        return f"XNNPACK runs it in {self.delegated} pieces; what it does not run: {others}"
+        return f"XNNPACK runs it in {count}; what it does not run: {others}"
 
 
 class ExecuTorch(Format):
@@ -52,7 +50,7 @@ class ExecuTorch(Format):
     extra = "executorch"
     packages = ("executorch", "torchao")
     precisions = ("fp32", "int8")
-    dynamics = ("", "batch")
+    dynamics = ("",)
 
     def version(self) -> str:
         return version("executorch")
@@ -64,8 +62,10 @@ class ExecuTorch(Format):
         file.write_bytes(_lowered(_in_int8(network) if network.calibration else program(network)))
 
     def _open(self, file: Path, optimized: bool, threads: int) -> Runner:
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime, Verification
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime, Verification
 
         portable_lib._unsafe_reset_threadpool(threads)
         network = Runtime.get().load_program(file, verification=Verification.Minimal).load_method("forward")
@@ -78,7 +78,9 @@ class ExecuTorch(Format):
 
 def pieces(file: Path) -> Pieces:
     """What runs the operations of a .pte file, counted in the file."""
-    from executorch.exir._serialize._program import deserialize_pte_binary
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from executorch.exir._serialize._program import deserialize_pte_binary
 
     (plan,) = deserialize_pte_binary(file.read_bytes()).program.execution_plan
     calls = [one.instr_args for chain in plan.chains for one in chain.instructions]
@@ -94,10 +96,10 @@ def _in_int8(network: Portable) -> ExportedProgram:
 
 
 def _lowered(made: ExportedProgram) -> bytes:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own deprecations
+        warnings.simplefilter("ignore")  # of its own deprecations, when it is imported, too
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
         lowered: Any = to_edge_transform_and_lower(made, partitioner=[XnnpackPartitioner()])
         return bytes(lowered.to_executorch().buffer)

@@ -11,7 +11,9 @@ from ghostify.exporting.formats.protocol import Format
 from ghostify.exporting.formats.torch_export import TorchExport
 from ghostify.exporting.formats.torchscript import TorchScript
 
-FORMATS: dict[str, Format] = {one.name: one for one in (Onnx(), OpenVino(), ExecuTorch(), TorchExport(), TorchScript(), Aoti())}
+FORMATS: dict[str, Format] = {
+    one.name: one for one in (Onnx(), OpenVino(), ExecuTorch(), TorchExport(), TorchScript(), Aoti())
+}
 
 
 def format_named(name: str) -> Format:

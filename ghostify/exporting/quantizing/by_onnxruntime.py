@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class _Reader:
-    """Calibration images as ONNX Runtime asks for them: one batch a time, by the names of the inputs; None at the end."""
+    """Calibration images as ONNX Runtime asks for them: a batch at a time, by the names of the inputs; then None."""
 
     def __init__(self, names: Sequence[str], batches: Sequence[tuple[Tensor, ...]]) -> None:
         self._feeds = iter({name: one.numpy() for name, one in zip(names, batch, strict=True)} for batch in batches)

@@ -14,20 +14,18 @@ from torch.export import ExportedProgram
 
 
 def quantized(program: ExportedProgram, batches: Sequence[tuple[Tensor, ...]], kept: Collection[str]) -> nn.Module:
-    """A module of the program's graph in int8, to be exported again; layers whose weights are ``kept`` stay as they are."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    """The program's graph in int8, to be exported again; layers whose weights are ``kept`` stay as they are."""
 
     def is_quantized(node: fx.Node) -> bool:
         return not any(read.target in kept for read in node.all_input_nodes if read.op == "get_attr")
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    quantizer.set_filter_function(is_quantized)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own deprecations
+        warnings.simplefilter("ignore")  # of their own deprecations, when they are imported, too
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+        quantizer = xnnpack.XNNPACKQuantizer().set_global(config).set_filter_function(is_quantized)
         observed = prepare_pt2e(program.module(), quantizer)
         for batch in batches:
             observed(*batch)

@@ -31,7 +31,7 @@ def without_faint_maps(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]
     for name, (low, high) in ranges.items():
         faint = _are_faint(low, high)
         if faint.any() and not faint.all():
-            layers[name].weight.data[:, faint] = 0  # type: ignore[operator,union-attr]
+            layers[name].weight.data[:, faint] = 0  # type: ignore[operator]
             found[name] = int(faint.sum())
     return found
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from ghostify.exporting.quantizing.calibration import Calibration
 from ghostify.exporting.quantizing.faint import without_faint_maps
-from ghostify.exporting.quantizing.sensitivity import TOO_MUCH, errors_alone
 from ghostify.exporting.quantizing.result import Kept, Quantized
+from ghostify.exporting.quantizing.sensitivity import TOO_MUCH, errors_alone
 
 _COMPARED = 16
 """Samples that the error of each layer is told by: it takes a pass over them for each layer."""

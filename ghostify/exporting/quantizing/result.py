@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-
 _HELD_IN = "module."
 """Where the network lies in what a file is written from."""
 
