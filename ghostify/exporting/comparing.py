@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,16 +57,19 @@ class Compared(BaseModel):
         return f"at batch {self.batch}{images}, {'optimised by its runtime' if self.optimized else 'not optimised'}"
 
 
-def compare(network: Runner, file: Runner, samples: Samples, batch: int, optimized: bool) -> Compared:
-    """Run both on the samples in batches of one size.  What either raises is the ``problem``."""
-    tally = _Tally()
+def compare(network: Runner, file: Mapping[bool, Runner], samples: Samples, batch: int) -> list[Compared]:
+    """Run the network, and the file optimised (True) or not (False), on the samples in batches of one size.
+
+    What any of them raises is a ``problem``, behind which that run of the file is not gone on with.
+    """
+    tallies = {optimized: _Tally() for optimized in file}
     for tensors, fresh in samples.batches(batch):
         wanted = _run(network, tensors, "the network itself does not run")
-        found = _run(file, tensors, "it does not run")
-        tally.add(wanted, found, fresh.stop - fresh.start)
-        if tally.problem:
-            break
-    return tally.compared(batch, optimized, samples.size)
+        for optimized, tally in tallies.items():
+            if not tally.problem:
+                found = _run(file[optimized], tensors, "it does not run")
+                tally.add(wanted, found, fresh.stop - fresh.start)
+    return [tally.compared(batch, optimized, samples.size) for optimized, tally in tallies.items()]
 
 
 def scores_in(outputs: Sequence[Tensor]) -> Tensor | None:

@@ -129,7 +129,8 @@ def _beside(ready: Portable, format: Format, call: Call, samples: Samples, faile
             runner = format.open(file, optimized=failed.optimized)
         except GhostifyError:
             return None
-        return compare(until, runner, samples, failed.batch, failed.optimized)
+        (found,) = compare(until, {failed.optimized: runner}, samples, failed.batch)
+        return found
 
 
 def _told(call: Call, compared: Compared) -> Divergence:

@@ -123,11 +123,7 @@ def check(
     if open_size:
         given.append((larger(samples.first(_ENLARGED)), min(batches)))
     with quiet(network):
-        runs = [
-            compare(network, runner, some, batch, optimized)
-            for optimized, runner in file.items()
-            for some, batch in given
-        ]
+        runs = [run for some, batch in given for run in compare(network, file, some, batch)]
         runs_at_all = not any(run.problem for run in runs)
         accuracy = _accuracies(network, file[True], samples, max(batches)) if runs_at_all else None
     return Parity(
