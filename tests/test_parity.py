@@ -19,7 +19,7 @@ from ghostify.errors import ExportError
 from ghostify.exporting.diverging import first_divergence
 from ghostify.exporting.formats import Format, Runner
 from ghostify.exporting.parity import Parity, check, precision_of
-from ghostify.exporting.portable import Portable, portable
+from ghostify.exporting.portable import AsFile, Portable, portable
 from ghostify.exporting.samples import Samples, larger, noise
 from ghostify.exporting.tolerances import TOLERANCES
 from ghostify.networks import resnet8
@@ -313,6 +313,36 @@ class Row(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (self.network(*tensors),)
+
+
+class Cancelling(nn.Module):
+    """It makes much of rounding: 32-bit floats near 1e4 are 1e-3 apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 1e4) - 1e4
+
+
+def test_a_file_need_not_be_nearer_to_its_network_than_that_is_to_itself() -> None:
+    network = AsFile(Cancelling(), torch.randn(1, 3, 16, 16))
+
+    def off_by(share: float) -> Parity:
+        return check(network, {True: lambda x: (x * (1 + share),)}, IMAGES, exact=network.exact)
+
+    exact = off_by(0)
+    assert exact.worst > TOLERANCES["fp32"].difference, "the sample shows nothing"
+    assert exact.passed and exact.rounding == pytest.approx(exact.worst, rel=0.5) and "64-bit floats" in str(exact)
+    wrong = off_by(0.005)
+    assert not wrong.passed and f"(at most {4 * wrong.rounding:.2g} may be)" in wrong.reason
+    assert not check(network, {True: lambda x: (x,)}, IMAGES).passed
+
+
+def test_rounding_is_asked_of_no_network_whose_file_passes_or_is_far_off() -> None:
+    def none() -> nn.Module:
+        raise AssertionError("it was asked")
+
+    for share, passes in ((0.0, True), (0.1, False)):
+        found = check(As(lambda x: (x,)), {True: lambda x: (x * (1 + share),)}, IMAGES, exact=none)  # noqa: B023
+        assert found.passed == passes and not found.rounding
 
 
 # -- samples ---------------------------------------------------------------------------------------------------

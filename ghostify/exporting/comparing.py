@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ghostify.exporting.formats import Runner
 from ghostify.exporting.samples import Samples
-from ghostify.exporting.tolerances import TIE, TOLERANCES, judged_by_agreement
+from ghostify.exporting.tolerances import TIE, TOLERANCES, allowed, judged_by_agreement
 from ghostify.running import one_line
 
 Outputs = Sequence[Tensor] | str
@@ -35,17 +35,17 @@ class Compared(BaseModel):
     size: str = ""
     """That of the images, where it is another one than that of the example."""
 
-    def passes(self, precision: str) -> bool:
-        """Whether a file of this precision may do so."""
-        return not self.missed(precision)
+    def passes(self, precision: str, rounding: float = 0.0) -> bool:
+        """Whether a file of this precision may do so, whose network is ``rounding`` from itself in 64-bit floats."""
+        return not self.missed(precision, rounding)
 
-    def missed(self, precision: str) -> str:
+    def missed(self, precision: str, rounding: float = 0.0) -> str:
         """What it misses of what is asked, as the end of a sentence; empty where it misses nothing."""
-        asked = TOLERANCES[precision]
+        asked, most = TOLERANCES[precision], allowed(precision, rounding)
         if self.problem:
             return self.problem
-        if self.difference > asked.difference and not judged_by_agreement(precision, self.agreement is not None):
-            return f"outputs differ by {self.difference:.2g} of the largest (at most {asked.difference:g} may be)"
+        if self.difference > most and not judged_by_agreement(precision, self.agreement is not None):
+            return f"outputs differ by {self.difference:.2g} of the largest (at most {most:.2g} may be)"
         if self.agreement is not None and self.agreement < asked.agreement:
             return f"{self.agreement:.1%} of the samples get the same class (at least {asked.agreement:.0%} must)"
         return ""

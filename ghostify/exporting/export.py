@@ -89,13 +89,15 @@ def _checked(
     batches = OPEN_BATCHES if ready.dynamic else (max(samples_in(ready.example), 1),)
     switches = (True, False) if format.can_leave_unoptimized else (True,)
     runners = {optimized: format.open(file, optimized=optimized) for optimized in switches}
+    as_file = AsFile(module, example)
     found = check(
-        AsFile(module, example),
+        as_file,
         runners,
         samples,
         precision=ready.precision,
         batches=batches,
         open_size=ready.dynamic == "size",
+        exact=as_file.exact,
     )
     if found.failed is None:
         return found

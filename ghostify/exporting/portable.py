@@ -116,6 +116,12 @@ class AsFile(nn.Module):
         own = [tensor.to(like.device, like.dtype) for tensor, like in zip(tensors, self.flat.example, strict=True)]
         return tuple([_in(output, torch.float32).cpu() for output in self.flat(*own)])
 
+    def exact(self) -> AsFile:
+        """The same network in 64-bit floats, called alike."""
+        twin = copy.deepcopy(self).double()
+        twin.flat.leaves = [_in(leaf, torch.float64) if isinstance(leaf, Tensor) else leaf for leaf in self.flat.leaves]
+        return twin
+
 
 def portable(
     module: nn.Module,
