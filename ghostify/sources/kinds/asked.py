@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,8 @@ class Asked:
 
     def files(self, files: Sequence[File], labels: Tensor, preprocessing: Preprocessing, shape: Shape) -> FileImages:
         """Images that are read as they are needed, as they are tested with."""
+        # its transforms are loaded here, else each loader process of each epoch would do that for itself
+        importlib.import_module("torchvision.transforms.v2")
         return FileImages(files=tuple(files), labels=labels, shape=shape, preprocessing=preprocessing)
 
     def varied(self, images: FileImages) -> FileImages:
