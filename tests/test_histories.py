@@ -43,7 +43,10 @@ def test_csv_and_json_say_the_same_as_the_history(tmp_path: Path) -> None:
     history = recorded(tmp_path)
     kept = read_histories(tmp_path)["finetune"]
     assert kept == history.model_copy(update={"original": 0.9})
-    epochs, steps = rows(tmp_path / "finetune-epochs.csv"), rows(tmp_path / "finetune-steps.csv")
+    epochs, steps = (
+        rows(tmp_path / "training" / "finetune-epochs.csv"),
+        rows(tmp_path / "training" / "finetune-steps.csv"),
+    )
     assert [float(row["held"]) for row in epochs] == [epoch.held for epoch in history.epochs]
     assert [float(row["loss"]) for row in steps] == [step.loss for step in history.steps]
     assert [int(row["step"]) for row in steps] == list(range(1, len(steps) + 1)) and len(steps) % 3 == 0
@@ -137,7 +140,7 @@ def test_tensorboard_gets_each_step_and_epoch(tmp_path: Path) -> None:
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recorder = Recorder(Watcher(), tmp_path, "finetune", tensorboard=True)
     history = finetune(Small(3), Blobs(), SETTINGS, batch_size=16, progress=recorder)
-    events = reading.EventAccumulator(str(tmp_path / "tensorboard" / "finetune"))
+    events = reading.EventAccumulator(str(tmp_path / "training" / "tensorboard" / "finetune"))
     events.Reload()
     assert [event.step for event in events.Scalars("step/loss")] == [step.step for step in history.steps]
     assert [event.value for event in events.Scalars("epoch/held out")] == pytest.approx(
@@ -157,7 +160,8 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written to .*file"):
         write_history(tmp_path / "file", "finetune", example())
-    (tmp_path / "finetune-history.json").write_text("{")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "finetune-history.json").write_text("{")
     with pytest.raises(RunError, match=r"finetune-history\.json' cannot be read; delete it"):
         read_histories(tmp_path)
 
@@ -229,7 +233,7 @@ def test_a_report_has_the_trainings_and_the_classes(
     _, said = ran("compress", "ghostify:resnet8", *fed, *asked, "-o", "run")
     assert said.count("samples/s") == 2 and said.count(", original ") == 1
     out, said = ran("report", "run", "--layers")
-    assert "Training the original" in out and "Fine-tuning\n" in out and "run/finetune-curves.svg" in said
+    assert "Training the original" in out and "Fine-tuning\n" in out and "run/training/finetune-curves.svg" in said
     assert "Accuracy by class" in out and "after fine-tuning" in out
     told = json.loads(ran("report", "run", "--json")[0])
     assert set(told["training"]) == {"pretrain", "finetune"} and told["classes"] == list("0123456789")

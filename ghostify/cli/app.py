@@ -347,21 +347,20 @@ def report(
     Example:
     ghostify report runs/digits --layers
     """
-    from ghostify.finetuning import CURVES, TITLES, read_histories
+    from ghostify.finetuning import TITLES, curves_in, read_histories
     from ghostify.saving import read_report
 
-    found, trained = read_report(run), read_histories(run)
+    found = read_report(run)
     if as_json:
-        training = {name: history.model_dump(mode="json") for name, history in trained.items()}
-        show.json({**found.model_dump(mode="json"), **({"training": training} if training else {})})
+        show.json({**found.model_dump(mode="json"), **show.trainings(run)})
         return
     for table in found.details() if layers else ():
         show.table(table)
     for table in (found.summary(), *found.forms()):
         show.table(table)
-    for name, history in trained.items():
+    for name, history in read_histories(run).items():
         show.table(history.table(TITLES[name]))
-        show.say(f"Its curves: {run / CURVES.format(name)}")
+        show.say(f"Its curves: {curves_in(run, name)}")
 
 
 @app.command()

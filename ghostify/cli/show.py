@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -202,10 +203,18 @@ def _bar() -> Progress:
     return bar
 
 
+def trainings(folder: Path) -> dict[str, Any]:
+    """What the trainings of a run went through, for its JSON; nothing where there were none."""
+    from ghostify.finetuning import read_histories
+
+    found = {name: history.model_dump(mode="json") for name, history in read_histories(folder).items()}
+    return {"training": found} if found else {}
+
+
 def outcome(found: Outcome, as_json: bool) -> None:
     """What an experiment gave: its report, and where it is."""
     if as_json:
-        json({"folder": str(found.folder), **found.report.model_dump(mode="json")})
+        json({"folder": str(found.folder), **found.report.model_dump(mode="json"), **trainings(found.folder)})
         return
     for one in (found.report.summary(), *found.report.forms()):
         table(one)

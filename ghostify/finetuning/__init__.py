@@ -13,12 +13,18 @@ from ghostify.finetuning.loop import Progress
 from ghostify.finetuning.losses import training_loss
 from ghostify.finetuning.measures import Measure, top1
 from ghostify.finetuning.optimizers import make_optimizer
-from ghostify.finetuning.recording import CURVES, TITLES, Recorder, read_histories, require_tensorboard, write_history
+from ghostify.finetuning.recording import (
+    TITLES,
+    Recorder,
+    curves_in,
+    read_histories,
+    require_tensorboard,
+    write_history,
+)
 from ghostify.finetuning.schedules import learning_rate
 from ghostify.finetuning.tuning import finetune
 
 __all__ = [
-    "CURVES",
     "Checkpoint",
     "Epoch",
     "History",
@@ -29,6 +35,7 @@ __all__ = [
     "TITLES",
     "TrainingData",
     "check_checkpoint",
+    "curves_in",
     "finetune",
     "has_checkpoint",
     "learning_rate",

@@ -1,8 +1,8 @@
 """A training run written down as it goes: numbers for machines, curves for people, and TensorBoard's files if asked.
 
-``NAME-history.json``, ``NAME-epochs.csv``, ``NAME-steps.csv`` and ``NAME-curves.svg`` in the run folder are written
-anew after each epoch.  They are told by the history that checkpoints hold, so that a run that was stopped and goes on
-has the numbers from before, too.
+``NAME-history.json``, ``NAME-epochs.csv``, ``NAME-steps.csv`` and ``NAME-curves.svg`` in the run's folder ``training``
+are written anew after each epoch.  They are told by the history that checkpoints hold, so that a run that was stopped
+and goes on has the numbers from before, too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from ghostify.finetuning.curves import curves
 from ghostify.finetuning.history import Epoch, History, Step
 from ghostify.finetuning.loop import Progress
 
+FOLDER = "training"
+"""Where in a run folder it is written down."""
 HISTORY, EPOCHS, STEPS, CURVES = "{}-history.json", "{}-epochs.csv", "{}-steps.csv", "{}-curves.svg"
 TITLES = {"pretrain": "Training the original", "finetune": "Fine-tuning"}
 """What the trainings of a run are called."""
 EVENTS = "tensorboard"
-"""The folder of TensorBoard's files."""
+"""The folder of TensorBoard's files, beside those."""
 
 
 class Recorder:
@@ -42,7 +44,7 @@ class Recorder:
         slowed: Callable[[], str] = str,
     ) -> None:
         """``original`` is what the measure gives of the original network, where that is known; ``slowed`` gives the
-        line to be told, once, where something holds training up, else an empty one.
+        line to be told, once, where something holds training up, else an empty one.  ``folder`` is that of the run.
         """
         self._shown, self._folder, self._name, self._original = shown, folder, name, original
         self._tensorboard = tensorboard
@@ -55,7 +57,7 @@ class Recorder:
     def start(self, total_steps: int, title: str) -> None:
         # only here, because of several processes the first alone is told
         if self._tensorboard:
-            self._events = _events(self._folder / EVENTS / self._name)
+            self._events = _events(self._folder / FOLDER / EVENTS / self._name)
         self._shown.start(total_steps, title)
 
     def step(self, step: Step) -> None:
@@ -84,7 +86,8 @@ class Recorder:
 
 
 def write_history(folder: Path, name: str, history: History) -> None:
-    """Write a history into a folder, in place of the one that is there.  Raises ``RunError``."""
+    """Write a history into a run folder, in place of the one that is there.  Raises ``RunError``."""
+    folder = folder / FOLDER
     texts = {
         HISTORY: history.model_dump_json(indent=1),
         EPOCHS: _as_csv(Epoch, history.epochs),
@@ -104,13 +107,18 @@ def read_histories(folder: Path) -> dict[str, History]:
     """The histories of a run's trainings, by name, as far as there are any.  Raises ``RunError`` for a damaged one."""
     found = {}
     for name in TITLES:
-        path = folder / HISTORY.format(name)
+        path = folder / FOLDER / HISTORY.format(name)
         if path.is_file():
             try:
                 found[name] = History.model_validate_json(path.read_bytes())
             except (OSError, ValidationError):
                 raise RunError(f"The history {str(path)!r} cannot be read; delete it to see the rest.") from None
     return found
+
+
+def curves_in(folder: Path, name: str) -> Path:
+    """Where in a run folder the curves of a training are."""
+    return folder / FOLDER / CURVES.format(name)
 
 
 def _as_csv(kind: type[BaseModel], rows: Sequence[BaseModel], more: Sequence[str] = ()) -> str:
