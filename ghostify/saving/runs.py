@@ -11,7 +11,8 @@
     environment.json    versions, platform, device, seed
     README.md           a model card: what this is, for who finds it elsewhere
 
-Beside them lie ``training/``, what training went through, and ``request.json`` and ``plan-given.yaml``, what an interrupted run was asked for, and checkpoints.
+Beside them lie ``training/``, what training went through, ``request.json`` and ``plan-given.yaml``, what an interrupted
+run was asked for, and checkpoints.
 
 ``run.json`` is written last, in one step, after the others were read back; a folder without it holds no finished run,
 and a file that no longer has its sha256 is refused.
