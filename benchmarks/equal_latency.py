@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import ghostify
 from ghostify.budget.preparing import prepared
+from ghostify.budget.trying import tried
 from ghostify.clock import Place
 from ghostify.clock.wholes import recorded, side_by_side
 from ghostify.errors import GhostifyError, PlanError
@@ -132,7 +133,12 @@ class Contest:
         self.harms = choosing.measured
         if self._harms_file and self.harms:
             self._harms_file.write_text(self.harms.model_dump_json(), encoding="utf-8")
-        return choosing.plan()
+        return tried(choosing, choosing.plan(), self.fitted, say)
+
+    def fitted(self, plan: Plan) -> nn.Module:
+        """The network of a plan, fitted."""
+        recording, checked = agreed(self.subject.model, self.subject.example, plan, fitted=True)
+        return fitted(recording, checked, self.images, FitSettings(images=len(self.images))).module
 
     def unfitted(self, method: str, strength: str) -> Recording | None:
         """A conversion to be timed, for which weights do not matter; None where the method changes nothing."""
@@ -158,15 +164,15 @@ class Contest:
             module = self._pruned(STRENGTHS[method][strength]["ratio"])
             measure_norms(module, self.images)
             return module
-        settings = FitSettings(how="data", images=len(self.images))
         if method == "planned":
-            recording, checked = agreed(
-                self.subject.model, self.subject.example, Plan.model_validate_json(strength), fitted=True
-            )
-            return fitted(recording, checked, self.images, settings).module
+            return self.fitted(Plan.model_validate_json(strength))
         ghost = STRENGTHS[method][strength]
         return ghostify.convert(
-            self.subject.model, self.subject.example, ghost, images=self.images, fit=settings
+            self.subject.model,
+            self.subject.example,
+            ghost,
+            images=self.images,
+            fit=FitSettings(images=len(self.images)),
         ).module
 
     # -- what comes of it --------------------------------------------------------------------------------------
