@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghostify.fitting.kinds.features import Input, Kept
 from ghostify.fitting.kinds.intercepts import Intercepts
-from ghostify.fitting.kinds.least_squares import ROUNDS, LeastSquares, times
+from ghostify.fitting.kinds.least_squares import ROUNDS, LeastSquares, Sums, times
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts import CGhost
 from ghostify.ghosts.narrowing import Conv, dimensions
@@ -28,7 +28,7 @@ _PER_UNKNOWN = 32
 """Positions that cheap operations are fitted to: so many, and so many for each unknown, for their systems are small."""
 
 
-class CheapFit(LeastSquares):
+class CheapFit(Sums):
     """What makes the ghosts of a module, its intrinsic maps and its targets, over all its calls."""
 
     def __init__(self, ghost: CGhost, maps: Input, targets: Targets, intercepts: Intercepts, outputs: Tensor) -> None:
@@ -70,7 +70,7 @@ def cheap_unknowns(ghost: CGhost) -> int:
     return filters + (0 if ghost.pointwise is None else ghost.m)
 
 
-class DepthwiseFit(CheapFit):
+class DepthwiseFit(CheapFit, LeastSquares):
     """Depthwise filters alone: an intrinsic map and the ghosts that are made of it are a system of d² unknowns."""
 
     def __init__(self, ghost: CGhost, maps: Input, targets: Targets, intercepts: Intercepts, parts: Tensor) -> None:

@@ -48,8 +48,8 @@ def put(layer: nn.Module, weight: Tensor) -> None:
         layer.weight.copy_(weight.flatten(0, 1).reshape(layer.weight.shape))
 
 
-class LeastSquares(ABC):
-    """A linear map from rows of features to targets, whatever it is made of."""
+class Sums(ABC):
+    """Features and targets of a linear map at sampled positions, and their moments by place."""
 
     start: Tensor
     """The weights it begins with, (g, n/g, D)."""
@@ -63,10 +63,58 @@ class LeastSquares(ABC):
     def read(self, block: Block) -> Tensor:
         """The features at a block's positions, (N, g, D)."""
 
+    @abstractmethod
+    def fit(self) -> float:
+        """Fit the map in place; the strength of the ridge."""
+
+    def grouped(self, values: Tensor) -> Tensor:
+        """Values by output (…, n) as those of the targets, by group: (…, g, n/g)."""
+        return values.unflatten(-1, self.start.shape[:2])
+
+    def wanted(self, block: Block) -> Tensor:
+        """The targets of a block, (N, g, n/g)."""
+        return self.grouped(self.targets.outputs(block))
+
+    def crossed(self) -> list[Moments]:
+        """The moments of renewed targets with the same features, by place."""
+        return self.summed(self.targets.samples.blocks, self.rows, squares=False)
+
+    def rows(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Features and targets of a block."""
+        return self.read(block), self.wanted(block)
+
+    def intercepts_of(self, moments: Sequence[Moments], weight: Tensor) -> list[Tensor] | None:
+        """The intercept (g, n/g) of each place, from the moments there."""
+        return [one.intercept(weight) for one in moments] if self.constant else None
+
+    def given(self, block: Block, weight: Tensor, biases: Sequence[Tensor] | None) -> Tensor:
+        """What weights and intercepts give for a block, (N, g, n/g)."""
+        y = times(weight, self.read(block))
+        return y if biases is None else y + biases[self.places[block.call]]
+
+    def alive(self, weight: Tensor) -> Tensor:
+        """With the weights it began with where a norm silences the output, so that training may wake it up."""
+        return torch.where(self.grouped(self.targets.alive)[:, :, None], weight, self.start)
+
+    def sides(self) -> tuple[list[Block], list[Block]]:
+        """The blocks that the fit is made of, and those that are held out."""
+        held = [block for block in self.targets.samples.blocks if self.targets.is_held(block)]
+        return [block for block in self.targets.samples.blocks if block not in held], held
+
+    def summed(self, blocks: Iterable[Block], rows: Rows, squares: bool = True) -> list[Moments]:
+        """The moments of features and targets of blocks, by place."""
+        found = [Moments(squares) for _ in range(max(self.places) + 1)]
+        for block in blocks:
+            found[self.places[block.call]].add(*rows(block))
+        return [one.reduced() for one in found]
+
+
+class LeastSquares(Sums):
+    """A linear map from rows of features to targets, whatever it is made of."""
+
+    @abstractmethod
     def write(self, weight: Tensor, biases: Sequence[Tensor] | None) -> None:
         """Put weights (g, n/g, D) and intercepts (g, n/g) by place where they belong."""
-        # Not abstract: ``BothFit`` solves for two kinds of weights at once, in a ``fit`` of its own without this.
-        raise NotImplementedError(f"{type(self).__name__} has a fit of its own")
 
     def fit(self) -> float:
         """Fit the map in place; the strength of the ridge."""
@@ -95,14 +143,6 @@ class LeastSquares(ABC):
         """What renewed targets are solved with; None where the weights it began with did best and stay."""
         return found.normal if found.ridge < float("inf") else None
 
-    def grouped(self, values: Tensor) -> Tensor:
-        """Values by output (…, n) as those of the targets, by group: (…, g, n/g)."""
-        return values.unflatten(-1, self.start.shape[:2])
-
-    def wanted(self, block: Block) -> Tensor:
-        """The targets of a block, (N, g, n/g)."""
-        return self.grouped(self.targets.outputs(block))
-
     def solved(self) -> tuple[Solution, list[Moments]]:
         """The least squares of the targets as they are, and the moments of everything by place."""
         seen, held = self._moments()
@@ -112,43 +152,10 @@ class LeastSquares(ABC):
             return found, [found.moments]
         return found, [one.plus(other) for one, other in zip(seen, held, strict=True)]
 
-    def crossed(self) -> list[Moments]:
-        """The moments of renewed targets with the same features, by place."""
-        return self.summed(self.targets.samples.blocks, self.rows, squares=False)
-
-    def rows(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Features and targets of a block."""
-        return self.read(block), self.wanted(block)
-
-    def intercepts_of(self, moments: Sequence[Moments], weight: Tensor) -> list[Tensor] | None:
-        """The intercept (g, n/g) of each place, from the moments there."""
-        return [one.intercept(weight) for one in moments] if self.constant else None
-
-    def given(self, block: Block, weight: Tensor, biases: Sequence[Tensor] | None) -> Tensor:
-        """What weights and intercepts give for a block, (N, g, n/g)."""
-        y = times(weight, self.read(block))
-        return y if biases is None else y + biases[self.places[block.call]]
-
-    def alive(self, weight: Tensor) -> Tensor:
-        """With the weights it began with where a norm silences the output, so that training may wake it up."""
-        return torch.where(self.grouped(self.targets.alive)[:, :, None], weight, self.start)
-
     def _moments(self) -> tuple[list[Moments], list[Moments]]:
         """By place, of what the fit is made of and of what is held out."""
         seen, held = self.sides()
         return self.summed(seen, self.rows), self.summed(held, self.rows)
-
-    def sides(self) -> tuple[list[Block], list[Block]]:
-        """The blocks that the fit is made of, and those that are held out."""
-        held = [block for block in self.targets.samples.blocks if self.targets.is_held(block)]
-        return [block for block in self.targets.samples.blocks if block not in held], held
-
-    def summed(self, blocks: Iterable[Block], rows: Rows, squares: bool = True) -> list[Moments]:
-        """The moments of features and targets of blocks, by place."""
-        found = [Moments(squares) for _ in range(max(self.places) + 1)]
-        for block in blocks:
-            found[self.places[block.call]].add(*rows(block))
-        return [one.reduced() for one in found]
 
 
 class FiltersFit(LeastSquares):
