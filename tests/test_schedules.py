@@ -56,6 +56,11 @@ def test_cosine_is_torchs(warmup: float) -> None:
     assert ours(schedule="cosine", warmup=warmup) == pytest.approx(theirs)
 
 
+def test_linear_is_torchs() -> None:
+    theirs = by_torch(lambda optimizer: LinearLR(optimizer, 1.0, 0.0, TOTAL))
+    assert ours(schedule="linear", warmup=0.0) == pytest.approx(theirs)
+
+
 @pytest.mark.parametrize("milestones", [(0.5, 0.75), (0.2,), (0.9, 0.3)])
 def test_step_is_torchs(milestones: tuple[float, ...]) -> None:
     at = [round(share * TOTAL) for share in milestones]
@@ -71,7 +76,7 @@ def test_one_cycle_is_torchs(rise: float) -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 3, 17])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("schedule", ["cosine", "step", "one-cycle", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "one-cycle", "constant"])
 def test_any_run_has_rates_above_zero_up_to_the_peak(schedule: str, warmup: float, total: int) -> None:
     settings = TrainSettings(lr=PEAK, schedule=schedule, warmup=warmup)
     rates = [learning_rate(step, total, settings) for step in range(total)]

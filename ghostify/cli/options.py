@@ -224,6 +224,14 @@ RecipeFile = Annotated[
     _other("--recipe", "-r", panel=MORE, help="A recipe file, or the name of one of ours: `ghostify recipes list`."),
 ]
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one of ours: `ghostify recipes list`.")]
+RecipeIfAny = Annotated[
+    str | None,
+    typer.Argument(help="A recipe file, or the name of one of ours; by default all of ours.", show_default=False),
+]
+TriedSteps = Annotated[
+    int,
+    _other("--steps", panel=MORE, min=0, help="Training steps that are tried on synthetic images; 0: none (default: 3)."),
+]
 Set = Annotated[
     list[str] | None,
     _other(

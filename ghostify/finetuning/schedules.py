@@ -4,6 +4,7 @@ in the middle has the rates of one that was not stopped.
 With t of T steps, the first W of which warm up, a peak p and u = (t - W) / (T - W), after the warm-up it is
 
     cosine      p (1 + cos πu) / 2                       (Loshchilov and Hutter, 2017, without restarts)
+    linear      p (1 - u)
     step        p · drop^(milestones that t / T reached)
     constant    p
     one-cycle   cosines from p/25 up to p, down to p/250,000; the warm-up is the first (Smith and Topin, 2018)
@@ -34,7 +35,10 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
         return settings.peak * settings.drop ** _passed(step, total, settings.milestones)
     if settings.schedule == "constant":
         return settings.peak
-    return _between(settings.peak, 0.0, (step - warm) / max(1, total - warm))
+    passed = (step - warm) / max(1, total - warm)
+    if settings.schedule == "linear":
+        return settings.peak * (1 - passed)
+    return _between(settings.peak, 0.0, passed)
 
 
 def _passed(step: int, total: int, milestones: tuple[float, ...]) -> int:

@@ -10,7 +10,7 @@ from ghostify.effects import LATER, With
 from ghostify.settings import Settings
 
 OptimizerName = Literal["sgd", "adamw"]
-ScheduleName = Literal["cosine", "step", "one-cycle", "constant"]
+ScheduleName = Literal["cosine", "linear", "step", "one-cycle", "constant"]
 Precision = Literal["no", "bf16", "fp16"]
 FeaturePlace = Literal["stages", "blocks"]
 
@@ -58,7 +58,7 @@ class TrainSettings(Settings):
     ] = 1.0
     schedule: Annotated[
         ScheduleName,
-        Field(description="how the rate falls after its warm-up: cosine, step, one-cycle or constant"),
+        Field(description="how the rate falls after its warm-up: cosine, linear, step, one-cycle or constant"),
         _TRAINED,
         LATER,
     ] = "cosine"
