@@ -39,7 +39,7 @@ from ghostify.measuring.span import Outside, Span
 from ghostify.planned import fits, planned
 from ghostify.planning import Plan
 from ghostify.processes import Processes, group
-from ghostify.recipe import BudgetSettings, DataSettings, Recipe, TrainSettings
+from ghostify.recipe import AUTO, BudgetSettings, DataSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, carried_out
 from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
@@ -329,7 +329,8 @@ class Job:
         assert settings, "asked for"
         who = settings.teacher or "the original"
         how = f", taught by {who} (weight {settings.distill:g})" if settings.distill else ""
-        self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate of {settings.peak:g}{how}")
+        rate = "that a test finds" if settings.lr == AUTO else f"of {settings.peak:g}"
+        self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate {rate}{how}")
         beside = None if original is None else self._held_score(original)
         self.train(ghosted, settings, "finetune", self.teacher or original, beside)
 

@@ -1,7 +1,7 @@
 """A recipe tried out: carried out on synthetic images by a few steps, so that what is wrong with it shows in a minute.
 
-All is done that the recipe says, but for what takes long or is not at hand: weights are random and not fitted, nothing is
-timed, batches are small and few.  A recipe that trains nothing is planned.
+All is done that the recipe says, but for what takes long or is not at hand: weights are random and not fitted, nothing
+is timed, batches are small and few.  A recipe that trains nothing is planned.
 """
 
 from __future__ import annotations

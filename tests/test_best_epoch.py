@@ -160,8 +160,8 @@ def test_an_interrupted_run_leaves_the_best_epoch_so_far() -> None:
 # --- the default rate
 
 
-def test_the_default_rate_is_small_after_a_fit_alone() -> None:
-    assert TrainSettings().resolved(fitted=True).lr == 0.005
+def test_the_default_rate_is_found_after_a_fit_alone() -> None:
+    assert TrainSettings().resolved(fitted=True).lr == "auto"
     assert TrainSettings().resolved(fitted=False).lr == TrainSettings().peak == 0.02
     for given in (0.001, 0.02, 0.1):
         assert TrainSettings(lr=given).resolved(fitted=True).lr == TrainSettings(lr=given).resolved(False).lr == given

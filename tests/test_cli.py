@@ -238,8 +238,17 @@ def test_recipes_are_listed_shown_and_checked(cli: Cli) -> None:
     assert "digits" in listed
     assert "papers/c-ghost-vgg16-s2-d3" in listed
     assert "source: ghostify:" in cli("recipes", "show", "digits").out
-    assert cli("recipes", "check", "digits").code == 0
+    checked = cli("recipes", "check", "digits", "--steps", "1")
+    assert "digits.yaml is a valid recipe; it took 2 training steps on synthetic images." in checked.out
     assert json.loads(cli("recipes", "show", "digits", "--json").out)["ghost"]["s"] == 2
+
+
+def test_a_recipe_that_cannot_be_carried_out_is_told_in_one_line(cli: Cli) -> None:
+    Path("wrong.yaml").write_text(
+        "{model: {source: 'ghostify:resnet8'}, ghost: {include: [layer9]}, finetune: {epochs: 1}}"
+    )
+    refused(cli("recipes", "check", "wrong.yaml"), "'wrong.yaml' cannot be carried out: include 'layer9' matches no")
+    assert cli("recipes", "check", "wrong.yaml", "--steps", "0").code == 0
 
 
 def test_env_names_versions(cli: Cli) -> None:

@@ -10,9 +10,11 @@ import pytest
 from ghostify.cheap import Cheap
 from ghostify.errors import RecipeError
 from ghostify.recipe import Recipe, make_recipe, read_recipe
+from ghostify.tryout import shrunk, try_out
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
+TRAINED = [name for name in RECIPES if name.startswith(("training/", "short/"))]
 PAPERS = [name for name in RECIPES if name.startswith("papers/")]
 SMALLEST = {"model": {"source": "torchvision:resnet18"}}
 
@@ -47,7 +49,8 @@ def test_a_shipped_recipe_is_valid_and_named_after_its_file(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_first_line_is_the_command_that_runs_it(name):
     first = RECIPES[name].read_text(encoding="utf-8").splitlines()[0]
-    assert first == f"# ghostify compress --recipe {name}"
+    verb = "finetune" if "mobile" in name else "compress"  # those are ghost networks themselves
+    assert first == f"# ghostify {verb} --recipe {name}"
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -63,6 +66,32 @@ def test_a_c_ghost_recipe_ghosts_what_the_paper_ghosts(name):
     assert recipe.ghost.min_saving == 0
     assert recipe.ghost.cheap == Cheap(recipe.ghost.cheap.depthwise)
     assert f"-s{recipe.ghost.s}-d{recipe.ghost.cheap.depthwise}" in name
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_recipe_that_trains_names_its_images_and_how(name):
+    recipe = read_recipe(RECIPES[name])
+    assert recipe.data is not None
+    assert recipe.finetune is not None
+    assert recipe.finetune.epochs > 0
+    assert (recipe.model.weights is None) == name.startswith("training/")
+    assert (recipe.finetune.lr is None) == name.startswith("short/"), "after a fit it is found"
+
+
+def test_a_recipe_is_tried_out_by_real_steps_on_synthetic_images():
+    recipe = read_recipe(RECIPES["digits"])
+    assert try_out(recipe, steps=2, verb="compress") == 4, "two of the original, two of what was made of it"
+    small = shrunk(recipe, steps=2)
+    assert (small.ghost, small.seed) == (recipe.ghost, recipe.seed)
+    assert small.finetune == recipe.finetune.model_copy(update={"epochs": 1})
+    assert try_out(read_recipe(RECIPES["papers/c-ghost-resnet56-s2-d3"]), steps=2, verb="compress") == 0
+
+
+@pytest.mark.slow  # large networks on a CPU
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_recipe_that_trains_takes_its_steps(name):
+    verb = "finetune" if "mobile" in name else "compress"
+    assert try_out(read_recipe(RECIPES[name]), steps=2, verb=verb) == 2
 
 
 def test_a_paper_recipe_can_be_trained_by_overrides():

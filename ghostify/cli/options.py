@@ -141,7 +141,7 @@ Calibration = Annotated[int | None, _setting("calibration", "fit.images", FITTIN
 Epochs = Annotated[int | None, _setting("epochs", "finetune.epochs", TRAINING)]
 EpochsIfAny = Annotated[int | None, _setting("epochs", "finetune.epochs", TRAINING, default="0")]
 OptimizerName = Annotated[str | None, _setting("optimizer", "finetune.optimizer", TRAINING, metavar="NAME")]
-LearningRate = Annotated[float | None, _setting("lr", "finetune.lr", TRAINING)]
+LearningRate = Annotated[str | None, _setting("lr", "finetune.lr", TRAINING, metavar="RATE|auto")]
 ScheduleName = Annotated[str | None, _setting("schedule", "finetune.schedule", TRAINING, metavar="NAME")]
 WarmUp = Annotated[float | None, _setting("warmup", "finetune.warmup", TRAINING)]
 Freeze = Annotated[list[str] | None, _setting("freeze", "finetune.freeze", TRAINING, metavar="PATTERN")]
@@ -230,7 +230,7 @@ RecipeIfAny = Annotated[
 ]
 TriedSteps = Annotated[
     int,
-    _other("--steps", panel=MORE, min=0, help="Training steps that are tried on synthetic images; 0: none (default: 3)."),
+    _other("--steps", panel=MORE, min=0, help="Training steps to try on synthetic images; 0: none (default: 3)."),
 ]
 Set = Annotated[
     list[str] | None,

@@ -73,6 +73,8 @@ class History(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     before: float | None = None
+    rate: float | None = None
+    """The peak learning rate, where a test found it."""
     epochs: tuple[Epoch, ...] = ()
     steps: tuple[Step, ...] = ()
     original: float | None = None
@@ -117,6 +119,8 @@ class History(BaseModel):
         """
         if not self.epochs:
             return ""
+        if self.rate is not None:
+            name = f"{name} at the rate of {self.rate:.2g} that a test found"
         if self.before is None:
             return (
                 f"{name}: the last epoch is kept without being compared, because {why_not or 'no image is held out'}."
@@ -126,12 +130,21 @@ class History(BaseModel):
         if not self.kept:
             return (
                 f"{name} made the network no better: on {chosen_by} it had {_shown(self.before, measure)} before and "
-                f"{_shown(best, measure)} after its best epoch, so the weights from before are kept. {_hint(settings)}"
+                f"{_shown(best, measure)} after its best epoch, so the weights from before are kept. "
+                f"{self._hint(settings)}"
             )
         return (
             f"{name}: epoch {self.kept} of {len(self.epochs)} is kept, the best on {chosen_by} "
             f"({_shown(best, measure)}; before training {_shown(self.before, measure)})."
         )
+
+    def _hint(self, settings: TrainSettings) -> str:
+        """What to try where training did no good."""
+        rate = settings.peak if self.rate is None else self.rate
+        hints = [f"a lower lr (now {rate:.3g})", f"more epochs (now {settings.epochs})"]
+        if not settings.distill:
+            hints.append("distill 0.7")
+        return f"Try {', '.join(hints[:-1])} or {hints[-1]}."
 
     def _first_row(self) -> list[list[str]]:
         if self.before is None or not self.epochs:
@@ -150,14 +163,6 @@ class History(BaseModel):
 
     def __str__(self) -> str:
         return str(self.table())
-
-
-def _hint(settings: TrainSettings) -> str:
-    """What to try where training did no good."""
-    hints = [f"a lower lr (now {settings.peak:g})", f"more epochs (now {settings.epochs})"]
-    if not settings.distill:
-        hints.append("distill 0.7")
-    return f"Try {', '.join(hints[:-1])} or {hints[-1]}."
 
 
 def _shown(value: float, measure: str) -> str:

@@ -29,9 +29,10 @@ from ghostify.finetuning.history import Epoch, History, Step
 from ghostify.finetuning.interrupting import Interruption, noted_signals
 from ghostify.finetuning.measures import Measure, measure_name, measured, renewed
 from ghostify.finetuning.pace import Pace
+from ghostify.finetuning.rate import find_rate
 from ghostify.finetuning.schedules import learning_rate
 from ghostify.processes import Processes
-from ghostify.recipe import TrainSettings
+from ghostify.recipe import AUTO, TrainSettings
 
 MOST_SKIPPED = 100
 """So many steps in a row may overflow in float16 while its scale is found; more are a run that diverged."""
@@ -98,8 +99,19 @@ class Training:
         """Go on from the checkpoint, if there is one; else measure the network as it is."""
         if not self._resumed():
             self._remember()
+            rate = self._found_rate()
             # epoch 0: what any training must beat
-            self.state = self.state.model_copy(update={"history": History(before=self._measured())})
+            self.state = self.state.model_copy(update={"history": History(rate=rate, before=self._measured())})
+
+    def _found_rate(self) -> float | None:
+        """The learning rate that a test finds, where that is asked for; training goes on at it."""
+        if self.settings.lr != AUTO:
+            return None
+        with self.noted.at_once():
+            found = find_rate(self.engine, self.feed, self.settings.epochs)
+        self.watcher.say(str(found))
+        self.state = self.state.model_copy(update={"settings": self.settings.at_rate(found.rate)})
+        return found.rate
 
     def _resumed(self) -> bool:
         """Whether there was a checkpoint, which the first process reads for all."""
@@ -108,6 +120,8 @@ class Training:
         saved = self.processes.same(load_checkpoint(folder) if found and folder is not None else None)
         if saved is None:
             return False
+        if self.settings.lr == AUTO:  # it was found before the first step
+            self.state = self.state.model_copy(update={"settings": self.settings.at_rate(saved.run.settings.peak)})
         require_same_run(str(folder), saved.run, self.state)
         restore(saved, self.engine)
         for line in filter(None, (saved.problem, _other_world(saved.run.world, self.processes.world))):

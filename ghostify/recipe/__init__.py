@@ -36,11 +36,12 @@ from ghostify.recipe.ghost import (
 )
 from ghostify.recipe.making import group_of, make_recipe, meaning, read_recipe, require_images, require_undecided
 from ghostify.recipe.sweep import SweepSettings
-from ghostify.recipe.training import TrainSettings
+from ghostify.recipe.training import AUTO, TrainSettings
 from ghostify.recipe.whole import Recipe
 from ghostify.settings import make_settings, read_yaml, validated
 
 __all__ = [
+    "AUTO",
     "AnalysisSettings",
     "Arrange",
     "BudgetSettings",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from ghostify.effects import LATER, With
 from ghostify.settings import Settings
@@ -16,10 +17,10 @@ FeaturePlace = Literal["stages", "blocks"]
 
 LR = 0.02
 """The peak rate of SGD where none is given and nothing was fitted."""
-FITTED_LR = 0.005
-"""A fitted network stands near an optimum, which a larger rate first leaves (``docs/fitting.md``)."""
-ADAMW_LR, FITTED_ADAMW_LR = 1e-3, 2.5e-4
+ADAMW_LR = 1e-3
 """The same of AdamW, whose steps do not grow with the gradient."""
+AUTO = "auto"
+"""The rate is found by a test (``finetuning/rate.py``)."""
 
 _TRAINED = With("epochs", without=(0,), choose="epochs of 1 or more")
 _TAUGHT = With("distill", without=(0,), choose="a distill above 0")
@@ -27,6 +28,19 @@ _LABELLED = With("distill", without=(1,), choose="a distill below 1")
 _MATCHED = With("features", without=(0,), choose="features above 0")
 _STEPPED = With("schedule", ("step",))
 _BY_SGD = With("optimizer", ("sgd",))
+
+
+def _rate(value: Any) -> Any:
+    """A rate as it is kept: a number, or ``auto``."""
+    if value is None or value == AUTO:
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if isinstance(value, bool) or not 0 < number < math.inf:
+        raise ValueError("it must be a number of more than 0, or auto")
+    return number
 
 
 def _precision(value: Any) -> Any:
@@ -42,11 +56,11 @@ class TrainSettings(Settings):
         OptimizerName, Field(description="what takes the steps: sgd, with Nesterov momentum, or adamw"), _TRAINED, LATER
     ] = "sgd"
     lr: Annotated[
-        float | None,
+        float | str | None,
+        PlainValidator(_rate),
         Field(
-            gt=0,
-            description=f"peak learning rate; by default {FITTED_LR:g} after a fit, else {LR:g} (adamw: "
-            f"{FITTED_ADAMW_LR:g} and {ADAMW_LR:g})",
+            description="peak learning rate, or auto: found by a short test on training images; by default auto "
+            f"after a fit, else {LR:g} (adamw: {ADAMW_LR:g})"
         ),
         _TRAINED,
     ] = None
@@ -180,14 +194,21 @@ class TrainSettings(Settings):
     ] = None
 
     def resolved(self, fitted: bool) -> TrainSettings:
-        """These settings with a learning rate: the one given, or the default for a network that was fitted or not."""
-        if self.lr is not None or not fitted:
-            return self.model_copy(update={"lr": self.peak})
-        return self.model_copy(update={"lr": FITTED_LR if self.optimizer == "sgd" else FITTED_ADAMW_LR})
+        """These settings with a learning rate: the one given, or the default for a network that was fitted or not.
+
+        What was fitted stands near an optimum, and which rate leaves it depends on the network, so that is tested.
+        """
+        if self.lr is not None:
+            return self
+        return self.at_rate(AUTO if fitted else self.peak)
+
+    def at_rate(self, rate: float | str) -> TrainSettings:
+        """These settings at another learning rate."""
+        return self.model_copy(update={"lr": rate})
 
     @property
     def peak(self) -> float:
-        """The peak learning rate; where none is given, that of a network that was not fitted."""
-        if self.lr is not None:
+        """The peak learning rate; where none is given, or it is still to be found, that of a network not fitted."""
+        if isinstance(self.lr, float):
             return self.lr
         return LR if self.optimizer == "sgd" else ADAMW_LR

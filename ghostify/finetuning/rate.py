@@ -1,0 +1,134 @@
+"""The learning rate that suits a network, found by a short test on its own training images (``lr: auto``).
+
+What was fitted stands near an optimum, and how large a rate it bears depends on what became of it: a ResNet20 of
+C-Ghost modules trains best at a quarter of the rate that suits a thinned one (``docs/fitting.md``).  A range test
+(Smith, 2017) tells that edge: the rate rises from step to step, by a constant factor, until training does harm.
+
+What a step says is paired: its loss, after the steps before, less that of the same images by the network as it was, so
+that it is no matter whether a batch is hard.  With differences d_k at rates r_k, the edge is
+
+    r_j   with j the end of the smallest sum  d_0 + ... + d_j
+
+after which the network is worse than it was, on the whole, and not by one batch alone.  ``SHARE`` of the edge is the
+peak rate.  Everything moved is put back, bit for bit, and nothing is drawn that training would draw otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, count
+
+import torch
+
+from ghostify.errors import DataError
+from ghostify.finetuning.engine import Engine
+from ghostify.finetuning.feeding import Feed, Pair
+from ghostify.recipe import TrainSettings
+
+SHARE = 0.6
+"""Part of the edge that is taken: where ResNet20 was trained at three rates by three methods, near the best of each."""
+LOWEST, HIGHEST = 1 / 40, 15.0
+"""The rates that are tried, in shares of the usual one."""
+FEWEST, MOST = 12, 24
+"""Steps of a test: a tenth of those of the training, within these bounds."""
+_LOST, _AT_FIRST = 3.0, 3
+"""So many times the loss of the first steps ends a test, because nothing is learned beyond."""
+
+
+@dataclass(frozen=True)
+class FoundRate:
+    """What a test found: the peak rate, and how."""
+
+    rate: float
+    edge: float
+    """The rate beyond which steps did harm."""
+    steps: int
+
+    harmed: bool = True
+    """Whether larger rates than the edge were tried."""
+
+    def __str__(self) -> str:
+        what = f"rates above {self.edge:.2g} did harm" if self.harmed else f"no rate up to {self.edge:.2g} did harm"
+        return f"Learning rate {self.rate:.2g}, found by a test of {self.steps} steps on training images: {what}."
+
+
+def find_rate(engine: Engine, feed: Feed, epochs: int) -> FoundRate:
+    """The peak rate that suits a network as it is, trained so long; the network and its engine are as they were.
+
+    All processes find the same.  Raises ``DataError`` where the data give no batch.
+    """
+    total, _ = feed.epoch(0)
+    rates = tried_rates(engine.objective.settings, total * epochs)
+    with _put_back(engine):
+        moved = _losses_while_rising(engine, feed, rates)
+    with _put_back(engine):
+        still = [engine.gradients(*batch).mean for batch in _batches(feed, len(moved))]
+    edge = edge_of(rates, [after - before for after, before in zip(moved, still, strict=True)])
+    return FoundRate(SHARE * edge, edge, len(moved), harmed=edge < rates[-1])
+
+
+def tried_rates(settings: TrainSettings, total: int) -> list[float]:
+    """The rates of a test before a training of ``total`` steps, rising by a constant factor."""
+    steps = min(MOST, max(FEWEST, total // 10))
+    lowest, highest = LOWEST * settings.peak, HIGHEST * settings.peak
+    return [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
+
+
+def edge_of(rates: Sequence[float], differences: Sequence[float]) -> float:
+    """The rate beyond which the network was worse than it had been, on the whole; the formula is at the head."""
+    if not differences:
+        return rates[0]
+    sums = list(accumulate(differences))
+    return rates[sums.index(min(sums))]
+
+
+def _losses_while_rising(engine: Engine, feed: Feed, rates: Sequence[float]) -> list[float]:
+    """The loss before each step at rising rates, until too much is lost."""
+    losses: list[float] = []
+    for rate, batch in zip(rates, _batches(feed, len(rates)), strict=True):
+        loss = engine.gradients(*batch).mean
+        if not math.isfinite(loss):
+            break
+        losses.append(loss)
+        if loss > _LOST * max(losses[:_AT_FIRST]):
+            break
+        engine.update(rate)
+    return losses
+
+
+def _batches(feed: Feed, steps: int) -> Iterator[tuple[Pair | None, int, int, int]]:
+    """The first batches of training, as an engine takes them: with seed, epoch and step."""
+    left = steps
+    for epoch in count():
+        total, pairs = feed.epoch(epoch)
+        if not total:
+            raise DataError("The training data gives no batch: there are no images, or fewer than batch_size.")
+        for step, pair in enumerate(pairs):
+            if not left:
+                return
+            left -= 1
+            yield pair, feed.seed, epoch, step
+
+
+@contextmanager
+def _put_back(engine: Engine) -> Iterator[None]:
+    """All that steps change is afterwards as it was: weights, statistics, their average, and the optimiser's state."""
+    tensors = [*engine.model.parameters(), *engine.model.buffers()]
+    copies = [tensor.detach().clone() for tensor in tensors]
+    average = copy.deepcopy(engine.average.state()) if engine.average else None
+    scaler = engine.scaler.state_dict()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, kept in zip(tensors, copies, strict=True):
+                tensor.copy_(kept)
+        engine.optimizer.state.clear()  # training has not begun, so there was none
+        engine.optimizer.zero_grad()
+        engine.scaler.load_state_dict(scaler)
+        if engine.average and average is not None:
+            engine.average.load(average)

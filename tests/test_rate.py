@@ -1,0 +1,157 @@
+"""``lr: auto``: what finds a rate leaves everything as it was, and goes by the network and its images alone."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import ghostify
+from ghostify.errors import RecipeError
+from ghostify.finetuning import finetune
+from ghostify.finetuning.averaging import Average
+from ghostify.finetuning.engine import Engine
+from ghostify.finetuning.feeding import Feed
+from ghostify.finetuning.losses import OwnLoss
+from ghostify.finetuning.objective import Objective
+from ghostify.finetuning.optimizers import make_optimizer
+from ghostify.finetuning.rate import FoundRate, edge_of, find_rate, tried_rates
+from ghostify.networks import resnet8
+from ghostify.processes import Processes
+from ghostify.recipe import AUTO, TrainSettings
+from tests.blobs import Blobs, Watcher, net, same_weights, stopped, train
+
+CPU = torch.device("cpu")
+
+
+def found(
+    model: nn.Module, settings: TrainSettings, data: Any = None, own: OwnLoss | None = None
+) -> tuple[FoundRate, Engine]:
+    objective = Objective(model, settings, CPU, own=own)
+    average = Average(model, settings.ema) if settings.ema else None
+    engine = Engine(objective, make_optimizer(model, settings), Processes(), average)
+    feed = Feed(data or Blobs(), 16, 0, 0, CPU, Processes())
+    with objective.training():
+        return find_rate(engine, feed, epochs=20), engine
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [TrainSettings(), TrainSettings(optimizer="adamw", ema=0.9, clip=1.0, mixup=0.2), TrainSettings(ema=0.5)],
+)
+def test_everything_is_put_back_bit_for_bit(settings: TrainSettings) -> None:
+    model = net()
+    before = copy.deepcopy(model)
+    rate, engine = found(model, settings)
+    assert rate.steps > 3
+    assert same_weights(model, before)
+    assert not engine.optimizer.state
+    assert all(parameter.grad is None for parameter in model.parameters())
+    if engine.average is not None:
+        assert same_weights(engine.average.module, before)
+        assert int(engine.average.state()["n_averaged"]) == 0
+
+
+def test_the_same_network_and_images_have_the_same_rate() -> None:
+    rates = []
+    for draw in (1, 2):
+        torch.manual_seed(draw)
+        rates.append(found(net(), TrainSettings())[0])
+    assert rates[0] == rates[1]
+
+
+def test_the_edge_is_where_harm_begins_and_one_bad_batch_is_none() -> None:
+    rates = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert edge_of(rates, [0.0, -0.2, -0.3, 0.4, 2.0]) == 4.0
+    assert edge_of(rates, [0.0, -0.2, 0.1, -0.5, 2.0]) == 8.0
+    assert edge_of(rates, [0.0, -0.1, -0.2, -0.3, -0.4]) == 16.0
+    assert edge_of(rates, [0.0, 0.5, 0.7, 0.9, 1.5]) == 1.0
+
+
+class Steep(nn.Module):
+    """A linear map whose loss is as curved as the square of its scale."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.linear = nn.Linear(8, 1, bias=False)
+        nn.init.constant_(self.linear.weight, 0.9 / scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.scale * self.linear(x))
+
+
+class Sums:
+    """Numbers and their sum, which a ``Steep`` map nearly gives."""
+
+    def train_loader(self, batch_size: int, seed: int, epoch: int, workers: int) -> DataLoader[Any]:
+        x = torch.randn(512, 8, generator=torch.Generator().manual_seed(epoch))
+        return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size)
+
+    def held_loader(self, batch_size: int, workers: int) -> None:
+        return None
+
+
+def test_the_rate_goes_with_how_curved_the_loss_is() -> None:
+    """Twice the slope has four times the curvature, and bears a quarter of the rate."""
+    own = OwnLoss.of(nn.functional.mse_loss)
+    edges = [found(Steep(scale), TrainSettings(momentum=0), Sums(), own)[0].edge for scale in (2.0, 4.0, 8.0, 16.0)]
+    assert edges == sorted(edges, reverse=True)
+    step = tried_rates(TrainSettings(), 10**6)
+    assert edges[1] / edges[2] == pytest.approx(4, rel=step[1] / step[0] - 1)
+
+
+def test_rates_rise_by_a_constant_factor_and_are_as_many_as_the_training_is_long() -> None:
+    for total, steps in ((1, 12), (150, 15), (100_000, 24)):
+        rates = tried_rates(TrainSettings(), total)
+        assert len(rates) == steps
+        factors = [later / earlier for earlier, later in pairwise(rates)]
+        assert factors == pytest.approx([factors[0]] * (steps - 1))
+    assert tried_rates(TrainSettings(optimizer="adamw"), 1)[0] < tried_rates(TrainSettings(), 1)[0]
+
+
+def test_training_goes_on_at_the_rate_that_is_told() -> None:
+    watcher, model, by_hand = Watcher(), net(), net()
+    history = train(model, TrainSettings(epochs=2, lr=AUTO), progress=watcher)
+    assert history.rate is not None
+    told = [line for line in watcher.told if isinstance(line, str) and line.startswith("Learning rate")]
+    assert len(told) == 1
+    assert f"Learning rate {history.rate:.2g}, found by a test of" in told[0]
+    assert f"at the rate of {history.rate:.2g} that a test found" in history.verdict("Training", TrainSettings())
+    train(by_hand, TrainSettings(epochs=2, lr=history.rate))
+    assert same_weights(model, by_hand)
+
+
+def test_a_run_that_goes_on_has_the_rate_it_began_with(tmp_path: Path) -> None:
+    settings = TrainSettings(epochs=3, lr=AUTO)
+    whole, halves, watcher = net(), net(), Watcher()
+    history = train(whole, settings)
+    stopped(halves, tmp_path, 1, settings)
+    again = train(halves, settings, checkpoint=tmp_path, progress=watcher)
+    assert same_weights(whole, halves)
+    assert again.rate == history.rate
+    assert not any(isinstance(line, str) and line.startswith("Learning rate") for line in watcher.told), (
+        "once is enough"
+    )
+
+
+def test_after_a_fit_the_rate_is_found_by_default() -> None:
+    assert TrainSettings().resolved(fitted=True).lr == AUTO
+    images = torch.randn(48, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    fitted = ghostify.convert(resnet8(3), images[:1], images=images, min_saving=0)
+    assert fitted.fit is not None
+    assert finetune(fitted, Blobs(), TrainSettings(epochs=1), batch_size=16).rate is not None
+    unfitted = ghostify.convert(resnet8(3), images[:1], min_saving=0)
+    assert finetune(unfitted, Blobs(), TrainSettings(epochs=1), batch_size=16).rate is None
+
+
+@pytest.mark.parametrize("lr", ["atuo", 0, -1.0, True, float("inf"), [0.1]])
+def test_what_is_no_rate_is_refused_in_one_line(lr: Any) -> None:
+    with pytest.raises(RecipeError, match="it must be a number of more than 0, or auto"):
+        TrainSettings(lr=lr)
