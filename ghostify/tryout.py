@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ghostify.experiment import compress, propose, train
-from ghostify.finetuning import Epoch, Progress
+from ghostify.finetuning import Epoch, History, Progress, Step
 from ghostify.recipe import Recipe, make_recipe
 
 BATCH = 4
@@ -74,9 +74,9 @@ class _Counting:
 
     def start(self, total_steps: int, title: str) -> None: ...
 
-    def step(self, loss: float) -> None:
+    def step(self, step: Step) -> None:
         self.steps += 1
 
-    def epoch(self, epoch: Epoch) -> None: ...
+    def epoch(self, epoch: Epoch, history: History) -> None: ...
 
     def done(self) -> None: ...
