@@ -15,7 +15,7 @@ from blobs import Blobs, Unheld, Watcher, net, results, same_weights, train
 from torch import Tensor, nn
 
 from ghostify.errors import GhostifyError, ModelError, RecipeError, RunError, Stopped
-from ghostify.finetuning import load_checkpoint, loop, pace
+from ghostify.finetuning import load_checkpoint, loop, pace, tuning
 from ghostify.finetuning.checkpoint import FILE
 from ghostify.finetuning.objective import Objective
 from ghostify.recipe import TrainSettings
@@ -202,6 +202,26 @@ def test_memory_for_no_image_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Objective, "__call__", full_above(0))
     with pytest.raises(ModelError, match="too small to train with even one image at a time"):
         train(plain())
+
+
+# --- a teacher --------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_in_its_quick_form_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what cannot be brought into that form teaches as it is."""
+    settings, teacher = SETTINGS.model_copy(update={"distill": 0.7}), net(3)
+    quick, plainly = plain(), plain()
+    ran: list[str] = []
+    teacher.register_forward_hook(lambda module, inputs, output: ran.append("as it is"))
+    train(quick, settings, teacher=net(3), data=Unheld())
+    assert not ran
+
+    def refused(*args: Any) -> None:
+        raise ModelError("It cannot be recorded.")
+
+    monkeypatch.setattr(tuning, "optimize", refused)
+    train(plainly, settings, teacher=teacher, data=Unheld())
+    assert near(quick, plainly) and len(ran) == 9
 
 
 # --- float16, layouts, compiling --------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,3 +163,38 @@ def test_another_engine_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RunError, match=r"configured for FSDP, .* accelerate launch --multi_gpu, or torchrun"):
         finetune(net(), Blobs(), SETTINGS, progress=Watcher())
     assert "RANK" not in os.environ
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def torchrun(folder: Path, *args: str) -> subprocess.Popen[str]:
+    """``ghostify`` in two processes, as a person starts them."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ghostify"]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*start, *args], cwd=folder, env=environment, text=True, **pipes)
+
+
+COMMAND = ("ghostify.networks:resnet8", "--input", "3,16,16", "--data", "fake", "--set", "data.limit=100")
+
+
+@pytest.mark.slow
+def test_the_command_stops_and_goes_on_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    """SIGTERM reaches all; the first says how to go on, and alone prints what came of it."""
+    said = []
+    with torchrun(tmp_path, "finetune", *COMMAND, "--epochs", "200", "-o", "run") as running:
+        assert running.stderr
+        for line in running.stderr:
+            said.append(line)
+            if "epoch 2:" in line:
+                running.send_signal(signal.SIGTERM)
+    told = [line for line in said if line.startswith("Error: ")]
+    assert told == ["Error: Interrupted. Go on with: ghostify finetune --resume run\n"], said
+    saved = [path.name for path in (tmp_path / "run" / "finetune").iterdir()]
+    assert saved and all(name.startswith("epoch-") for name in saved)
+    with torchrun(tmp_path, "finetune", "--resume", "run") as running:
+        answer, problems = running.communicate()
+    assert answer.count("accuracy after fine-tuning") == 1, problems
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

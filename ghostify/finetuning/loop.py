@@ -101,7 +101,9 @@ class Training:
             self._remember()
             rate = self._found_rate()
             # epoch 0: what any training must beat
-            self.state = self.state.model_copy(update={"history": History(rate=rate, before=self._measured())})
+            with self.noted.at_once():
+                before = self._measured()
+            self.state = self.state.model_copy(update={"history": History(rate=rate, before=before)})
 
     def _found_rate(self) -> float | None:
         """The learning rate that a test finds, where that is asked for; training goes on at it."""
