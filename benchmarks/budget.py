@@ -78,8 +78,7 @@ def met(subject: Targeted, choosing: Choosing, images: Tensor) -> list[str]:
     """The cells of the network that meets a budget."""
     first = choosing.plan()
     before = choosing.harm
-    plan = tried(choosing, first, lambda plan: built(subject, plan, images).module, say)
-    made = built(subject, plan, images)
+    made = best(subject, choosing, first, images)
     assert choosing.witness is not None
     found = choosing.result(choosing.witness.saw(made.module), None, made.after.cost)
     told = [
@@ -88,6 +87,12 @@ def met(subject: Targeted, choosing: Choosing, images: Tensor) -> list[str]:
     ]
     say(*found.notes)
     return [*_costs(subject, made.after.cost.macs), percent([subject.accuracy(made.module)]), *told]
+
+
+def best(subject: Targeted, choosing: Choosing, first: Plan, images: Tensor) -> Ghosted:
+    """The network of the plan that does best of those that the first one suggests, fitted."""
+    plan = tried(choosing, first, lambda plan: built(subject, plan, images).module, say)
+    return built(subject, plan, images)
 
 
 def built(subject: Targeted, plan: Plan, images: Tensor) -> Ghosted:

@@ -260,11 +260,16 @@ def rewritten(subject: Subject, settings: dict[str, Any], fit: Fit) -> Converted
     return Converted(made.module, made.after.cost, json.dumps(settings))
 
 
-def matched(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` with the width that comes nearest to the MACs that are allowed."""
+WIDTHS = [{"width": step / 128, "round_to": to} for to in (1, 2) for step in range(1, 128)]
+
+
+def matched(
+    subject: Subject, settings: dict[str, Any], forms: Iterable[dict[str, Any]] = tuple(WIDTHS)
+) -> dict[str, Any]:
+    """``settings`` in the form (a width) that comes nearest to the MACs that are allowed."""
     seen = scan_for(subject.traced, GhostSettings(**settings))
     found: dict[int, dict[str, Any]] = {}
-    for form in ({"width": step / 128, "round_to": to} for to in (1, 2) for step in range(1, 128)):
+    for form in forms:
         try:
             found.setdefault(plan(seen, GhostSettings(**settings, **form)).after.macs, form)
         except PlanError:  # so near to 1 that it rounds to what it is
