@@ -12,8 +12,8 @@ is held out of everything: by these the epoch and the rate are chosen, so that t
 seed is trained at every rate, the others at the best one and by ``auto``.
 
 ``budget`` is the plan of least harm (``budget.py``); ``c-ghost`` has s = 2, and where that is not enough s = 3 in as
-many layers as it takes, from the first on; ``g-ghost`` has another share of ghosts (ResNet56: width inside thin blocks);
-``thin`` and ``width`` have one width, ``torch-pruning`` one ratio (``fitting.py``).
+many layers as it takes, from the first on; ``g-ghost`` has another share of ghosts (ResNet56: width inside thin
+blocks); ``thin`` and ``width`` have one width, ``torch-pruning`` one ratio (``fitting.py``).
 
 ``--json`` keeps every finished run, and a second start does only what is not in the file.
 """

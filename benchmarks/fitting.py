@@ -271,7 +271,7 @@ def matched(
     found: dict[int, dict[str, Any]] = {}
     for form in forms:
         try:
-            found.setdefault(plan(seen, GhostSettings(**settings, **form)).after.macs, form)
+            found.setdefault(plan(seen, GhostSettings(**settings | form)).after.macs, form)
         except PlanError:  # so near to 1 that it rounds to what it is
             continue
     return settings | found[max(macs for macs in found if macs <= subject.target)]
