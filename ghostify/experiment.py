@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ghostify.analysis import (
 from ghostify.batches import count, inputs_in, take
 from ghostify.budget_result import Budgeted
 from ghostify.budgeting import begun
-from ghostify.errors import DataError, ModelError, RecipeError, RunError
+from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
 from ghostify.job import MEASURE_IT, Job, Outcome, measured, metric_of
 from ghostify.measuring import Accuracy, Score
 from ghostify.measuring.borrowing import pick_device
@@ -150,7 +150,7 @@ def _trained(job: Job, settings: TrainSettings) -> Outcome:
     job.require_measurable()
     job.rehearse(ghosted.plan)
     accuracy = job.accuracies({"converted" if ghosted.plan.swaps else "original": ghosted.module})
-    job.finetune(ghosted, teacher)
+    job.finetune(ghosted, teacher or _original(job.subject, recipe.model))
     ghosted = job.spanned(ghosted)
     accuracy |= job.accuracies({"finetuned": ghosted.module}, ghosted.span)
     outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
@@ -278,6 +278,13 @@ def _is_trained(model: ModelSettings, subject: Subject) -> bool | None:
     if model.weights or subject.run:
         return True
     return False if model.source.partition(":")[0] in ("torchvision", "timm", "ghostify") else None
+
+
+def _original(subject: Subject, model: ModelSettings) -> nn.Module | None:
+    """The network a run began with, to be compared with; None where it cannot be had any more."""
+    with suppress(GhostifyError):
+        return load_original(model.source) if subject.run else None
+    return None
 
 
 def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) -> nn.Module | None:

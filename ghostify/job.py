@@ -332,7 +332,8 @@ class Job:
         rate = "that a test finds" if settings.lr == AUTO else f"of {settings.peak:g}"
         self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate {rate}{how}")
         beside = None if original is None else self._held_score(original)
-        self.train(ghosted, settings, "finetune", self.teacher or original, beside)
+        teacher = (self.teacher or original) if settings.distill else None
+        self.train(ghosted, settings, "finetune", teacher, beside)
 
     def _held_score(self, module: nn.Module) -> float | None:
         """What epochs are compared by, of a network as it is; None without images held out, or by a loss alone."""

@@ -237,6 +237,8 @@ def test_a_report_has_the_trainings_and_the_classes(
     assert "Accuracy by class" in out and "after fine-tuning" in out
     told = json.loads(ran("report", "run", "--json")[0])
     assert set(told["training"]) == {"pretrain", "finetune"} and told["classes"] == list("0123456789")
+    _, said = ran("finetune", "run", "--data", "digits", "--set", "data.limit=64", "-o", "further")
+    assert said.count("samples/s") == said.count(", original ") == 1, "also of a run that is trained further"
     counts = told["accuracy"]["finetuned"]["by_class"]
     assert sum(total for total, _ in counts) == 64
     assert sum(right for _, right in counts) == told["accuracy"]["finetuned"]["correct"]

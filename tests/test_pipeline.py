@@ -94,6 +94,7 @@ def test_an_experiment_from_start_to_end(tmp_path: Path) -> None:
         "report.json",
         "run.json",
         "scan.json",
+        "span.safetensors",
         "training",
         "weights-converted.safetensors",
         "weights-finetuned.safetensors",
