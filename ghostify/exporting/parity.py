@@ -20,6 +20,7 @@ from ghostify.exporting.samples import LEAST, Samples, larger
 from ghostify.exporting.tolerances import MOST, allowed
 from ghostify.running import quiet
 from ghostify.tables import Table
+from ghostify.tracing import private_copy
 
 OPEN_BATCHES = (1, 2, 7)
 """The batch sizes that a file with an open one is run at."""
@@ -134,8 +135,9 @@ def check(
     ``batches`` are the batch sizes that the file takes; ``open_size`` says that it takes images of any size, and a few
     larger ones are compared, too.  The first ``LEAST`` samples are compared; accuracy is told of all that have labels.
     ``exact`` makes the network in 64-bit floats, which is asked where the file misses: whether it is rounding that the
-    network makes much of.  The network runs in eval mode, and is in the mode it was in afterwards.
+    network makes much of.  A copy of the network is run, in eval mode, because running may change a module.
     """
+    network = private_copy(network, share_parameters=False)
     few = samples.first(LEAST)
     given = [(few, batch) for batch in batches]
     if open_size:
