@@ -50,6 +50,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"optimizer": "adamw", "lr": 0.003, "schedule": "one-cycle", "save_every": 3, "distill": 0.5, "renew_norms": 2},
     {"amp": "bf16", "save_every": 2, "freeze": ("conv",)},
     {"amp": "fp16", "save_every": 2, "channels_last": True},
+    {"lr": "auto", "save_every": 2},
 )
 
 
@@ -199,7 +200,9 @@ def main(folder: Path, kills: int, processes: int, seed: int) -> dict[str, Any]:
     """Kill so many processes in runs of all variants in turn, and compare what comes of the runs."""
     draws, source = random.Random(seed), images(folder / "images")
     (folder / "here").mkdir()
-    train(VARIANTS[2], source, folder / "here", 0, None)  # so that what is imported late is there before any fork
+    train(
+        VARIANTS[2 % len(VARIANTS)], source, folder / "here", 0, None
+    )  # so that what is imported late is there before any fork
     killed: Counter[str] = Counter()
     ended_runs, different, number = 0, [], 0
     while sum(killed.values()) < kills:

@@ -23,7 +23,7 @@ def killed(folder: Path, kills: int, processes: int, seed: int) -> dict[str, Any
     return json.loads(found.stdout)
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 5), (2, 2)])
+@pytest.mark.parametrize(("processes", "kills"), [(1, 4), (2, 1)])
 def test_some_kills_change_nothing(tmp_path: Path, processes: int, kills: int) -> None:
     found = killed(tmp_path, kills, processes, seed=1)
     assert found["killed"] == kills and not found["different"], found
@@ -32,7 +32,7 @@ def test_some_kills_change_nothing(tmp_path: Path, processes: int, kills: int) -
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "kills"), [(1, KILLS), (2, KILLS_OF_TWO)])
 def test_no_kill_changes_anything(tmp_path: Path, processes: int, kills: int) -> None:
-    """At all kinds of points, with 0, 2 and 4 loader processes in turn, in five ways of training."""
+    """At all kinds of points, with 0, 2 and 4 loader processes in turn, in six ways of training."""
     found = killed(tmp_path, kills, processes, seed=2)
     assert found["killed"] >= kills and not found["different"], found
     assert set(found["at"]) >= {"forward", "update", "measure", "write", "flush", "rename", "sweep"}, found
