@@ -38,7 +38,7 @@ def found(
     engine = Engine(objective, make_optimizer(model, settings), Processes(), average)
     feed = Feed(data or Blobs(), 16, 0, 0, CPU, Processes())
     with objective.training():
-        return find_rate(engine, feed, epochs=20), engine
+        return find_rate(engine, feed), engine
 
 
 @pytest.mark.parametrize(
@@ -103,17 +103,17 @@ def test_the_rate_goes_with_how_curved_the_loss_is() -> None:
     own = OwnLoss.of(nn.functional.mse_loss)
     edges = [found(Steep(scale), TrainSettings(momentum=0), Sums(), own)[0].edge for scale in (2.0, 4.0, 8.0, 16.0)]
     assert edges == sorted(edges, reverse=True)
-    step = tried_rates(TrainSettings(), 10**6)
+    step = tried_rates(TrainSettings())
     assert edges[1] / edges[2] == pytest.approx(4, rel=step[1] / step[0] - 1)
 
 
-def test_rates_rise_by_a_constant_factor_and_are_as_many_as_the_training_is_long() -> None:
-    for total, steps in ((1, 12), (150, 15), (100_000, 24)):
-        rates = tried_rates(TrainSettings(), total)
-        assert len(rates) == steps
+def test_rates_rise_by_a_constant_factor_around_what_is_usual() -> None:
+    for settings in (TrainSettings(), TrainSettings(optimizer="adamw")):
+        rates = tried_rates(settings)
         factors = [later / earlier for earlier, later in pairwise(rates)]
-        assert factors == pytest.approx([factors[0]] * (steps - 1))
-    assert tried_rates(TrainSettings(optimizer="adamw"), 1)[0] < tried_rates(TrainSettings(), 1)[0]
+        assert factors == pytest.approx([factors[0]] * len(factors))
+        assert rates[0] < settings.peak / 10
+        assert rates[-1] > settings.peak * 10
 
 
 def test_training_goes_on_at_the_rate_that_is_told() -> None:

@@ -110,7 +110,7 @@ class Training:
         if self.settings.lr != AUTO:
             return None
         with self.noted.at_once():
-            found = find_rate(self.engine, self.feed, self.settings.epochs)
+            found = find_rate(self.engine, self.feed)
         self.watcher.say(str(found))
         self.state = self.state.model_copy(update={"settings": self.settings.at_rate(found.rate)})
         return found.rate

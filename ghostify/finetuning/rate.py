@@ -33,8 +33,8 @@ SHARE = 0.6
 """Part of the edge that is taken: where ResNet20 was trained at three rates by three methods, near the best of each."""
 LOWEST, HIGHEST = 1 / 40, 15.0
 """The rates that are tried, in shares of the usual one."""
-FEWEST, MOST = 12, 24
-"""Steps of a test: a tenth of those of the training, within these bounds."""
+STEPS = 24
+"""Steps of a test, which say by which factor the rate rises: one that rises faster shows less of the harm it does."""
 _LOST, _AT_FIRST = 3.0, 3
 """So many times the loss of the first steps ends a test, because nothing is learned beyond."""
 
@@ -56,13 +56,12 @@ class FoundRate:
         return f"Learning rate {self.rate:.2g}, found by a test of {self.steps} steps on training images: {what}."
 
 
-def find_rate(engine: Engine, feed: Feed, epochs: int) -> FoundRate:
-    """The peak rate that suits a network as it is, trained so long; the network and its engine are as they were.
+def find_rate(engine: Engine, feed: Feed) -> FoundRate:
+    """The peak rate that suits a network as it is; the network and its engine are as they were.
 
     All processes find the same.  Raises ``DataError`` where the data give no batch.
     """
-    total, _ = feed.epoch(0)
-    rates = tried_rates(engine.objective.settings, total * epochs)
+    rates = tried_rates(engine.objective.settings)
     with _put_back(engine):
         moved = _losses_while_rising(engine, feed, rates)
     with _put_back(engine):
@@ -71,11 +70,10 @@ def find_rate(engine: Engine, feed: Feed, epochs: int) -> FoundRate:
     return FoundRate(SHARE * edge, edge, len(moved), harmed=edge < rates[-1])
 
 
-def tried_rates(settings: TrainSettings, total: int) -> list[float]:
-    """The rates of a test before a training of ``total`` steps, rising by a constant factor."""
-    steps = min(MOST, max(FEWEST, total // 10))
+def tried_rates(settings: TrainSettings) -> list[float]:
+    """The rates of a test, rising by a constant factor."""
     lowest, highest = LOWEST * settings.peak, HIGHEST * settings.peak
-    return [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
+    return [lowest * (highest / lowest) ** (step / (STEPS - 1)) for step in range(STEPS)]
 
 
 def edge_of(rates: Sequence[float], differences: Sequence[float]) -> float:
