@@ -200,9 +200,8 @@ def main(folder: Path, kills: int, processes: int, seed: int) -> dict[str, Any]:
     """Kill so many processes in runs of all variants in turn, and compare what comes of the runs."""
     draws, source = random.Random(seed), images(folder / "images")
     (folder / "here").mkdir()
-    train(
-        VARIANTS[2 % len(VARIANTS)], source, folder / "here", 0, None
-    )  # so that what is imported late is there before any fork
+    # so that what is imported late is there before any fork
+    train(VARIANTS[2], source, folder / "here", 0, None)
     killed: Counter[str] = Counter()
     ended_runs, different, number = 0, [], 0
     while sum(killed.values()) < kills:

@@ -13,16 +13,20 @@ from typing import Any
 import pytest
 import torch
 from blobs import Blobs, Watcher, net
+from command import Cli, cli
 from killing import launched
 from test_loop import Signalling, near, plain
 from torch import Tensor, nn
 
-from ghostify.errors import RunError, Stopped
+from ghostify.cli.entry import tell
+from ghostify.errors import DataError, GhostifyError, RunError, Stopped
 from ghostify.finetuning import finetune
 from ghostify.processes import Processes, group, rank, world
 from ghostify.recipe import DataSettings, TrainSettings
 from ghostify.runtimes import pinned_threads
 from ghostify.sources import Data, load_data
+
+__all__ = ["cli"]  # a fixture
 
 SETTINGS = TrainSettings(epochs=2, lr=0.1, warmup=0.2)
 BATCH = 10
@@ -163,6 +167,33 @@ def test_another_engine_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RunError, match=r"configured for FSDP, .* accelerate launch --multi_gpu, or torchrun"):
         finetune(net(), Blobs(), SETTINGS, progress=Watcher())
     assert "RANK" not in os.environ
+
+
+# --- the command of a process that is not the first -------------------------------------------------------------------
+
+
+def test_only_training_has_work_for_other_processes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for asked in (("scan", "mine:tiny", "--input", "3,8,8"), ("env",), ("compress", "mine:tiny", "--dry-run")):
+        assert cli(*asked) == (0, "", ""), asked
+
+
+def test_other_processes_tell_their_own_problems_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What all of them know, and that another one failed, is told by the first, or by that one."""
+    problems = (
+        DataError("A file is gone."),
+        RunError("Another process was stopped."),
+        GhostifyError("Training stopped."),
+    )
+    for number, told in (("0", 3), ("1", 1)):
+        monkeypatch.setenv("RANK", number)
+        for problem in problems:
+            tell(problem)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == told and lines[0].endswith("A file is gone.")
+    assert lines == ["Error: (process 1) A file is gone."]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

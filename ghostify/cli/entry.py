@@ -36,7 +36,7 @@ def _run() -> int:
     try:
         return app(prog_name="ghostify", standalone_mode=False) or 0
     except GhostifyError as problem:
-        _tell(problem)
+        tell(problem)
         return 1
     except UsageError as problem:
         return _explain(problem)
@@ -58,7 +58,7 @@ def _run() -> int:
         return 1
 
 
-def _tell(problem: GhostifyError) -> None:
+def tell(problem: GhostifyError) -> None:
     """The one line of an error; of several processes the first tells what all know, and each what is its own."""
     if not rank():
         show.error(str(problem))
