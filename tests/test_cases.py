@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MISSING = ("No matching distribution", "Could not find a version", "Connection", "ENOTFOUND", "E404", "EAI_AGAIN")
+MISSING = (
+    "No module named pip",
+    "No matching distribution",
+    "Could not find a version",
+    "Connection",
+    "ENOTFOUND",
+    "E404",
+    "EAI_AGAIN",
+)
 """What pip and npm say where they reach no registry, or it has no such package."""
 
 
