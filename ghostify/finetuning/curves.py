@@ -6,7 +6,7 @@ Every place in it is worked out here, and the template draws it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ghostify.finetuning.history import TOP1, History
@@ -82,6 +82,25 @@ def _panels(history: History) -> list[Panel | None]:
     ]
 
 
+@dataclass(frozen=True)
+class _Scales:
+    """From (epochs, value) to where it is drawn in the panel that begins at ``left``."""
+
+    left: float
+    last: float
+    levels: list[float]
+
+    def x(self, epochs: float) -> float:
+        return self.left + _WIDTH * epochs / self.last
+
+    def y(self, value: float) -> float:
+        low, high = self.levels[0], self.levels[-1]
+        return _TOP + _HEIGHT * (high - value) / (high - low)
+
+    def path(self, pairs: Pairs) -> str:
+        return " ".join(f"{self.x(at):.1f},{self.y(value):.1f}" for at, value in pairs)
+
+
 def _panel(
     title: str,
     number: int,
@@ -91,35 +110,24 @@ def _panel(
     share: bool = False,
 ) -> Panel | None:
     """A panel of some series; None where they hold nothing that can be drawn."""
-    series = {kind: [pair for pair in pairs if math.isfinite(pair[1])] for kind, pairs in series.items()}
-    values = [value for pairs in series.values() for _, value in pairs]
+    finite = {kind: [pair for pair in pairs if math.isfinite(pair[1])] for kind, pairs in series.items()}
+    values = [value for pairs in finite.values() for _, value in pairs]
     if not values:
         return None
-    left = _LEFT + number * (_WIDTH + _GAP)
-    ticks = _levels(min([*values, *([level] if level is not None else [])]), max([*values, level or values[0]]))
-    low, high = ticks[0], ticks[-1]
-
-    def x(epochs: float) -> float:
-        return left + _WIDTH * epochs / last
-
-    def y(value: float) -> float:
-        return _TOP + _HEIGHT * (high - value) / (high - low)
-
+    values += [] if level is None else [level]
+    scales = _Scales(_LEFT + number * (_WIDTH + _GAP), last, _levels(min(values), max(values)))
+    whole = (epoch for epoch in _levels(0, last) if epoch <= last and epoch == int(epoch))
     return Panel(
         title,
-        left,
-        tuple(Trace(_NAMES[kind], kind, _path(pairs, x, y)) for kind, pairs in series.items() if pairs),
-        tuple((x(epoch), f"{epoch:g}") for epoch in _levels(0, last) if epoch <= last and epoch == int(epoch)),
-        tuple((y(value), f"{100 * value:.4g}%" if share else f"{value:.4g}") for value in ticks),
-        None if level is None else y(level),
+        scales.left,
+        tuple(Trace(_NAMES[kind], kind, scales.path(pairs)) for kind, pairs in finite.items() if pairs),
+        tuple((scales.x(epoch), f"{epoch:g}") for epoch in whole),
+        tuple((scales.y(value), f"{100 * value:.4g}%" if share else f"{value:.4g}") for value in scales.levels),
+        None if level is None else scales.y(level),
     )
 
 
 _NAMES = {"raw": "", "train": "training", "held": "held out"}
-
-
-def _path(pairs: Pairs, x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    return " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in pairs)
 
 
 def _levels(low: float, high: float) -> list[float]:
