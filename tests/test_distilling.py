@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from ghostify.errors import RecipeError
 from ghostify.finetuning.distilling import Teacher, maps_at, places_for
 from ghostify.networks import resnet20
 from ghostify.recipe import TrainSettings
-from tests.blobs import net
+from tests.blobs import held_images, net, train
 
 STAGES = TrainSettings(distill=0.5, features=1.0)
 BLOCKS = TrainSettings(distill=0.5, features=1.0, features_at="blocks")
@@ -138,3 +140,22 @@ def test_another_number_of_stages_is_refused_in_one_line(original: nn.Module) ->
 
 def test_without_features_nothing_is_looked_at(original: nn.Module) -> None:
     assert places_for(net(), original, X[:1], TrainSettings(distill=0.5)) == ()
+
+
+def test_training_brings_maps_nearer_and_leaves_the_teacher_as_it_was() -> None:
+    teacher = resnet20(3).eval()
+    before = copy.deepcopy(teacher.state_dict())
+    images = next(iter(held_images()))[0]
+    missed = []
+    for features in (0.0, 2.0):
+        torch.manual_seed(1)
+        student = resnet20(3)
+        train(student, TrainSettings(epochs=6, lr=0.01, distill=0.5, features=features), teacher=teacher)
+        taught = Teacher(teacher, places_for(student, teacher, images[:1], STAGES))
+        with torch.no_grad(), taught.watching(student.train()) as ours:
+            student(images)
+        _, theirs = taught.taught(images)
+        missed.append(float(taught.missed(ours, theirs)))
+    assert missed[1] < missed[0]
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())

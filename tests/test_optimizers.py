@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import ghostify
 from ghostify.errors import ModelError, RecipeError
 from ghostify.finetuning.optimizers import frozen, make_optimizer, parameter_groups, set_rate, swapped_in
-from ghostify.networks import resnet20
+from ghostify.networks import resnet8, resnet20
 from ghostify.recipe import TrainSettings
-from tests.blobs import net
+from tests.blobs import Blobs, net, train
 
 
 class Normed(nn.Module):
@@ -150,3 +150,32 @@ def test_a_network_with_nothing_to_train_is_refused() -> None:
     model = net().requires_grad_(False)
     with pytest.raises(ModelError, match="no parameter to train"):
         make_optimizer(model, TrainSettings())
+
+
+class Unheld(Blobs):
+    """Of which none is held out, so that the last epoch is delivered whatever became of it."""
+
+    def held_loader(self, batch_size: int, workers: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_frozen_parts_keep_every_bit_through_training_and_learn_again_afterwards(optimizer: str) -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    settings = TrainSettings(epochs=2, lr=0.05, optimizer=optimizer, freeze=("conv", "norm"), ema=0.5, weight_decay=0.1)
+    train(model, settings, data=Unheld())
+    after = model.state_dict()
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert kept == {name for name in before if not name.startswith("head")}, "statistics of the norm, too"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_layers_that_were_kept_move_less() -> None:
+    moved = []
+    for kept_lr in (1.0, 0.01):
+        ghosted = ghostify.convert(resnet8(3), torch.randn(1, 3, 4, 4), method="thin", min_saving=0)
+        before = ghosted.module.get_parameter("conv1.weight").clone()
+        train(ghosted, TrainSettings(epochs=1, lr=0.05, kept_lr=kept_lr), data=Unheld())  # type: ignore[arg-type]
+        moved.append(float((ghosted.module.get_parameter("conv1.weight") - before).norm().detach()))
+    assert moved[1] < 0.1 * moved[0]
