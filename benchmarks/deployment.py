@@ -311,8 +311,7 @@ Each network as it is and as each method makes it, in its inference form, writte
 network in eager PyTorch: [what is checked](../deployment.md#what-is-checked). A cell has the speed-up over the file of
 the original in the same runtime (one image, one thread, in turns), the size of the file, and the largest difference of
 all runs. Speed-ups with a ~ were taken while the machine had other work, and are ratios of the processor's time.
-Images are of {sides}: what is right does not depend on that, and speed-ups do. Cells that are empty were not run yet, or
-the method finds nothing to do there.
+Images are of {sides}: what is right does not depend on that, and speed-ups do. Empty cells were not run yet.
 
     python benchmarks/deployment.py --json rows.jsonl --output docs/results/deployment.md
 """
