@@ -38,11 +38,11 @@ ROUNDS = 4
 """How often at most a plan is made again because it missed."""
 MISS = 0.03
 """The share of a target by which a plan may miss it."""
-_ALIKE = 0.36
+_ALIKE = 0.28
 """How far errors of two kinds of swap in one network go the same way (0: not at all, 1: all the way).
 
-Of plans for a ResNet20 and a ResNet56 on CIFAR-10 with as much harm of one kind as of the other, measured: a third more
-harm than that of both kinds, each measured alone.
+Fitted to five plans of a ResNet20 and a ResNet56 on CIFAR-10, of which each kind alone was measured, too: with it the
+harm of the whole is predicted within 15 %.
 """
 
 
