@@ -93,9 +93,13 @@ SIGNATURES = {
         "to: str = 'onnx'",
         "example: Any = None",
         "images: Batch | None = None",
+        "labels: Tensor | None = None",
+        "calibration: Batch | None = None",
         "dynamic: str = ''",
         "precision: str = 'fp32'",
+        "half_io: bool = False",
         "opset: int | None = None",
+        "form: str = 'inference'",
         "-> Exported",
     ],
     "CGhost": [

@@ -1,10 +1,11 @@
-"""Files that a network was exported to: ONNX's, OpenVINO's, and programs of ``torch.export``."""
+"""Files that a network was exported to: ONNX's, OpenVINO's, programs of ``torch.export``, and torch's other files."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ghostify.batches import join, move, take
 from ghostify.benching.contenders import Contender, Network
 from ghostify.clock import Place
 from ghostify.errors import ModelError, RecipeError
+from ghostify.exporting import FORMATS, Format, read_manifest
 from ghostify.files import near_path
 from ghostify.inputs import Inputs, InputSpec
 from ghostify.running import one_line
@@ -23,12 +25,14 @@ from ghostify.runtimes import RUNTIMES, FileRuntime, Port, Session, runtime
 
 READERS = {name: one for name, one in RUNTIMES.items() if isinstance(one, FileRuntime)}
 PROGRAM = ".pt2"
-SUFFIXES = {suffix for one in READERS.values() for suffix in one.suffixes} | {PROGRAM}
+OF_TORCH = {FORMATS[name].suffix: FORMATS[name] for name in ("torchscript", "aoti")}
+"""Files that torch runs and that do not say what they take; their manifests do."""
+SUFFIXES = {suffix for one in READERS.values() for suffix in one.suffixes} | {PROGRAM, *OF_TORCH}
 
 
 def is_exported(source: str) -> bool:
     """Whether a source is the name of a file that holds a whole network, whether it is there or not."""
-    return Path(source).suffix.lower() in SUFFIXES
+    return source.lower().endswith(tuple(SUFFIXES))
 
 
 def exported(name: str, inputs: Inputs = ()) -> Contender:
@@ -39,6 +43,8 @@ def exported(name: str, inputs: Inputs = ()) -> Contender:
     file = Path(name)
     if not file.is_file():
         raise ModelError(f"File {name!r} does not exist.{near_path(file, whole=True)}")
+    if format := next((one for suffix, one in OF_TORCH.items() if name.lower().endswith(suffix)), None):
+        return TorchFile(name, file, inputs, format=format)
     return _program(name) if file.suffix.lower() == PROGRAM else File(name, file, inputs)
 
 
@@ -90,6 +96,35 @@ class File(Contender):
         if named or len(self.inputs) != len(ports):
             return named.get(port.name)
         return self.inputs[list(ports).index(port)]
+
+
+@dataclass
+class TorchFile(File):
+    """A file that torch runs and that does not say what it takes."""
+
+    format: Format = field(kw_only=True)
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        return ("eager",)
+
+    def _session(self, place: Place) -> Session:
+        ports = self._ports()
+        arrays = [_array(self._shape(ports, port, place.batch), port.dtype) for port in ports]
+        return partial(self.format.open(self.file, threads=place.threads), *map(torch.from_numpy, arrays))
+
+    def _ports(self) -> tuple[Port, ...]:
+        """What it takes, by the manifest beside it, or as it is given."""
+        manifest = self.file.with_name(f"{self.file.name}.json")
+        if manifest.is_file():
+            return tuple(Port(one.name, _known(one.shape), one.dtype) for one in read_manifest(manifest).inputs)
+        if not self.inputs:
+            raise RecipeError(f"Nothing says what {self.name!r} takes; say it, as in --input 3,224,224.")
+        return tuple(Port(spec.name, (None, *spec.shape), spec.dtype) for spec in self.inputs)
+
+
+def _known(shape: Sequence[int | str]) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in shape)
 
 
 def _array(shape: tuple[int, ...], dtype: str) -> Any:

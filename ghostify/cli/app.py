@@ -10,6 +10,7 @@ import typer
 
 from ghostify.cli import options, show
 from ghostify.cli.benching import bench
+from ghostify.cli.exporting import export
 from ghostify.cli.recipes import recipes_app
 from ghostify.cli.runs import RunInterrupted, follows, new_folder, resumable, run_folder, run_name
 from ghostify.cli.sweeping import sweep
@@ -300,6 +301,7 @@ def optimize(
 
 
 app.command()(bench)
+app.command()(export)
 
 
 @app.command(name="eval")
@@ -347,12 +349,15 @@ def report(
     Example:
     ghostify report runs/digits --layers
     """
+    from ghostify.exporting import exports_in
+    from ghostify.exporting.result import exports_table
     from ghostify.finetuning import TITLES, curves_in, read_histories
     from ghostify.saving import read_report
 
-    found = read_report(run)
+    found, files = read_report(run), exports_in(run)
     if as_json:
-        show.json({**found.model_dump(mode="json"), **show.trainings(run)})
+        listed = {"exports": [file.model_dump(mode="json") for file in files]} if files else {}
+        show.json({**found.model_dump(mode="json"), **show.trainings(run), **listed})
         return
     for table in found.details() if layers else ():
         show.table(table)
@@ -361,6 +366,8 @@ def report(
     for name, history in read_histories(run).items():
         show.table(history.table(TITLES[name]))
         show.say(f"Its curves: {curves_in(run, name)}")
+    if files:
+        show.table(exports_table(files))
 
 
 @app.command()

@@ -6,9 +6,6 @@ from contextlib import nullcontext
 
 from ghostify.cli import options, show
 from ghostify.cli.runs import new_folder
-from ghostify.errors import RecipeError, did_you_mean
-
-FORMS = ("inference", "training")
 
 
 def bench(
@@ -30,8 +27,7 @@ def bench(
     Example:
     ghostify bench torchvision:resnet50 runs/mine --batch 1,16
     """
-    if form not in FORMS:
-        raise RecipeError(f"--form is inference or training, not {form!r}.{did_you_mean(form, FORMS)}")
+    options.require_form(form)
     batches, counts = options.numbers("--batch", batch), options.numbers("--threads", threads)
     taken = options.input_of(input) if input else None
     from ghostify.benching import Source, bench_sources, write_bench

@@ -16,7 +16,7 @@ import yaml
 from ghostify import __version__
 from ghostify.cli import streams
 from ghostify.effects import given as given_in
-from ghostify.errors import RecipeError
+from ghostify.errors import RecipeError, did_you_mean
 from ghostify.inputs import GRAMMAR, settled_inputs
 from ghostify.recipe import Recipe, group_of, make_recipe, meaning, read_yaml
 from ghostify.shipped import find_recipe
@@ -32,6 +32,7 @@ BUDGET = "What it may cost"
 FITTING = "Fitting the weights"
 TRAINING = "Fine-tuning"
 TIMING = "What is timed, and where"
+FILE = "What is written"
 OUTPUT = "Output"
 MORE = "Every other setting, and where it runs"
 
@@ -257,6 +258,45 @@ OptimizedOutput = Annotated[
         "--output", "-o", panel=OUTPUT, help="The run folder; the default is RUN-inference. It is numbered when taken."
     ),
 ]
+FormatName = Annotated[
+    str,
+    _other(
+        "--to",
+        panel=FILE,
+        metavar="FORMAT",
+        help="What is written: onnx, openvino, executorch, torch-export, torchscript or aoti (default: onnx).",
+    ),
+]
+OpenSizes = Annotated[
+    str | None,
+    _other(
+        "--dynamic",
+        panel=FILE,
+        metavar="batch|size",
+        help="Which sizes stay open: the batch, or height and width with it (default: none).",
+    ),
+]
+FilePrecision = Annotated[
+    str,
+    _other("--precision", panel=FILE, metavar="fp32|fp16|int8", help="What the file computes in (default: fp32)."),
+]
+HalfIo = Annotated[
+    bool, _other("--half-io", panel=FILE, help="A file in fp16 takes and gives 16-bit floats, too, not 32-bit ones.")
+]
+Opset = Annotated[int | None, _other("--opset", panel=FILE, metavar="N", help="That of an ONNX file (default: 18).")]
+WrittenForm = Annotated[
+    str,
+    _other(
+        "--form",
+        panel=FILE,
+        metavar="inference|training",
+        help="The form that runs fastest, or layer by layer as it was trained (default: inference).",
+    ),
+]
+ExportOutput = Annotated[
+    Path | None,
+    _other("--output", "-o", panel=OUTPUT, help="The file; the default is RUN/exports/RUN with the format's ending."),
+]
 PlanOutput = Annotated[Path | None, _other("--output", "-o", panel=OUTPUT, help="Write the plan to this file.")]
 AnalysisOutput = Annotated[
     Path | None,
@@ -326,6 +366,8 @@ def typed(context: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if getattr(sources[name], "name", "") != "ENVIRONMENT"}
 
 
+FORMS = ("inference", "training")
+"""Of a network: the one that runs fastest, and the one that trains."""
 USED = {
     "scan": ("model", "data"),
     "analyze": ("model", "data", "analysis"),
@@ -334,8 +376,15 @@ USED = {
     "sweep": ("model", "data", "ghost", "budget", "fit", "sweep"),
     "finetune": ("model", "data", "finetune"),
     "eval": ("model", "data"),
+    "export": ("model", "data"),
 }
 """The groups of settings that each verb makes use of; a recipe file may hold the others, for other verbs."""
+
+
+def require_form(form: str) -> None:
+    """Raises ``RecipeError`` for a form that there is not."""
+    if form not in FORMS:
+        raise RecipeError(f"--form is inference or training, not {form!r}.{did_you_mean(form, FORMS)}")
 
 
 def recipe_of(verb: str, name: str | None, assignments: list[str] | None, **options: Any) -> Recipe:

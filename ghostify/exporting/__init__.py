@@ -4,22 +4,28 @@
 its network; ``export.py`` is the verb, and ``result.py`` the value.
 """
 
-from ghostify.exporting.export import export
+from ghostify.exporting.export import export, exported
 from ghostify.exporting.formats import FORMATS, Format, Runner, format_named
+from ghostify.exporting.manifest import EXPORTS, exports_in, read_manifest
 from ghostify.exporting.parity import Parity
 from ghostify.exporting.portable import Portable, portable
 from ghostify.exporting.quantizing import Quantized
-from ghostify.exporting.result import Exported
+from ghostify.exporting.result import Exported, Origin
 
 __all__ = [
+    "EXPORTS",
     "FORMATS",
     "Exported",
     "Format",
+    "Origin",
     "Parity",
     "Portable",
     "Quantized",
     "Runner",
     "export",
+    "exported",
+    "exports_in",
     "format_named",
     "portable",
+    "read_manifest",
 ]

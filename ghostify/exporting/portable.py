@@ -3,7 +3,7 @@
     network and example → a copy on the CPU, in eval mode, weights in the order of a file → tensors in, tensors out
 
 A file's inputs and outputs are tensors with names, so the example's are taken out of whatever it holds them in, and
-numbers are 32-bit floats at its doors, whatever the network computes in.
+numbers go in and come out as 32-bit floats, whatever the network computes in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ghostify.errors import ModelError
 from ghostify.exporting.naming import input_names, output_names
 from ghostify.exporting.quantizing import Calibration, Quantized, calibration_of, prepared
 from ghostify.running import quiet
-from ghostify.runtimes.exporting import Flat
+from ghostify.runtimes.exporting import Flat, in_file_order
 from ghostify.tracing import call_arguments
 
 DYNAMICS = ("", "batch", "size")
@@ -44,7 +44,7 @@ class Portable:
     dynamic: str = ""
     """Which sizes the file leaves open: none, ``batch``, or ``size`` (height and width, and the batch with them)."""
     precision: str = "fp32"
-    half_doors: bool = False
+    half_io: bool = False
     """Whether a file in fp16 takes and gives 16-bit floats, too."""
     opset: int | None = None
     """That of an ONNX file; None for the best known."""
@@ -83,26 +83,26 @@ class Portable:
     @property
     def computing(self) -> nn.Module:
         """The module as it computes in a file of its precision."""
-        return Halved(self.module, self.half_doors).eval() if self.precision == "fp16" else self.module
+        return Halved(self.module, self.half_io).eval() if self.precision == "fp16" else self.module
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
         """The example, in the types that the file takes."""
-        if self.precision == "fp16" and self.half_doors:
-            return tuple(_in(tensor, torch.float16) for tensor in self.example)
+        if self.precision == "fp16" and self.half_io:
+            return tuple(in_type(tensor, torch.float16) for tensor in self.example)
         return self.example
 
 
 class Halved(nn.Module):
-    """A network in 16-bit floats that takes and, unless told otherwise (``half_doors``), gives 32-bit ones."""
+    """A network in 16-bit floats that takes and, unless told otherwise (``half_io``), gives 32-bit ones."""
 
-    def __init__(self, network: nn.Module, half_doors: bool) -> None:
+    def __init__(self, network: nn.Module, half_io: bool) -> None:
         super().__init__()
-        self.network, self.half_doors = copy.deepcopy(network).half(), half_doors
+        self.network, self.half_io = copy.deepcopy(network).half(), half_io
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.network(*[_in(tensor, torch.float16) for tensor in tensors])
-        return tuple(outputs) if self.half_doors else tuple([_in(output, torch.float32) for output in outputs])
+        outputs = self.network(*[in_type(tensor, torch.float16) for tensor in tensors])
+        return tuple(outputs) if self.half_io else tuple([in_type(output, torch.float32) for output in outputs])
 
 
 class AsFile(nn.Module):
@@ -114,7 +114,7 @@ class AsFile(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         own = [tensor.to(like.device, like.dtype) for tensor, like in zip(tensors, self.flat.example, strict=True)]
-        return tuple([_in(output, torch.float32).cpu() for output in self.flat(*own)])
+        return tuple([in_type(output, torch.float32).cpu() for output in self.flat(*own)])
 
     def exact(self) -> AsFile:
         """The same network in 64-bit floats, called alike."""
@@ -129,7 +129,7 @@ def portable(
     *,
     dynamic: str = "",
     precision: str = "fp32",
-    half_doors: bool = False,
+    half_io: bool = False,
     opset: int | None = None,
 ) -> Portable:
     """A network as a file holds it; ``module`` itself stays as it is.
@@ -145,8 +145,8 @@ def portable(
         output = flat.module(*args, **kwargs)
     outputs = output_names(output, inputs)
     flat.places = tuple(place for place, leaf in enumerate(tree_leaves(output)) if isinstance(leaf, Tensor))
-    tensors = tuple(tensor.detach().contiguous() for tensor in flat.example)
-    return Portable(flat, tensors, inputs, outputs, dynamic, precision, half_doors, opset)
+    tensors = tuple(in_file_order(tensor.detach()) for tensor in flat.example)
+    return Portable(flat, tensors, inputs, outputs, dynamic, precision, half_io, opset)
 
 
 def _sized(example: Batch, dynamic: str) -> Batch:
@@ -161,10 +161,10 @@ def _copied(module: nn.Module) -> nn.Module:
     """
     copied = copy.deepcopy(module).eval().cpu().float()
     for tensor in (*copied.parameters(), *copied.buffers()):
-        tensor.data = tensor.data.contiguous()
+        tensor.data = in_file_order(tensor.data)
     return copied
 
 
-def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor of floats in another type; whole numbers stay so."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -66,14 +66,24 @@ def _as_in_a_file(module: nn.Module) -> Iterator[None]:
 
     Code that asks how its maps lie would write transpositions into a file, where maps lie in one order only.
     """
-    laid_out = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.is_contiguous()]
+    laid_out = [(parameter, parameter.data) for parameter in module.parameters()]
     try:
         for parameter, data in laid_out:
-            parameter.data = data.contiguous()
+            parameter.data = in_file_order(data)
         yield
     finally:
         for parameter, data in laid_out:
             parameter.data = data
+
+
+def in_file_order(tensor: Tensor) -> Tensor:
+    """A tensor as a file has it: a copy, unless it lies so already.
+
+    Not by ``contiguous``, to which a depthwise filter, (n, 1, k, k), is in that order with its channels last, too; but
+    a convolution with it gives maps whose channels are.
+    """
+    usual = torch.empty(tensor.shape, device="meta").stride()
+    return tensor if tensor.stride() == usual else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _write(flat: Flat, names: list[str], file: Path) -> None:

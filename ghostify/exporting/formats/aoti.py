@@ -20,6 +20,13 @@ class Aoti(Format):
     name = "aoti"
     suffix = ".aoti.pt2"  # torch wants a package to end so
     runs_on = "AOTInductor"
+    script = """
+from pathlib import Path
+import torch
+network = torch._inductor.aoti_load_package(str(Path(__file__).with_name("{file}")))
+outputs = network(*{tensors})
+print([tuple(output.shape) for output in outputs])
+"""
 
     def version(self) -> str:
         return torch.__version__

@@ -51,6 +51,13 @@ class ExecuTorch(Format):
     packages = ("executorch", "torchao")
     precisions = ("fp32", "int8")
     dynamics = ("",)
+    script = """
+from pathlib import Path
+import torch, executorch.runtime
+network = executorch.runtime.Runtime.get().load_program(Path(__file__).with_name("{file}")).load_method("forward")
+outputs = network.execute({tensors})
+print([tuple(output.shape) for output in outputs])
+"""
 
     def version(self) -> str:
         return version("executorch")

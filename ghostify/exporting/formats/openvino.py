@@ -27,6 +27,13 @@ class OpenVino(Format):
     extra = "openvino"
     packages = ("onnx", "onnxscript", "openvino")
     precisions = ("fp32", "fp16", "int8")
+    script = """
+from pathlib import Path
+import numpy, openvino
+network = openvino.compile_model(Path(__file__).with_name("{file}"), "CPU")
+outputs = network({arrays})
+print({{port.any_name: outputs[port].shape for port in network.outputs}})
+"""
 
     def version(self) -> str:
         import openvino

@@ -36,6 +36,19 @@ class Format(ABC):
     can_leave_unoptimized: ClassVar[bool] = False
     """Whether its runtime can be told to run the graph as it stands in the file."""
 
+    script: ClassVar[str]
+    """Python that runs ``{file}``, which lies beside it, on ``{arrays}`` (NumPy's, by name) or ``{tensors}``."""
+    opsets: ClassVar[range | None] = None
+    """Those that its files can be of, where they have one."""
+
+    def opset(self, asked: int | None) -> int | None:
+        """That of a file, where ``asked`` is what somebody wants."""
+        return asked
+
+    def notes(self, file: Path) -> tuple[str, ...]:
+        """What a person should know of how its runtime runs a file, a sentence each."""
+        return ()
+
     @abstractmethod
     def version(self) -> str:
         """That of the runtime, as its makers number it."""

@@ -19,6 +19,13 @@ class TorchExport(Format):
     name = "torch-export"
     suffix = ".pt2"
     runs_on = "PyTorch"
+    script = """
+from pathlib import Path
+import torch
+network = torch.export.load(Path(__file__).with_name("{file}")).module()
+outputs = network(*{tensors})
+print([tuple(output.shape) for output in outputs])
+"""
 
     def version(self) -> str:
         return torch.__version__

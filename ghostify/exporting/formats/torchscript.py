@@ -20,6 +20,13 @@ class TorchScript(Format):
     suffix = ".torchscript"
     runs_on = "PyTorch"
     can_leave_unoptimized = True
+    script = """
+from pathlib import Path
+import torch
+network = torch.jit.load(Path(__file__).with_name("{file}"))
+outputs = network(*{tensors})
+print([tuple(output.shape) for output in outputs])
+"""
 
     def version(self) -> str:
         return torch.__version__
