@@ -58,10 +58,11 @@ def export(
 ) -> Exported:
     """Write a network to a file of the format ``to``, and check in the file's own runtime that it is the same network.
 
-    ``to`` is onnx, openvino, executorch, torch-export, torchscript or aoti.  The network is written in its inference form, or with
-    ``form="training"`` layer by layer as it is, in eval mode both times; it itself stays as it is.  ``example`` is one
-    input, where nothing says what it takes.  ``images`` are samples that outputs are compared on (noise without), with
-    ``labels`` by accuracy, too.  ``dynamic`` leaves sizes open: ``"batch"``, or ``"size"`` (height and width, too).
+    ``to`` is onnx, openvino, executorch, torch-export, torchscript or aoti.  The network is written in its inference
+    form, or with ``form="training"`` layer by layer as it is, in eval mode both times; it itself stays as it is.
+    ``example`` is one input, where nothing says what it takes.  ``images`` are samples that outputs are compared on
+    (noise without), with ``labels`` by accuracy, too.  ``dynamic`` leaves sizes open: ``"batch"``, or ``"size"``
+    (height and width, too).
     ``precision`` is that of the file, which takes and gives 32-bit floats all the same unless ``half_io``; int8 is
     calibrated on the samples of ``calibration``, or on ``images``.
 
@@ -76,9 +77,7 @@ def export(
         example = example_for_network(model if isinstance(model, Ghosted) else None, network(model))
     samples = None if images is None else Samples(_in_order_of(example, images), "images", True, labels)
     calibrating = images if calibration is None else calibration
-    return exported(
-        model, Path(file), asked, example=example, samples=samples, calibration=calibrating, form=form
-    )
+    return exported(model, Path(file), asked, example=example, samples=samples, calibration=calibrating, form=form)
 
 
 def exported(

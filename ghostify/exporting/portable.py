@@ -119,7 +119,9 @@ class AsFile(nn.Module):
     def exact(self) -> AsFile:
         """The same network in 64-bit floats, called alike."""
         twin = copy.deepcopy(self).double()
-        twin.flat.leaves = [_in(leaf, torch.float64) if isinstance(leaf, Tensor) else leaf for leaf in self.flat.leaves]
+        twin.flat.leaves = [
+            in_type(leaf, torch.float64) if isinstance(leaf, Tensor) else leaf for leaf in self.flat.leaves
+        ]
         return twin
 
 
