@@ -13,8 +13,9 @@ from ghostify.exporting.quantizing import MOST
 from ghostify.exporting.samples import Samples
 from ghostify.exporting.wanted import Wanted
 from ghostify.files import undone_on_failure
-from ghostify.recipe import Recipe, read_recipe
+from ghostify.recipe import Recipe
 from ghostify.saving import is_run, read_run
+from ghostify.saving.runs import RECIPE, recipe_begun_with
 from ghostify.sources import Data, load_data
 from ghostify.sources.data import PICK
 from ghostify.sources.seeding import shuffled
@@ -24,7 +25,6 @@ from ghostify.watching import Watcher
 
 SAMPLES = 256
 """Test images that accuracy is compared on."""
-RECIPE = "recipe.yaml"
 
 
 def export(
@@ -76,11 +76,11 @@ def _origin(source: str) -> Origin:
 def _data_of_run(source: str, subject: Subject, watcher: Watcher) -> Data | None:
     """The images that a run was made with; None where there are none any more."""
     recipe = Path(source) / RECIPE
-    settings = read_recipe(str(recipe)).data if is_run(source) and recipe.is_file() else None
-    if settings is None:
+    if subject.run is None or not recipe.is_file():
         return None
     try:
-        return load_data(settings, subject.run.before.specs if subject.run else None)
+        settings = recipe_begun_with(recipe, f"Recipe {str(recipe)!r}").data
+        return load_data(settings, subject.run.before.specs) if settings else None
     except GhostifyError as problem:
         watcher.say(f"The file is compared on noise, because the run's images cannot be read: {problem}")
         return None
