@@ -43,6 +43,8 @@ print({{port.any_name: outputs[port].shape for port in network.outputs}})
     def _write(self, network: Portable, file: Path) -> None:
         import openvino
 
+        if network.calibration is not None:
+            by_nncf.require_nncf()
         with TemporaryDirectory() as folder:
             onnx = Path(folder) / "network.onnx"
             write_onnx(replace(network, precision="fp32"), onnx)

@@ -10,10 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
 from torch import Tensor
+
+from ghostify.errors import RecipeError
+
+
+def require_nncf() -> None:
+    """Raises ``RecipeError`` when it is not installed."""
+    if find_spec("nncf") is None:
+        raise RecipeError("int8 for OpenVINO needs nncf: pip install 'ghostify[int8]'.")
 
 
 def quantized(network: Any, batches: Sequence[tuple[Tensor, ...]], kept: Collection[str]) -> Any:
