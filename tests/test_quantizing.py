@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,6 +182,21 @@ def test_onnx_files_hold_8_bit_weights_with_a_scale_for_each_output_channel(netw
     assert agreement >= 0.97
     assert len(weights) == sum(isinstance(one, nn.Conv2d | nn.Linear) for one in network.modules())
     assert all(str(values.dtype) == "int8" and scales.shape == values.shape[:1] for values, scales in weights.values())
+
+
+def test_onnxruntime_computes_every_layer_in_integers(network: nn.Module, tmp_path: Path) -> None:
+    file, _ = written(network, "onnx", tmp_path)
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # that a file as it was optimised is for this machine
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
+    run = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    layers = [one for one in network.modules() if isinstance(one, nn.Conv2d)]
+    assert run["QLinearConv"] == len(layers) and run["QGemm"] == 1 and run["QLinearAdd"] == 3
+    assert not run["Conv"] and not run["Gather"]
 
 
 def test_layers_that_are_kept_have_float_weights(network: nn.Module, tmp_path: Path) -> None:
