@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ghostify.batches import Batch
 from ghostify.errors import GhostifyError
 from ghostify.exporting import EXPORTS, Exported, Origin, exported
 from ghostify.exporting.quantizing import MOST
@@ -52,7 +51,7 @@ def export(
             asked,
             example=subject.example,
             samples=_samples(data) if data else None,
-            calibration=_calibration(data) if data and asked.precision == "int8" else None,
+            calibration=data.calibration(MOST) if data and asked.precision == "int8" else None,
             form=form,
             origin=_origin(source),
         )
@@ -93,9 +92,3 @@ def _samples(data: Data) -> Samples:
     classes = labels if data.has_classes and isinstance(labels, Tensor) else None
     source = f"{len(chosen)} {'made-up ' if data.synthetic else ''}test {data.noun} of {data.name}"
     return Samples(tuple(tensors_of_call(images)), source, not data.synthetic, classes)
-
-
-def _calibration(data: Data) -> Batch:
-    """Images that scales are read off: of those to train on, where there are any."""
-    images = data.train or data.test
-    return images.batch(shuffled(len(images), PICK)[:MOST])[0]

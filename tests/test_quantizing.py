@@ -265,3 +265,32 @@ def test_what_cuts_a_file_into_pieces_is_told(tmp_path: Path) -> None:
     assert FORMATS["executorch"].notes(file) == (
         "XNNPACK runs it in 1 piece; what it does not run: aten::slice_copy (1)",
     )
+
+
+# -- the verb
+
+
+def test_no_int8_file_without_images_to_calibrate_on(network: nn.Module, tmp_path: Path) -> None:
+    tested = images(40, seed=1)[0]
+    with pytest.raises(ExportError, match="int8 needs training images"):
+        ghostify.export(network, tmp_path / "network.onnx", example=tested[:1], images=tested, precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_int8_file_says_what_it_was_calibrated_on_and_how_accurate_it_is(network: nn.Module, tmp_path: Path) -> None:
+    tested, labels = images(40, seed=1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    made = ghostify.export(
+        network,
+        tmp_path / "network.onnx",
+        example=tested[:1],
+        images=tested,
+        labels=labels,
+        precision="int8",
+        calibration=images(64)[0],
+    )
+    assert made.quantized is not None and made.quantized.samples == 64 and made.quantized.kept == ()
+    assert made.parity.passed and made.parity.accuracy is not None and made.parity.accuracy.file > 0.9
+    assert "int8 calibrated on 64 images, 12 of 12 layers" in str(made)
+    assert made.bytes < 2.5 * made.params
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
