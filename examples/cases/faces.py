@@ -1,0 +1,39 @@
+"""Case study: a face detector made of three small networks (docs/cases/faces.md).
+
+    python examples/cases/faces.py              # a quarter of an hour on two cores
+
+It installs facenet-pytorch and scikit-image into a folder beside, lets ghostify compress two of the three networks in
+place, and measures the detector as a whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scratch import Scratch
+
+PACKAGES = ("facenet-pytorch", "scikit-image", "lazy_loader", "imageio", "tifffile", "networkx")
+SIZES = {"onet": "3,48,48", "rnet": "3,24,24"}
+FORMS = {
+    "c-ghost": "--method c-ghost --s 4",
+    "width": "--method width --width 0.6",
+    "thin": "--method thin --width 0.6",
+    "chosen": "--target macs=0.4x",
+}
+"""Ways to make a network smaller, at about the same cost where that can be had."""
+
+
+def main() -> None:
+    scratch = Scratch(Path("faces"), PACKAGES)
+    for network, size in SIZES.items():
+        scratch.ghostify(f"scan faces_data:{network} --input {size}")
+        fed = f"faces_data:{network} --data faces_data:{network}_crops --metric faces_data:same_decisions"
+        for form, settings in FORMS.items():
+            scratch.ghostify(f"compress {fed} {settings} --no-measure --output runs/{network}-{form}")
+        runs = " ".join(f"runs/{network}-{form}" for form in FORMS)
+        scratch.ghostify(f"bench faces_data:{network} {runs} --input {size} --runtime eager,onnxruntime --batch 1,64")
+    scratch.python("faces_together.py", *FORMS)
+
+
+if __name__ == "__main__":
+    main()
