@@ -1,13 +1,14 @@
 """Case study: a face detector made of three small networks (docs/cases/faces.md).
 
-    python examples/cases/faces.py              # a quarter of an hour on two cores
+    python examples/cases/faces.py FOLDER
 
-It installs facenet-pytorch and scikit-image into a folder beside, lets ghostify compress two of the three networks in
-place, and measures the detector as a whole.
+Into FOLDER go facenet-pytorch and scikit-image, and what ghostify makes of two of the three networks; then the detector
+is measured as a whole.  Some minutes on two cores.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from scratch import Scratch
@@ -23,8 +24,8 @@ FORMS = {
 """Ways to make a network smaller: one kind of change everywhere, and what ghostify chooses for 0.6 of the time."""
 
 
-def main() -> None:
-    scratch = Scratch(Path("faces"), PACKAGES)
+def main(folder: Path) -> None:
+    scratch = Scratch(folder, PACKAGES)
     for network, size in SIZES.items():
         scratch.ghostify(f"scan faces_data:{network} --input {size}")
         fed = f"faces_data:{network} --data faces_data:{network}_crops --metric faces_data:same_decisions"
@@ -36,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
