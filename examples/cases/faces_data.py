@@ -1,10 +1,10 @@
 """The detection cascade MTCNN (facenet-pytorch) as ghostify reads it: its networks, what they are fed, how they agree.
 
-The cascade is plain Python around three small networks.  P-Net runs over a pyramid of the image and proposes boxes; R-Net
-looks at each box as a crop of 24x24 pixels, and O-Net at each that is left as one of 48x48.  What the last two are fed in
-earnest is recorded here from the cascade itself, on photographs with faces: scikit-image's and scikit-learn's photographs,
-with faces of scikit-image's subset of LFW (25x25 pixels, grey) pasted in, since those packages hold one photograph of a
-face only.  Photographs and faces of the test are others than those of the training.
+The cascade is plain Python around three small networks.  P-Net runs over a pyramid of the image and proposes boxes;
+R-Net looks at each box as a crop of 24x24 pixels, and O-Net at each that is left as one of 48x48.  What the last two
+are fed in earnest is recorded here from the cascade itself, on photographs of scikit-image and scikit-learn.  Of these
+one shows a face only, so faces of scikit-image's subset of LFW (25x25 pixels, grey) are pasted in.  Photographs and
+faces of the test are others than those of the training.
 """
 
 from __future__ import annotations

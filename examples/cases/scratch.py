@@ -1,4 +1,4 @@
-"""What the case studies share: a scratch environment for packages that ghostify itself never needs, and their commands."""
+"""A scratch environment for packages that ghostify itself never needs, and the commands of a case study in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 class Scratch:
-    """A folder with packages of its own, besides those of the Python that runs the script, and all that a case makes."""
+    """A folder with packages of its own, besides those of the Python that runs the script, and what a case makes."""
 
     def __init__(self, folder: Path, packages: Sequence[str]) -> None:
         """Install ``packages`` (without what they depend on: torch is there) the first time."""
