@@ -139,7 +139,8 @@ def test_several_inputs_and_nested_outputs_leave_in_a_row(format: str, tmp_path:
     torch.manual_seed(0)
     given = {"image": example(), "double": True, "depth": example()[:, :1]}
     found = exported(Many().train(), given, format, tmp_path, dynamic=dynamics(format))
-    assert found.inputs == ("image", "depth") and found.outputs == ("maps_0", "maps_1", "logits", "classes")
+    assert [one.name for one in found.inputs] == ["image", "depth"]
+    assert [one.name for one in found.outputs] == ["maps_0", "maps_1", "logits", "classes"]
     assert found.parity.passed and found.parity.agreement == 1
 
 
