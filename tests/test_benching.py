@@ -20,11 +20,13 @@ from torch import Tensor, nn
 import ghostify
 from ghostify.benching import Bench, Source, bench_sources
 from ghostify.benching.bench import labels
+from ghostify.benching.exported import exported as in_file
 from ghostify.benching.memory import peak_bytes
 from ghostify.benching.picture import drawn
 from ghostify.benching.verdicts import Speedup, speedups
 from ghostify.clock import Place
 from ghostify.errors import ModelError, RecipeError
+from ghostify.inputs import parse_inputs
 from ghostify.measuring import latency
 from ghostify.networks import resnet8
 
@@ -306,3 +308,16 @@ def test_the_speed_of_the_clock_is_real() -> None:
     found = ghostify.bench({"a": network}, torch.zeros(1, 3, 32, 32), seconds=0.2).results[0].latency
     known = latency({"a": network}, torch.zeros(1, 3, 32, 32), seconds=0.2)["a"]
     assert 0.2 < found.median_ms / known.median_ms < 5
+
+
+def test_files_that_do_not_say_what_they_take_are_timed_by_their_manifests(tmp_path: Path) -> None:
+    example = torch.randn(1, 3, 8, 8)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    done = ghostify.export(network, tmp_path / "net.torchscript", to="torchscript", example=example, dynamic="batch")
+    place = Place(runtime="eager", device="cpu", threads=1, batch=3)
+    (maps,) = in_file(str(done.file)).session(place)()
+    assert maps.shape == (3, 4, 6, 6)
+    done.manifest.unlink()
+    with pytest.raises(RecipeError, match="Nothing says what"):
+        in_file(str(done.file)).session(place)
+    assert in_file(str(done.file), parse_inputs("3,8,8")).session(place)()[0].shape == (3, 4, 6, 6)
