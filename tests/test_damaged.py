@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import data, epoch, refusal, same, write_tree
+from image_trees import data, epoch, refusal, same, write_tree
 
 from ghostify.sources import Data
 from ghostify.sources.damaged import Damaged, Skipped, read_each

@@ -127,7 +127,7 @@ def test_every_option_named_in_the_docs_exists() -> None:
         code = "\n".join(re.findall(r"^```.*?^```", text_of(page), re.DOTALL | re.MULTILINE))
         for line in re.findall(r"^\$? ?(ghostify .*)$", code.replace("\\\n", " "), re.MULTILINE):
             _, verb, *words = shlex.split(line, comments=True)
-            known = {name for parameter in verbs[verb].params for name in parameter.opts}
+            known = {name for one in verbs[verb].params for name in (*one.opts, *one.secondary_opts)}
             if hasattr(verbs[verb], "commands"):
                 continue
             unknown = [word for word in words if word.startswith("--") and word not in known]

@@ -173,7 +173,12 @@ def nodes(file: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(file).graph.node)
 
 
-@pytest.mark.parametrize("settings", [{}, {"cheap": "pointwise"}, {"method": "mixed"}], ids=str)
+REORDERED = {"fit": {"arrange": "reorder"}}
+"""Maps in the order of the network's channels: none is put in order as it runs."""
+DEPTHWISE = {"cheap": "depthwise 3", "min_saving": 0}
+
+
+@pytest.mark.parametrize("settings", [{}, {"cheap": "pointwise"}, {"method": "mixed"}, DEPTHWISE | REORDERED], ids=str)
 def test_nothing_in_a_file_cuts_a_delegate(settings: dict[str, Any], tmp_path: Path) -> None:
     """No gather, no slice (but for the two of the network's own shortcuts), and no depthwise convolution that gives
     more maps than it reads.
@@ -185,6 +190,16 @@ def test_nothing_in_a_file_cuts_a_delegate(settings: dict[str, Any], tmp_path: P
     held = nodes(file)
     assert {kind: held[kind] for kind in MOVING} == {kind: own[kind] for kind in MOVING}
     assert not with_multiplier(file)
+
+
+def test_maps_that_a_file_puts_in_order_are_told(tmp_path: Path) -> None:
+    network = resnet20().eval()
+    own = nodes(export(network, tmp_path).file)["Gather"]
+    made = ghostify.convert(network, EXAMPLE, images=torch.randn(16, 3, 32, 32), **DEPTHWISE)
+    done = export(made, tmp_path)
+    (note,) = done.notes
+    gathers = nodes(done.file)["Gather"] - own
+    assert gathers > 1 and f"{gathers} layers put their maps in order" in note
 
 
 MOVING = ("Gather", "GatherElements", "GatherND", "Slice", "Split", "Transpose", "If", "Loop")

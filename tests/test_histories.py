@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from blobs import SETTINGS, Blobs, Small, Watcher
-from pictures import data
+from image_trees import data
 
 from ghostify.cli import main, show
 from ghostify.errors import RecipeError, RunError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from pictures import data, refusal, write_tree
+from image_trees import data, refusal, write_tree
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torchvision import models

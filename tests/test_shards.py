@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import MEAN, STD, data, epoch, refusal, same
+from image_trees import MEAN, STD, data, epoch, refusal, same
 from PIL import Image
 
 from ghostify.sources.kinds.shards import expanded

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import MEAN, STD, data, epoch, refusal, same, write_tree
+from image_trees import MEAN, STD, data, epoch, refusal, same, write_tree
 from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder

@@ -29,6 +29,7 @@ from ghostify.exporting.samples import LEAST, Samples, noise, samples_in
 from ghostify.exporting.script import script_for
 from ghostify.exporting.specs import specs, specs_of_outputs
 from ghostify.exporting.wanted import Wanted, wanted
+from ghostify.ghosts import CGhost, GGhostStage
 from ghostify.inference import Optimized, example_for_network, optimize
 from ghostify.rewriting import Ghosted
 from ghostify.running import undisturbed
@@ -101,7 +102,7 @@ def exported(
         found = _checked(asked, folder / file.name, network(model), ready, example, samples or noise(ready.example))
         if not found.passed:
             raise ExportError(f"{file.name!r} was not kept, because it is not the same network: {found.reason}.")
-        notes += asked.format.notes(folder / file.name)
+        notes += (*_reordered(written), *asked.format.notes(folder / file.name))
         made = _told(file, folder, network(model), ready, asked, found).model_copy(
             update={"form": done, "notes": notes, "origin": origin, "quantized": quantized}
         )
@@ -175,6 +176,18 @@ def _checked(asked: Wanted, file: Path, module: nn.Module, ready: Portable, exam
         return found
     first = first_divergence(ready, asked.format, samples.first(LEAST), found.failed, found.precision)
     return found.model_copy(update={"first": first})
+
+
+def _reordered(module: nn.Module) -> tuple[str, ...]:
+    """What there is to say of maps that the file puts in order as it runs."""
+    orders = [part for part in module.modules() if isinstance(part, CGhost | GGhostStage) and part.order is not None]
+    if not orders:
+        return ()
+    which = "one layer puts its maps" if len(orders) == 1 else f"{len(orders)} layers put their maps"
+    return (
+        f"In this file {which} in order as it runs, by a gather, which accelerators may run apart from the rest; a "
+        "network fitted with --set fit.arrange=reorder has none.",
+    )
 
 
 def _fed(run: Runner, ready: Portable) -> Runner:

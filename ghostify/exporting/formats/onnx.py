@@ -18,7 +18,7 @@ from ghostify.runtimes.in_onnxruntime import opened
 
 OPSET = 18
 """The oldest that torch's exporter writes, which most runtimes read.  A newer one gains nothing: ONNX Runtime puts as
-many reorders of maps into the graph (11 in that of a ghosted ResNet18) with each from 18 to 23.
+many reorders of maps into the graph (11 in that of a ghosted ResNet18) with 18, 20, 21 and 23.
 """
 OLDEST, NEWEST = 18, 23
 """Between those that torch's exporter writes and the newest that it knows.  Below, it rewrites the file, and keeps 18
