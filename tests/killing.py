@@ -213,7 +213,9 @@ def main(folder: Path, kills: int, processes: int, seed: int) -> dict[str, Any]:
             assert set(launched(processes, 0, lambda _: train(variant, source, straight, 0, None))) == {0}  # noqa: B023
         run.mkdir()
         while not (run / "result.pt").exists():
-            kind, workers, rank = draws.choice(list(POINTS)), draws.choice((0, 0, 2, 4)), draws.randrange(processes)
+            # of the kinds that fewest were killed at, so that few kills are at all kinds, too
+            rarest = [kind for kind in POINTS if killed[kind] == min(killed[kind] for kind in POINTS)]
+            kind, workers, rank = draws.choice(rarest), draws.choice((0, 0, 2, 4)), draws.randrange(processes)
             last = draws.randint(1, POINTS[kind]) if sum(killed.values()) < kills else 0
             rank = 0 if kind in WRITING else rank
             note = run / "killed-at"
