@@ -15,8 +15,8 @@ mean of that edge and of what suits a network that was fitted closely,
     p = √(edge · CLOSE · usual rate)
 
 because edges differ more than the best rates do: by a factor of 9 between C-Ghost modules and thin blocks, which
-trained best at rates 2 to 4 apart, for 156 and for 782 steps.  Everything moved is put back, bit for bit, and nothing is
-drawn that training would draw otherwise.
+trained best at rates 2 to 4 apart, for 156 and for 782 steps.  Everything moved is put back, bit for bit, and nothing
+is drawn that training would draw otherwise.
 """
 
 from __future__ import annotations
