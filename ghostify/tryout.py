@@ -1,7 +1,7 @@
 """A recipe tried out: carried out on synthetic images by a few steps, so that what is wrong with it shows in a minute.
 
 All is done that the recipe says, but for what takes long or is not at hand: weights are random and not fitted, nothing
-is timed, batches are small and few.  A recipe that trains nothing is planned.
+is timed, batches are small and few, and no budget is met.  A recipe that trains nothing is planned.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from ghostify.recipe import Recipe, make_recipe
 
 BATCH = 4
 """Images of a step."""
-CALIBRATION = 16
-"""Images by which the harm of a budget is measured."""
 
 
 def try_out(recipe: Recipe, steps: int, verb: str) -> int:
@@ -44,16 +42,19 @@ def shrunk(recipe: Recipe, steps: int) -> Recipe:
     values["data"] = {"source": "fake", "batch_size": BATCH, "limit": BATCH * steps, "hold_out": 0}
     for name in ("pretrain", "finetune"):
         if values.get(name):
-            values[name] = _short(values[name])
-    values["budget"] = {**values.get("budget", {}), "measure": False}
-    # to plan for a budget, harm is measured on images, and few do where nobody looks at the plan
-    values["fit"] = {"images": CALIBRATION} if recipe.budget.asked else {"how": "none"}
+            values[name] = _short(values[name], recipe.data.batch_size if recipe.data else BATCH)
+    # harm is measured for minutes to plan for a budget, and nobody looks at the plan: its target is read, no more
+    values["budget"] = {"measure": False}
+    values["fit"] = {"how": "none"}
     return make_recipe({**values, "device": "cpu"}, where=f"Recipe {recipe.name!r}, tried out")
 
 
-def _short(training: dict[str, Any]) -> dict[str, Any]:
+def _short(training: dict[str, Any], batch_size: int) -> dict[str, Any]:
     """The settings of a training run of one epoch, taught by the original if by anybody."""
     kept = {key: value for key, value in training.items() if key not in ("teacher", "teacher_weights")}
+    if isinstance(kept.get("lr"), float):
+        # a rate goes with its batch (Goyal et al., 2017): that of 1,024 images is too much for a step of a few
+        kept["lr"] = kept["lr"] * BATCH / max(BATCH, batch_size)
     return {**kept, "epochs": min(1, kept.get("epochs", 1))}
 
 

@@ -83,7 +83,8 @@ def test_a_recipe_is_tried_out_by_real_steps_on_synthetic_images():
     assert try_out(recipe, steps=2, verb="compress") == 4, "two of the original, two of what was made of it"
     small = shrunk(recipe, steps=2)
     assert (small.ghost, small.seed) == (recipe.ghost, recipe.seed)
-    assert small.finetune == recipe.finetune.model_copy(update={"epochs": 1})
+    rate = recipe.finetune.lr * small.data.batch_size / recipe.data.batch_size
+    assert small.finetune == recipe.finetune.model_copy(update={"epochs": 1, "lr": rate})
     assert try_out(read_recipe(RECIPES["papers/c-ghost-resnet56-s2-d3"]), steps=2, verb="compress") == 0
 
 
