@@ -38,7 +38,8 @@ def run(folder: Path) -> str:
     )
     said = done.stdout + done.stderr
     unreachable = next((word for word in MISSING if word in said), "")
-    if done.returncode and unreachable:
+    # once a command of ghostify has begun, whatever fails is a failure
+    if done.returncode and unreachable and "$ ghostify " not in said:
         pytest.skip(f"packages of the case cannot be installed here: {unreachable}")
     assert done.returncode == 0, said
     return said

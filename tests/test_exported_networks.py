@@ -144,10 +144,10 @@ def test_several_inputs_and_nested_outputs_leave_in_a_row(format: str, tmp_path:
     assert found.parity.passed and found.parity.agreement == 1
 
 
-@in_most_formats
+@pytest.mark.parametrize(
+    "format", marked([name for name in HERE if name != COMPILED and "size" in FORMATS[name].dynamics])
+)
 def test_height_and_width_are_open_where_asked(format: str, tmp_path: Path) -> None:
-    if "size" not in FORMATS[format].dynamics:
-        pytest.skip(f"{format} has no open sizes")
     found = exported(ghosted(), example(), format, tmp_path, dynamic="size")
     assert "32x32" in {run.size for run in found.parity.compared}
 
