@@ -13,7 +13,8 @@ from pathlib import Path
 
 from scratch import Scratch
 
-PACKAGES = ("facenet-pytorch", "scikit-image", "lazy_loader", "imageio", "tifffile", "networkx")
+PACKAGES = ("scikit-image",)
+ALONE = ("facenet-pytorch",)  # it asks for torch < 2.3
 SIZES = {"onet": "3,48,48", "rnet": "3,24,24"}
 FORMS = {
     "c-ghost": "--method c-ghost --s 4 --no-measure",
@@ -25,7 +26,7 @@ FORMS = {
 
 
 def main(folder: Path) -> None:
-    scratch = Scratch(folder, PACKAGES)
+    scratch = Scratch(folder, PACKAGES, ALONE)
     for network, size in SIZES.items():
         scratch.ghostify(f"scan faces_data:{network} --input {size}")
         fed = f"faces_data:{network} --data faces_data:{network}_crops --metric faces_data:same_decisions"
