@@ -29,7 +29,8 @@ from ghostify.batches import count, inputs_in, take
 from ghostify.budget_result import Budgeted
 from ghostify.budgeting import begun
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
-from ghostify.job import MEASURE_IT, Job, Outcome, measured, metric_of
+from ghostify.job import Job, Outcome
+from ghostify.judging import MEASURE_IT, Judge, metric_of
 from ghostify.measuring import Accuracy, Score
 from ghostify.measuring.borrowing import pick_device
 from ghostify.planned import planned
@@ -90,7 +91,7 @@ def _compressed(job: Job, asked: Plan | None) -> Outcome:
     for line in filter(None, (plan.table().title, plan.partly)):
         watcher.say(line)
     # first, so that nothing is lost if it cannot be measured
-    accuracy = job.accuracies({"original": job.subject.model})
+    accuracy = job.judge.scores({"original": job.subject.model})
     if given and given is not asked:
         given = job.tried(given)
         recorded, plan = job.planned(given)
@@ -101,15 +102,15 @@ def _compressed(job: Job, asked: Plan | None) -> Outcome:
         job.subject.model, ghosted.module, *call_arguments(job.subject.example), device=job.place
     )
     ghosted = job.spanned(ghosted)
-    accuracy |= job.accuracies({"converted": ghosted.module}, ghosted.span)
-    agreed_on = job.agreement(ghosted.module)
+    accuracy |= job.judge.scores({"converted": ghosted.module}, ghosted.span)
+    agreed_on = job.judge.agreement(ghosted.module)
     kept = job.subject.model if recipe.pretrain and not job.subject.run else None
     outcome = job.save(ghosted, accuracy, "converted", latency, kept, agreed_on)
 
     if recipe.finetune and recipe.finetune.epochs:
         job.finetune(ghosted, job.subject.model)
         ghosted = job.spanned(ghosted)
-        accuracy |= job.accuracies({"finetuned": ghosted.module}, ghosted.span)
+        accuracy |= job.judge.scores({"finetuned": ghosted.module}, ghosted.span)
         outcome = job.save(ghosted, accuracy, "finetuned", latency, agreement=agreed_on)
     job.clear_checkpoints()
     return outcome
@@ -149,10 +150,10 @@ def _trained(job: Job, settings: TrainSettings) -> Outcome:
     job.settle_rate(fitted=ghosted.fit is not None)
     job.require_measurable()
     job.rehearse(ghosted.plan)
-    accuracy = job.accuracies({"converted" if ghosted.plan.swaps else "original": ghosted.module})
+    accuracy = job.judge.scores({"converted" if ghosted.plan.swaps else "original": ghosted.module})
     job.finetune(ghosted, teacher or _original(job.subject, recipe.model))
     ghosted = job.spanned(ghosted)
-    accuracy |= job.accuracies({"finetuned": ghosted.module}, ghosted.span)
+    accuracy |= job.judge.scores({"finetuned": ghosted.module}, ghosted.span)
     outcome = job.save(ghosted, accuracy, "finetuned", original=teacher)
     job.clear_checkpoints()
     return outcome
@@ -198,19 +199,18 @@ def measure_accuracy(recipe: Recipe, watcher: Watcher) -> tuple[Accuracy | Score
 
     Raises ``DataError`` without images, ``ModelError`` for what is no classifier where no metric is named.
     """
-    metric = metric_of(recipe.data)
+    metric = metric_of(recipe.data)  # before a network is loaded, which takes longer
     subject = prepare(recipe.model, recipe.data, recipe.seed)
-    if subject.data is None or recipe.data is None:
+    judge = Judge(subject, recipe.data, pick_device(recipe.device), watcher, metric)
+    if subject.data is None:
         raise DataError("Evaluating needs images; give them, as in --data folder:PATH.")
-    if metric is None and subject.unscored:
-        raise ModelError(f"{subject.unscored} {MEASURE_IT}")
-    notes = [note for note in (*subject.notes, "" if metric else subject.on_classes) if note]
+    if judge.unscored:
+        raise ModelError(f"{judge.unscored} {MEASURE_IT}")
+    notes = [note for note in (*subject.notes, "" if judge.metric else subject.on_classes) if note]
     for note in notes:
         watcher.say(note)
-    place = pick_device(recipe.device)
-    span = subject.run.span if subject.run else None
-    score, outside = measured(subject.model, subject.data, recipe.data, metric, place, watcher, "Testing", span)
-    late = [str(subject.data.feeding.skipped), outside.warning if outside and outside.alarming else ""]
+    score = judge.score(subject.model, "Testing", subject.run.span if subject.run else None)
+    late = [str(subject.data.feeding.skipped), judge.warning]
     for note in filter(None, late):
         watcher.say(note)
         notes.append(note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ghostify import measuring
 from ghostify.batches import Batch
 from ghostify.budget.choosing import Choosing
 from ghostify.budget.meeting import settled
@@ -32,19 +30,19 @@ from ghostify.finetuning import (
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.fitting import fitted
 from ghostify.inference import Optimized
-from ghostify.measuring import Accuracy, Comparison, Metric, Score, evaluate
+from ghostify.judging import MEASURE_IT, Judge, metric_of
+from ghostify.measuring import Accuracy, Comparison, Score
 from ghostify.measuring.accuracy import samples_in
 from ghostify.measuring.borrowing import pick_device
-from ghostify.measuring.span import Outside, Span
+from ghostify.measuring.span import Span
 from ghostify.planned import fits, planned
 from ghostify.planning import Plan
 from ghostify.processes import Processes, group
-from ghostify.recipe import AUTO, BudgetSettings, DataSettings, Recipe, TrainSettings
+from ghostify.recipe import AUTO, BudgetSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
 from ghostify.rewriting import Ghosted, carried_out
 from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
 from ghostify.scanning import scan
-from ghostify.sources import Data
 from ghostify.subject import Subject, named_teacher, prepare
 from ghostify.tracing import Recording
 from ghostify.watching import Watcher, counted
@@ -52,9 +50,6 @@ from ghostify.watching import Watcher, counted
 _UNCOMPARED = "there is no --metric to compare epochs by"
 WAITING = 0.2
 """A larger share of the time of training spent waiting for images is told."""
-_FEW = 4
-"""Samples on which a metric is tried before the long work."""
-MEASURE_IT = "What it is good for can be measured by a function of yours: --metric package.module:function."
 
 
 @dataclass
@@ -66,42 +61,6 @@ class Outcome:
     folder: Path
 
 
-def measured(
-    module: nn.Module,
-    data: Data,
-    feeding: DataSettings,
-    metric: Metric | None,
-    place: torch.device,
-    watcher: Watcher,
-    title: str,
-    span: Span | None = None,
-) -> tuple[Accuracy | Score, Outside | None]:
-    """The score of a network on the test images, by ``metric`` where there is one, else its accuracy; and how many of
-    them lie outside its ``span``.
-    """
-    if span is None:
-        return _score(module, data, feeding, metric, place, watcher, title), None
-    with span.watching(module) as watch:
-        score = _score(module, data, feeding, metric, place, watcher, title)
-    return score, watch.outside(score.total)
-
-
-def _score(
-    module: nn.Module,
-    data: Data,
-    feeding: DataSettings,
-    metric: Metric | None,
-    place: torch.device,
-    watcher: Watcher,
-    title: str,
-) -> Accuracy | Score:
-    loader = data.test_loader(feeding.batch_size, feeding.workers)
-    with watcher.counting(title, len(data.test)) as progress:
-        if metric is not None:
-            return metric.score(module, loader, device=place, progress=progress)
-        return evaluate(module, loader, device=place, progress=progress)
-
-
 def _loss(recipe: Recipe) -> OwnLoss | None:
     """The user's loss, for what is to be trained.  Raises ``RecipeError``."""
     if recipe.data is None or not recipe.data.loss:
@@ -110,11 +69,6 @@ def _loss(recipe: Recipe) -> OwnLoss | None:
     if recipe.finetune:
         loss.require_outputs(recipe.finetune.distill)
     return loss
-
-
-def metric_of(feeding: DataSettings | None) -> Metric | None:
-    """The user's metric, where one is named.  Raises ``RecipeError``."""
-    return Metric.named(feeding.metric) if feeding and feeding.metric else None
 
 
 def _trains(recipe: Recipe) -> bool:
@@ -148,8 +102,7 @@ class Job:
     watcher: Watcher
     subject: Subject
     place: torch.device
-    metric: Metric | None = None
-    """What is measured in place of accuracy."""
+    judge: Judge
     loss: OwnLoss | None = None
     """What training lowers in place of the cross entropy."""
     teacher: nn.Module | None = None
@@ -166,8 +119,6 @@ class Job:
     """Those that train together; the first does all else, and the others wait for it."""
     awaited: bool = True
     """Whether the others wait to be told what to do next."""
-    outside: Outside | None = None
-    """How many test inputs lay outside the span of the network that was measured last."""
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> Job:
@@ -199,7 +150,8 @@ class Job:
         teacher = named_teacher(recipe.finetune)
         if teacher is not None and recipe.finetune and recipe.finetune.teacher:
             subject.require_teacher(teacher, recipe.finetune.teacher)
-        return cls(recipe, folder, watcher, subject, place, metric, loss, teacher, processes=processes)
+        judge = Judge(subject, recipe.data, place, watcher, metric)
+        return cls(recipe, folder, watcher, subject, place, judge, loss, teacher, processes=processes)
 
     def rehearse(self, plan: Plan) -> None:
         """Find out before the long work whether the run could be saved and would come back."""
@@ -292,14 +244,6 @@ class Job:
             return "noise, because there are no images"
         return f"{samples_in(images, ())} {data.noun}, without labels"
 
-    def agreement(self, module: nn.Module) -> float | None:
-        """Share of test images that the network puts where the original does; None without images, or classes."""
-        data, feeding = self.subject.data, self.recipe.data
-        if data is None or feeding is None or self.metric or self.subject.unscored:
-            return None
-        loader = data.test_loader(feeding.batch_size, feeding.workers)
-        return measuring.agreement(module, self.subject.model, loader, device=self.place)
-
     def require_measurable(self) -> None:
         """Try the metric on a few images before any long work is done, and refuse to train what nobody can judge."""
         if _trains(self.recipe) and self.subject.unscored and self.loss is None:
@@ -307,8 +251,7 @@ class Job:
                 f"{self.subject.unscored} Only classifiers are trained here without a loss of your own; give one: "
                 "--loss package.module:function."
             )
-        if self.metric is not None and self.subject.data is not None:
-            self.metric.rehearse(self.subject.model, self.subject.data.test_loader(_FEW))
+        self.judge.rehearse()
 
     def as_it_is(self) -> Ghosted:
         """The subject with the swaps it came with and no others."""
@@ -331,22 +274,9 @@ class Job:
         how = f", taught by {who} (weight {settings.distill:g})" if settings.distill else ""
         rate = "that a test finds" if settings.lr == AUTO else f"of {settings.peak:g}"
         self.watcher.say(f"Fine-tuning for {settings.epochs} epochs at a rate {rate}{how}")
-        beside = None if original is None else self._held_score(original)
+        beside = None if original is None else self.judge.held_score(original, self.loss is not None)
         teacher = (self.teacher or original) if settings.distill else None
         self.train(ghosted, settings, "finetune", teacher, beside)
-
-    def _held_score(self, module: nn.Module) -> float | None:
-        """What epochs are compared by, of a network as it is; None without images held out, or by a loss alone."""
-        data, feeding = self.subject.data, self.recipe.data
-        if data is None or feeding is None or (self.metric is None and (self.loss or self.subject.unscored)):
-            return None
-        loader = data.held_loader(feeding.batch_size, feeding.workers)
-        if loader is None:
-            return None
-        if self.metric is None:
-            return evaluate(module, loader, device=self.place).top1
-        value = self.metric.score(module, loader, device=self.place).value
-        return value if math.isfinite(value) else None
 
     def train(
         self,
@@ -395,7 +325,7 @@ class Job:
                 self.recipe.tensorboard,
                 self._slowed,
             ),
-            measure=self.metric,
+            measure=self.judge.metric,
             loss=self.loss,
         )
 
@@ -427,24 +357,6 @@ class Job:
         for name in CHECKPOINTS:
             remove_checkpoint(self.folder / name)
 
-    def accuracies(self, modules: Mapping[str, nn.Module], span: Span | None = None) -> dict[str, Accuracy | Score]:
-        """Accuracy of each module by its stage, or the metric's score; nothing without images, or classes.
-
-        With the ``span`` of a module it is noted, and said, how many test inputs lie outside.
-        """
-        data, feeding = self.subject.data, self.recipe.data
-        if data is None or feeding is None or (self.subject.unscored and self.metric is None):
-            return {}
-        found = {}
-        for stage, module in modules.items():
-            title = f"Testing the {stage} network"
-            found[stage], self.outside = measured(
-                module, data, feeding, self.metric, self.place, self.watcher, title, span
-            )
-        if self.outside is not None and self.outside.alarming:
-            self.watcher.say(self.outside.warning)
-        return found
-
     def spanned(self, ghosted: Ghosted) -> Ghosted:
         """With the span of what its layers read, as they are now, of the images that it was fitted to."""
         data, fit = self.subject.data, ghosted.fit
@@ -465,7 +377,7 @@ class Job:
     ) -> Outcome:
         classes = self.subject.data.classes if self.subject.data else ()
         report = compare(ghosted, latency, accuracy, self._notes(), agreement, self.clock, classes)
-        report = report.model_copy(update={"outside": self.outside})
+        report = report.model_copy(update={"outside": self.judge.outside})
         whole = replace(ghosted, plan=self._with_earlier_swaps(ghosted.plan))
         save_rehearsed(
             whole,
@@ -506,9 +418,9 @@ class Job:
         if self.subject.data.synthetic:
             notes.append("The images are synthetic: accuracy on them says nothing about real ones.")
         notes += [*self.verdicts, *self._damages()]
-        if self.outside is not None and self.outside.alarming:
-            notes.append(self.outside.warning)
-        if self.metric is not None:
+        if self.judge.warning:
+            notes.append(self.judge.warning)
+        if self.judge.metric is not None:
             return notes
         if self.subject.unscored:
             notes.append(f"Accuracy was not measured: {self.subject.unscored} {MEASURE_IT}")

@@ -24,7 +24,8 @@ from ghostify.budgeting import begun
 from ghostify.clock.wholes import recorded, side_by_side
 from ghostify.errors import DataError, GhostifyError, ModelError, PlanError, RecipeError, RunError
 from ghostify.files import replacing
-from ghostify.job import MEASURE_IT, Job
+from ghostify.job import Job
+from ghostify.judging import MEASURE_IT
 from ghostify.measuring import Accuracy, Score
 from ghostify.planned import place_of
 from ghostify.planning import Plan, read_plan
@@ -97,8 +98,8 @@ def _known(folder: Path) -> Sweep | None:
 def _require_measurable(job: Job) -> None:
     if job.subject.data is None:
         raise DataError("A sweep needs images, to tell what networks keep; give them, as in --data folder:PATH.")
-    if job.metric is None and job.subject.unscored:
-        raise ModelError(f"{job.subject.unscored} {MEASURE_IT}")
+    if job.judge.unscored:
+        raise ModelError(f"{job.judge.unscored} {MEASURE_IT}")
     job.require_measurable()
 
 
@@ -121,11 +122,11 @@ def _begun(job: Job) -> Sweep:
 def _kept(job: Job, module: nn.Module, original: bool = False) -> Kept:
     """What a network is good for on the test images."""
     stage = "original" if original else "converted"
-    measured = job.accuracies({stage: module})[stage]
+    measured = job.judge.scores({stage: module})[stage]
     return Kept(
         accuracy=measured if isinstance(measured, Accuracy) else None,
         score=measured if isinstance(measured, Score) else None,
-        agreement=None if original else job.agreement(module),
+        agreement=None if original else job.judge.agreement(module),
     )
 
 

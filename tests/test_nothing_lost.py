@@ -19,7 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from ghostify import experiment, job, planned
+from ghostify import experiment, job, judging, planned
 from ghostify.cli.app import app
 from ghostify.cli.runs import RunInterrupted
 from ghostify.errors import GhostifyError, PlanError, RunError
@@ -283,7 +283,7 @@ CHAPTERS: dict[str, tuple[Any, str]] = {
     "plan": (planned, "agreed"),
     "rehearse": (job, "rehearse"),
     "fit": (job, "fitted"),
-    "test": (job, "evaluate"),
+    "test": (judging, "evaluate"),
     "report": (job, "compare"),
     "train": (job, "finetune"),
     "save": (job, "save_rehearsed"),

@@ -15,7 +15,7 @@ from command import Cli, refused
 from ghostify.clock import Clock, Piece, Place, Time
 from ghostify.costs import Cost
 from ghostify.errors import RecipeError, RunError
-from ghostify.job import Job
+from ghostify.judging import Judge
 from ghostify.measuring import Accuracy, Comparison, Latency, Timings
 from ghostify.recipe import SweepSettings
 from ghostify.reporting.front import front
@@ -207,20 +207,20 @@ def test_a_sweep_is_made_and_each_of_its_plans_can_be_carried_out(cli: Cli) -> N
 def test_an_interrupted_sweep_goes_on_and_ends_as_one_that_was_not(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (*SWEPT, *MACS, "--no-neighbours")
     whole = json.loads(cli(*options, "-o", "whole", "--json").out)
-    done, agreement = [], Job.agreement
+    done, agreement = [], Judge.agreement
 
-    def stopped(self: Job, module: Any) -> Any:
+    def stopped(self: Judge, module: Any) -> Any:
         if done:
             raise KeyboardInterrupt
         done.append(module)
         return agreement(self, module)
 
-    monkeypatch.setattr(Job, "agreement", stopped)
+    monkeypatch.setattr(Judge, "agreement", stopped)
     answer = cli(*options, "-o", "part")
     assert answer.code == 130 and "ghostify sweep --resume part" in answer.err
     left = read_sweep("part")
     assert [point.name for point in left.points] == ["macs=0.8x"] and not left.complete
-    monkeypatch.setattr(Job, "agreement", agreement)
+    monkeypatch.setattr(Judge, "agreement", agreement)
     resumed = json.loads(cli("sweep", "--resume", "part", "--json").out)
     assert resumed["points"] == whole["points"] and resumed["complete"]
     refused(cli("sweep", "--resume", "part"), "finished already", "sweep.html")
