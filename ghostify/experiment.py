@@ -29,7 +29,7 @@ from ghostify.batches import count, inputs_in, take
 from ghostify.budget_result import Budgeted
 from ghostify.budgeting import begun
 from ghostify.errors import DataError, GhostifyError, ModelError, RecipeError, RunError
-from ghostify.job import Job, Outcome
+from ghostify.job import Job, Outcome, joined
 from ghostify.judging import MEASURE_IT, Judge, metric_of
 from ghostify.measuring import Accuracy, Score
 from ghostify.measuring.borrowing import pick_device
@@ -228,11 +228,13 @@ class Analyzed:
 def analyze(recipe: Recipe, watcher: Watcher) -> Analyzed:
     """How redundant a network's feature maps are; of a run folder, those of the network it began with, if it can tell.
 
-    Then the pictures have those of the converted network beside them.  Raises ``DataError`` without images, or with
-    too few that can be read, and what ``analyze`` raises.
+    Then the pictures have those of the converted network beside them.  Several processes find the same numbers
+    together, and the first has the pictures.  Raises ``DataError`` without images, or with too few that can be read, and
+    what ``analyze`` raises.
     """
     if recipe.data is None:
         raise DataError("An analysis needs images; give them, as in --data folder:PATH.")
+    processes = joined(recipe)
     subject = prepare(recipe.model, None, recipe.seed, recipe.data)
     wanted = inputs_in(subject.example)
     sample = load_sample(recipe.data, wanted, recipe.analysis.images, LEAST_IMAGES, subject.own)
@@ -256,7 +258,7 @@ def analyze(recipe: Recipe, watcher: Watcher) -> Analyzed:
             camera=camera,
             told=told,
         )
-    if original is None or subject.run is None:
+    if original is None or subject.run is None or not processes.first:
         return Analyzed(found, camera.pictures)
     found = with_plan(found, subject.run.plan, _budget_of(recipe.model.source))
     return Analyzed(found, with_converted(camera.pictures, original, subject.model, take(sample.images, slice(SEEN))))

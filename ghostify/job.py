@@ -61,6 +61,11 @@ class Outcome:
     folder: Path
 
 
+def joined(recipe: Recipe) -> Processes:
+    """The processes that carry out a recipe, joined to one group."""
+    return group(cpu=recipe.device == "cpu" or not torch.cuda.is_available())
+
+
 def _loss(recipe: Recipe) -> OwnLoss | None:
     """The user's loss, for what is to be trained.  Raises ``RecipeError``."""
     if recipe.data is None or not recipe.data.loss:
@@ -123,7 +128,7 @@ class Job:
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, watcher: Watcher) -> Job:
         # before a device is picked, because each process has one of its own
-        processes = group(cpu=recipe.device == "cpu" or not torch.cuda.is_available())
+        processes = joined(recipe)
         if processes.first:
             for name in CHECKPOINTS:
                 check_checkpoint(folder / name)

@@ -11,7 +11,7 @@ until the launcher stops both.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,11 +45,22 @@ def world() -> int:
 
 
 def together() -> bool:
-    """Whether several processes compute here what is of all of them, such as the statistics of a fit."""
+    """Whether several processes compute here what is of all of them, such as the statistics of an analysis."""
     import torch.distributed as dist
 
     joined = dist.is_available() and dist.is_initialized()
     return joined and dist.get_world_size() > 1 and not _alone.get()
+
+
+def present() -> Processes:
+    """Those that compute here together, each from its share of what there is to look at; this one alone where none do."""
+    if not together():
+        return Processes()
+    import torch
+    import torch.distributed as dist
+
+    where = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return Processes(dist.get_rank(), dist.get_world_size(), torch.device(where))
 
 
 @contextmanager
@@ -92,21 +103,44 @@ class Processes:
         """A number of each process, in their order."""
         return [int(found) for found in self.total([number if one == self.rank else 0 for one in range(self.world)])]
 
-    def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        from accelerate.utils import reduce
+    def share(self, numbers: Iterable[int]) -> list[int]:
+        """Those of some numbers, of batches say, that are this process's: each belongs to one."""
+        return [number for number in numbers if number % self.world == self.rank]
 
+    def largest(self, sizes: Sequence[int]) -> list[int]:
+        """The largest of each of some sizes over all processes."""
+        return [max(self.each(size)) for size in sizes]
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, the same bits in each; where it was, and itself alone."""
+        if self.world == 1:
+            return tensor
+        import torch.distributed as dist
+
+        total = tensor.detach().clone().to(self.device)
         with _others_there():
-            return reduce(tensor, "sum")
+            dist.all_reduce(total)
+        return total.to(tensor.device)
+
+    def joined(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        """The rows (n, …) of all processes, in their order: each has some, of ``shape`` behind the first dimension."""
+        counts = self.each(len(rows))
+        first = sum(counts[: self.rank])
+        # a sum of rows and zeros, because processes have unequal numbers of them
+        places = rows.new_zeros(sum(counts), *shape)
+        places[first : first + len(rows)] = rows
+        return self.summed(places)
 
     def same(self, value: T) -> T:
         """What the first process has of a value, which must be one that can be pickled."""
         if self.world == 1:
             return value
-        from accelerate.utils import broadcast_object_list
+        import torch.distributed as dist
 
+        sent = [value]
         with _others_there():
-            return broadcast_object_list([value])[0]
+            dist.broadcast_object_list(sent)
+        return sent[0]
 
     def decided(self, decide: Callable[[], T]) -> T:
         """What the first process alone works out, for all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,9 +19,11 @@ from killing import launched
 from test_loop import Signalling, near, plain
 from torch import Tensor, nn
 
+from ghostify.analysis import analyze
 from ghostify.cli.entry import tell
 from ghostify.errors import DataError, GhostifyError, RunError, Stopped
 from ghostify.finetuning import finetune
+from ghostify.networks import resnet20
 from ghostify.processes import Processes, group, rank, world
 from ghostify.recipe import DataSettings, TrainSettings
 from ghostify.runtimes import pinned_threads
@@ -38,6 +41,7 @@ def one_thread() -> Iterator[None]:
     import accelerate  # noqa: F401
 
     finetune(net(), Blobs(), TrainSettings(epochs=1))
+    analyze(resnet20(3), torch.randn(8, 3, 8, 8), layers=("conv1",))
     with pinned_threads(1):
         yield
 
@@ -167,6 +171,40 @@ def test_another_engine_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RunError, match=r"configured for FSDP, .* accelerate launch --multi_gpu, or torchrun"):
         finetune(net(), Blobs(), SETTINGS, progress=Watcher())
     assert "RANK" not in os.environ
+
+
+# --- what is found together -------------------------------------------------------------------------------------------
+
+
+def numbers(found: Any) -> list[Any]:
+    """The leaves of what JSON has of an analysis, but for how long it took."""
+    if isinstance(found, dict):
+        return [leaf for key, value in found.items() if key != "seconds" for leaf in numbers(value)]
+    return [leaf for value in found for leaf in numbers(value)] if isinstance(found, list) else [found]
+
+
+def analyzed_by(folder: Path, processes: int, count: int) -> list[list[Any]]:
+    """What each of some processes finds of a network with stages, by so many images."""
+    images = torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+    def look(last: bool) -> None:
+        group(cpu=True)
+        torch.manual_seed(0)
+        found = analyze(resnet20(3), images, layers=("layer1",))
+        (folder / f"{processes}-{rank()}.json").write_text(json.dumps(found.model_dump(mode="json")))
+
+    assert set(launched(processes, 0, look)) == {0}
+    return [numbers(json.loads((folder / f"{processes}-{one}.json").read_text())) for one in range(processes)]
+
+
+@pytest.mark.parametrize(("processes", "count"), [(2, 9), (3, 17)])
+def test_several_processes_analyze_as_one_does(tmp_path: Path, processes: int, count: int) -> None:
+    """Each by batches of its own, of which one has more than another, and to the same bits."""
+    alone = analyzed_by(tmp_path, 1, count)[0]
+    first, *others = analyzed_by(tmp_path, processes, count)
+    assert all(other == first for other in others)
+    for mine, other in zip(first, alone, strict=True):
+        assert mine == (pytest.approx(other, rel=1e-7, abs=1e-9) if isinstance(other, float) else other)
 
 
 # --- the command of a process that is not the first -------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 A layer's maps are there only while it is looked at, and of large maps some images are enough, so that what is in memory
 at a time is what the network itself keeps there for those images.
+
+Processes that look at it together run batches of their own each; all find the same, and the first takes the pictures.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from ghostify.leastsquares.pairs import pair_positions
 from ghostify.leastsquares.sampling import Positions
 from ghostify.patterns import require_matches
 from ghostify.planning import plan
+from ghostify.processes import present
 from ghostify.recipe import AnalysisSettings, make_settings
 from ghostify.running import evaluating, in_single_precision, undisturbed
 from ghostify.scanning import Scan, Site, scan
@@ -134,11 +137,14 @@ class _Job:
         self.layers: list[LayerRedundancy] = []
         self.stages: list[StageRedundancy] = []
         self.skipped: dict[str, str] = {}
-        self.started = {0}
-        """The batches on their way; the first one has the image of which pictures are taken."""
+        self.processes = present()
+        self.started = set(self.processes.share([0]))
+        """This process's batches on their way; the first of all has the image of which pictures are taken."""
         self.wanted: Counter[fx.Node] = Counter()
         """By node, how many still want to see its values: blocks may end with a layer, and stages share blocks."""
         self.nodes = {node.name: node for node in self.walk.nodes}
+        self.like = next(leaf for leaf in per_sample(batches[0]))[:0]
+        """A tensor where the network is."""
 
     def run(self) -> bool:
         """Look at everything; False where it was interrupted."""
@@ -176,10 +182,10 @@ class _Job:
         of_ranks = rank_positions(shape, batches, room)
         needed = sorted({*positions.batches, *of_ranks.batches})
         with self._kept(node, needed) as maps:
-            _require_finite(site.name, maps, needed)
+            self._require_finite(site.name, maps, needed)
             found = compare_maps(maps, positions, self.settings.d, site.groups)
             carried = self._carried(site, node, maps, of_ranks)
-            if self.camera:
+            if self.camera and self.processes.first:
                 self.camera.layer(site.name, maps(0)[0], found.pairs)
         size = (*shape[2:], 1, 1)[:2]
         self.layers.append(
@@ -204,7 +210,7 @@ class _Job:
         """The rank curve of a layer; of groups there is none, because a pointwise convolution would join them."""
         if site.groups > 1:
             return ()
-        weights = importance(self.walk.traced, node, site.out_channels, maps(0))
+        weights = importance(self.walk.traced, node, site.out_channels, self.like)
         return rank_curve(maps, positions, weights)
 
     # -- stages ------------------------------------------------------------------------------------------------
@@ -228,9 +234,9 @@ class _Job:
         positions = stage_positions(shape, len(self.walk.values), self.held, self.walk.room(nodes[-1]))
         with self._kept(nodes[-1], positions.batches) as last:
             first, *others = (self._reader(node) for node in nodes[:-1])
-            _require_finite(stage.name, last, positions.batches)
+            self._require_finite(stage.name, last, positions.batches)
             found = compare_blocks(first, last, [first, *others], positions, self.held, len(self.walk.values))
-            if self.camera:
+            if self.camera and self.processes.first:
                 self.camera.stage(stage.name, first(0)[0], last(0)[0], found.pairs)
         for node in nodes[:-1]:
             self._release(node)
@@ -251,13 +257,22 @@ class _Job:
             )
         )
 
+    def _require_finite(self, name: str, maps: Callable[[int], Tensor], batches: Sequence[int]) -> None:
+        own = self.processes.share(batches)
+        bad = not all(bool(torch.isfinite(maps(batch)).all()) for batch in own)
+        if self.processes.total([bad])[0]:
+            raise FitError(
+                f"{name} gives values that are not finite (NaN or infinite) for these images; look at the weights "
+                "before it, or leave it out with --layers."
+            )
+
     # -- the walk ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def _kept(self, node: fx.Node, batches: Sequence[int]) -> Iterator[Callable[[int], Tensor]]:
         """Interpreter on until ``node`` has run for ``batches``; its values by batch."""
         # a batch that was once on its way goes on, because later layers may look at other batches than this one
-        self.started |= set(batches)
+        self.started |= set(self.processes.share(batches))
         self._want(node)
         self.walk.advance(self.walk.index[node] + 1, sorted(self.started))
         try:
@@ -299,14 +314,6 @@ def _unfit(site: Site, calls: int) -> str:
     if site.out_channels // site.groups < 2:
         return "has one output map per group, so there is nothing to be made of another"
     return ""
-
-
-def _require_finite(name: str, maps: Callable[[int], Tensor], batches: Sequence[int]) -> None:
-    if not all(bool(torch.isfinite(maps(batch)).all()) for batch in batches):
-        raise FitError(
-            f"{name} gives values that are not finite (NaN or infinite) for these images; look at the weights before "
-            "it, or leave it out with --layers."
-        )
 
 
 def _require_matches(seen: Scan, patterns: Sequence[str]) -> None:

@@ -6,6 +6,8 @@
 The first is what C-Ghost has to do with depthwise filters: with a ratio s it keeps n/s intrinsic maps and makes each of
 the others so, at most s−1 of one intrinsic map.  The second is what it can do with a pointwise convolution, which reads
 all intrinsic maps: m of these carry what the best m linear combinations of all n maps carry.
+
+Processes that look at a network together have its maps for their own batches each; what they sum up is reduced.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from ghostify.leastsquares.moments import Moments
 from ghostify.leastsquares.pairs import PairMoments, as_maps
 from ghostify.leastsquares.principal import carried
 from ghostify.leastsquares.sampling import Positions, positions_wanted
+from ghostify.processes import present
 
 SIZES = (1, 3, 5, 7)
 """Sizes d of filters that are compared."""
@@ -100,21 +103,21 @@ def rank_curve(maps: Callable[[int], Tensor], positions: Positions, weights: Ten
     ``maps`` gives the output of a batch, (B, n, …); errors in them count by ``weights`` (n,).
     """
     moments = Moments()
-    for batch in positions.batches:
+    for batch in present().share(positions.batches):
         y = positions.values(as_maps(maps(batch)), batch)[:, None]
         moments.add(y, y[:, :, :0])  # nothing is predicted: the covariance of the maps says all
-    return tuple(carried(moments.features()[0], weights).tolist())
+    return tuple(carried(moments.reduced().features()[0], weights).tolist())
 
 
 def _halves(maps: Callable[[int], Tensor], positions: Positions, d: int) -> list[PairMoments]:
     """Sums over every second batch and over the others; over all of them where there is one."""
-    halves: list[PairMoments] = []
+    # an error that is another in each half of the batches may be as far off as the halves are apart
+    halves = [PairMoments() for _ in positions.batches[:2]]
+    own = present().share(positions.batches)
     for index, batch in enumerate(positions.batches):
-        if index < 2:
-            halves.append(PairMoments(halves[0] if halves else None))
-        # an error that is another in each half of the batches may be as far off as the halves are apart
-        halves[index % 2].add(positions.shifts(as_maps(maps(batch)), d, batch))
-    return halves
+        if batch in own:
+            halves[index % 2].add(positions.shifts(as_maps(maps(batch)), d, batch))
+    return [half.reduced() for half in halves]
 
 
 def _allowed(n: int, groups: int, varies: Tensor) -> Tensor:
@@ -142,10 +145,11 @@ def _of_sizes(maps: Callable[[int], Tensor], positions: Positions, sources: Tens
         return {}
     largest = max(SIZES)
     moments = Moments()
-    for batch in positions.batches:
+    for batch in present().share(positions.batches):
         y = as_maps(maps(batch))
         v = positions.shifts(y[:, sources], largest, batch)
         moments.add(v, positions.values(y[:, made], batch)[:, :, None])
+    moments = moments.reduced()
     s, c, variances = moments.features().cpu(), moments.crossed()[:, 0].cpu(), moments.tt[:, 0].cpu() / moments.count
     # The normal equations of the largest filter hold those of each smaller one: its taps are the inner square, so one
     # pass over the images is enough for all sizes.

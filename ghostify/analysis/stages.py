@@ -21,6 +21,7 @@ from ghostify.analysis.findings import CurvePoint, MapPair
 from ghostify.analysis.layers import PAIRS
 from ghostify.leastsquares.moments import RIDGES, Moments, Normal
 from ghostify.leastsquares.sampling import Positions, positions_wanted
+from ghostify.processes import Processes, present
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _RIDGES = tuple(10.0**power for power in range(-6, 4))
@@ -58,9 +59,10 @@ def compare_blocks(
     ``blocks`` give the outputs of all blocks but the last; the last ``held`` of all ``batches`` are held out.
     """
     seen, out = Moments(), Moments()
-    for batch in positions.batches:
+    for batch in present().share(positions.batches):
         x, y = positions.values(first(batch), batch)[:, None], positions.values(last(batch), batch)[:, None]
         (out if batch >= batches - held else seen).add(x, y)
+    seen, out = seen.reduced(), out.reduced()
     judge = out if held else seen
     weight, error = _cheapest(seen, judge)
     variances = (judge.tt[0] / judge.count).cpu()
@@ -111,13 +113,15 @@ def _gained(
     positions: Positions,
 ) -> Tensor:
     """By how much the mix term lowers each channel's mean squared error, (n,)."""
+    processes = present()
     left, pooled = [], []
-    for batch in positions.batches:
+    for batch in processes.share(positions.batches):
         y = last(batch).mean((2, 3)).double()
         # an average over a map goes through a 1x1 filter unchanged, so averages of the maps are enough here
         left.append(y - first(batch).mean((2, 3)).double() @ weight.T)
         pooled.append(torch.cat([block(batch).mean((2, 3)) for block in blocks], 1).double())
-    r, z = torch.cat(left).cpu(), torch.cat(pooled).cpu()
+    width = len(weight)
+    r, z = _of_all(processes, left, width).cpu(), _of_all(processes, pooled, width * len(blocks)).cpu()
     # of two images, leaving one out leaves nothing to fit to
     if len(r) < 3:
         return r.new_zeros(r.shape[1])
@@ -136,6 +140,12 @@ def _gained(
         wrong = (r - vectors @ (kept[:, None] * turned)) / (1 - inside).clamp_min(1e-6)[:, None]
         best = torch.maximum(best, (r.square() - wrong.square()).mean(0))
     return best
+
+
+def _of_all(processes: Processes, rows: Sequence[Tensor], width: int) -> Tensor:
+    """The rows (B, width) that the processes have by batch, as one matrix."""
+    own = torch.cat(list(rows)) if rows else torch.zeros(0, width, dtype=torch.float64)
+    return processes.joined(own, [width])
 
 
 def _pairs(seen: Moments) -> tuple[MapPair, ...]:

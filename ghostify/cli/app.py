@@ -31,14 +31,14 @@ app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 
 
-_TRAINING = ("compress", "finetune")
+_SHARED = ("compress", "finetune", "analyze")
 """The verbs that several processes carry out together."""
 
 
 @app.callback()
 def ghostify(context: typer.Context, version: options.Version = False) -> None:
     """Rewrite any CNN with C-Ghost modules and G-Ghost stages, keeping its trained weights."""
-    if rank() and context.invoked_subcommand not in _TRAINING:
+    if rank() and context.invoked_subcommand not in _SHARED:
         raise typer.Exit  # the first process does it alone
 
 
@@ -109,6 +109,9 @@ def analyze(
     from ghostify.reporting.analysis_files import write_analysis
     from ghostify.reporting.figures import require_figures
 
+    if rank():
+        analyzed(settings, show.Watcher(quiet=True))
+        return
     if figures:
         require_figures()
     with new_folder(output or Path("analyses") / run_name(settings)) as folder:

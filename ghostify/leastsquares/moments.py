@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ghostify.leastsquares.principal import Principal, metric_of
-from ghostify.processes import together
+from ghostify.processes import present
 
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths ρ that are tried, weakest first."""
@@ -92,28 +91,23 @@ class Moments:
         return both
 
     def reduced(self) -> Moments:
-        """The moments over all processes of the default group, the same in each; itself where there is one."""
-        if not together():
-            return self
-        sizes = torch.tensor(self.tu.shape or (0, 0, 0), device=self.mean_u.device)
-        dist.all_reduce(sizes, dist.ReduceOp.MAX)
-        if not sizes.any():
-            return self
+        """The moments over all processes that compute together, the same in each; itself where there is one."""
+        processes = present()
         # A process that saw no image of this layer takes part all the same, or the others would wait for it.
-        own = self if self.count else self._of_nothing(*sizes.tolist())
-        sums = [torch.tensor(own.count, dtype=torch.float64, device=own.mean_u.device)]
-        sums += [own.count * own.mean_u, own.count * own.mean_t]
-        for tensor in sums:
-            dist.all_reduce(tensor)
+        shape = processes.largest(self.tu.shape if self.count else (0, 0, 0))
+        if processes.world == 1 or not any(shape):
+            return self
+        own = self if self.count else self._of_nothing(*shape)
         total = Moments(self.squares)
-        total.count, total.mean_u, total.mean_t = float(sums[0]), sums[1] / sums[0], sums[2] / sums[0]
+        total.count = float(processes.summed(torch.tensor(own.count, dtype=torch.float64)))
+        total.mean_u = processes.summed(own.count * own.mean_u) / total.count
+        total.mean_t = processes.summed(own.count * own.mean_t) / total.count
         du, dt = own.mean_u - total.mean_u, own.mean_t - total.mean_t
-        total.uu = own.uu + own.count * du[:, :, None] * du[:, None] if self.squares else own.uu
-        total.tu = own.tu + own.count * dt[:, :, None] * du[:, None]
-        total.tt = own.tt + own.count * dt.square()
         # Each process's sums are now about the mean of all, and simply add up.
-        for tensor in (total.uu, total.tu, total.tt) if self.squares else (total.tu, total.tt):
-            dist.all_reduce(tensor)
+        if self.squares:
+            total.uu = processes.summed(own.uu + own.count * du[:, :, None] * du[:, None])
+        total.tu = processes.summed(own.tu + own.count * dt[:, :, None] * du[:, None])
+        total.tt = processes.summed(own.tt + own.count * dt.square())
         return total
 
     def _of_nothing(self, g: int, n: int, d: int) -> Moments:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ghostify.leastsquares.moments import precision
 from ghostify.leastsquares.sampling import Positions
+from ghostify.processes import present
 
 _POSITIONS, _LEAST_POSITIONS = 8192, 1024
 _WORK = 8e9
@@ -43,11 +44,10 @@ def as_maps(y: Tensor) -> Tensor:
 class PairMoments:
     """Sums over positions of the shifts of n maps, of one map's with each other and with all maps."""
 
-    def __init__(self, like: PairMoments | None = None) -> None:
-        """``like``: other sums of the same maps, that this is to be added to."""
+    def __init__(self) -> None:
         self.count = 0.0
         self._mean = self._inner = self._crossed = torch.zeros(())
-        self._about: Tensor | None = None if like is None else like._about
+        self._about: Tensor | None = None
 
     def add(self, v: Tensor) -> None:
         """Take positions in: the d x d neighbourhoods v (N, n, d²).
@@ -64,10 +64,54 @@ class PairMoments:
         self._crossed = self._crossed + v.flatten(1).T @ v[:, :, v.shape[2] // 2]
         self.count += len(v)
 
+    def reduced(self) -> PairMoments:
+        """The sums over all processes that compute together, the same in each; itself where there is one."""
+        processes = present()
+        # A process that saw no position takes part all the same, or the others would wait for it.
+        shape = processes.largest(self._mean.shape if self.count else (0, 0))
+        if processes.world == 1 or not all(shape):
+            return self
+        own = self if self.count else self._of_nothing(*shape)
+        total = PairMoments()
+        total.count = float(processes.summed(torch.tensor(own.count, dtype=torch.float64)))
+        total._about = processes.summed(own.count * own._reference) / total.count
+        own = own.around(total._about)
+        total._mean, total._inner = processes.summed(own._mean), processes.summed(own._inner)
+        total._crossed = processes.summed(own._crossed)
+        return total
+
+    def around(self, about: Tensor) -> PairMoments:
+        """The same positions, their sums about another mean (n, d²)."""
+        if about is self._about:
+            return self
+        moved = PairMoments()
+        moved.count, moved._about = self.count, about
+        # Σ(x + δ)(y + δ)ᵀ, with x and y about the mean until now, and δ from there to the other
+        step = self._reference - about
+        moved._mean = self._mean + self.count * step
+        moved._inner = self._inner + _outer(step, self._mean) + _outer(moved._mean, step)
+        centre = step.shape[1] // 2
+        added = torch.outer(step.flatten(), self._mean[:, centre]) + torch.outer(moved._mean.flatten(), step[:, centre])
+        moved._crossed = self._crossed + added.to(self._crossed.dtype)
+        return moved
+
+    @property
+    def _reference(self) -> Tensor:
+        assert self._about is not None, "there is some position"
+        return self._about
+
+    def _of_nothing(self, n: int, area: int) -> PairMoments:
+        """No positions, in the shapes of other processes' sums."""
+        empty = PairMoments()
+        empty._about = empty._mean = torch.zeros(n, area, dtype=torch.float64)
+        empty._inner = torch.zeros(n, area, area, dtype=torch.float64)
+        empty._crossed = torch.zeros(n * area, n, dtype=precision(n * area))
+        return empty
+
     def plus(self, other: PairMoments) -> PairMoments:
-        """The sums of both, of which one was made ``like`` the other."""
-        both = PairMoments(self)
-        both.count = self.count + other.count
+        """The sums of both."""
+        both, other = PairMoments(), other.around(self._reference)
+        both._about, both.count = self._about, self.count + other.count
         both._mean, both._inner = self._mean + other._mean, self._inner + other._inner
         both._crossed = self._crossed + other._crossed
         return both
@@ -85,7 +129,7 @@ class PairMoments:
         for rows in torch.arange(n, device=variances.device).split(max(1, _ROWS // (area * n))):
             c = self._with_all(rows)
             # R_i is the same for every j, so one inverse of d² x d² serves all n filters that are compared.
-            taps = torch.linalg.inv(self._around(rows)).to(c.dtype) @ c
+            taps = torch.linalg.inv(self._within(rows)).to(c.dtype) @ c
             errors = (variances - c.mul_(taps).sum(1)).clamp_min(0)
             # A map makes itself without error; what was added to R_i would say otherwise.
             errors[torch.arange(len(rows)), rows] = 0
@@ -109,7 +153,7 @@ class PairMoments:
         # Indices on both sides of a slice go in pairs, and the pairs come first: (k, d²).
         crossed = self._crossed.unflatten(0, (n, area))[sources, :, made].double() / self.count
         c = crossed - mean[sources] * mean[made, area // 2][:, None]
-        taps = torch.linalg.solve(self._around(sources), c)
+        taps = torch.linalg.solve(self._within(sources), c)
         return taps, (self.variances[made] - (c * taps).sum(1)).clamp_min(0)
 
     def _with_all(self, rows: Tensor) -> Tensor:
@@ -119,9 +163,14 @@ class PairMoments:
         crossed = self._crossed.unflatten(0, (n, area))[rows] / self.count
         return crossed.sub_(mean[rows][:, :, None] * mean[:, area // 2])
 
-    def _around(self, rows: Tensor) -> Tensor:
+    def _within(self, rows: Tensor) -> Tensor:
         """R_i of maps i in ``rows``, (r, d², d²)."""
         mean = self._mean[rows] / self.count
         r = self._inner[rows] / self.count - mean[:, :, None] * mean[:, None]
         load = _LOAD[self._crossed.dtype] * r.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
         return r + load[:, None, None] * torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
+
+
+def _outer(one: Tensor, other: Tensor) -> Tensor:
+    """(n, a) and (n, b) → (n, a, b), map by map."""
+    return one[:, :, None] * other[:, None]
