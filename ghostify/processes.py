@@ -53,7 +53,7 @@ def together() -> bool:
 
 
 def present() -> Processes:
-    """Those that compute here together, each from its share of what there is to look at; this one alone where none do."""
+    """Those that compute here together, each from its share of what there is to look at; else this one alone."""
     if not together():
         return Processes()
     import torch
