@@ -229,8 +229,8 @@ def analyze(recipe: Recipe, watcher: Watcher) -> Analyzed:
     """How redundant a network's feature maps are; of a run folder, those of the network it began with, if it can tell.
 
     Then the pictures have those of the converted network beside them.  Several processes find the same numbers
-    together, and the first has the pictures.  Raises ``DataError`` without images, or with too few that can be read, and
-    what ``analyze`` raises.
+    together, and the first has the pictures.  Raises ``DataError`` without images, or with too few that can be read,
+    and what ``analyze`` raises.
     """
     if recipe.data is None:
         raise DataError("An analysis needs images; give them, as in --data folder:PATH.")
