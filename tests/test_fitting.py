@@ -454,7 +454,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SEVERAL_INPUTS = ("by-name", "nested")
 UNREADABLE = ("subclassed", "parametrised", "in-place", "attentive")
-UNFIT = ("shuffled", "functional", "scaled-stage", "shuffle-stage")
+UNFIT = ("shuffled", "functional", "shuffle-stage")
 """Nets whose channels cannot be followed, or whose code cannot work with fewer of them."""
 DEEP = "resnet20"
 """Three stages of what resnet8 has, too; they make a difference to G-Ghost stages alone."""

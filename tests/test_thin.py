@@ -41,7 +41,7 @@ REFUSED = {
     "in-place": r"__setitem__ in '\(root\)' ties channels",
     "attentive": "multi_head_attention_forward in 'attention' ties channels",
 }
-UNFIT = ("shuffled", "functional", "scaled-stage", "shuffle-stage")
+UNFIT = ("shuffled", "functional", "shuffle-stage")
 """Nets whose code cannot work with fewer channels, or with others than the first."""
 STEADY = "nested"
 """A net all of whose channels are outputs or added to others."""

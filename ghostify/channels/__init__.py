@@ -12,7 +12,7 @@ from ghostify.channels.idle import idle_modules, outermost
 from ghostify.channels.ordering import Ordering
 from ghostify.channels.propagation import follow
 from ghostify.channels.rewiring import rewired, stands_in
-from ghostify.channels.thinning import narrower_ghost, renumbered, silenced, sliced, thinned
+from ghostify.channels.thinning import narrowed, renumbered, silenced, sliced, thinned
 
 __all__ = [
     "Channels",
@@ -26,7 +26,7 @@ __all__ = [
     "follow",
     "idle_modules",
     "inner_blocks",
-    "narrower_ghost",
+    "narrowed",
     "outermost",
     "renumbered",
     "rewired",

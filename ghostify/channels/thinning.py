@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ghostify.channels.grouping import Channels, constant_along
 from ghostify.channels.operations import REDUCTIONS
 from ghostify.ghosts import CGhost
 from ghostify.running import evaluating, op_name, run_node, within_regions
+from ghostify.tracing import is_leaf
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -60,7 +62,27 @@ def _moved_up(places: Tensor, mask: Tensor) -> Tensor:
     return (mask.cumsum(0) - 1)[places[mask[places]]].to(places.dtype)
 
 
-def narrower_ghost(channels: Channels, ghost: CGhost, memo: dict[int, Any], kept: np.ndarray) -> CGhost:
+def narrowed(channels: Channels, kept: np.ndarray) -> dict[int, Any]:
+    """By the ``id`` of each layer of a whole network (and parameter outside of layers) that becomes narrower, what
+    takes its place: a memo for ``deepcopy``.
+    """
+    traced, tensors = channels.traced, sliced(channels, kept)
+    memo: dict[int, Any] = dict(tensors)
+    for module in _layers(traced.module):
+        if any(id(tensor) in tensors for tensor in [*module.parameters(), *module.buffers()]):
+            memo[id(module)] = renumbered(module, copy.deepcopy(module, dict(tensors)))  # a memo used is a memo spoilt
+    for module in traced.names:
+        if isinstance(module, CGhost) and any(id(part) in memo for part in module.modules()):
+            memo[id(module)] = _narrower_ghost(channels, module, memo, kept)
+    return memo
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules without children."""
+    return (part for part in module.modules() if is_leaf(part) or not any(True for _ in part.children()))
+
+
+def _narrower_ghost(channels: Channels, ghost: CGhost, memo: dict[int, Any], kept: np.ndarray) -> CGhost:
     """A copy of a C-Ghost module that ran, with the parts that ``memo`` holds, its own numbers brought in line."""
     name = channels.traced.names[ghost][0]
     *_, last = (n for n in channels.nodes if n.op != "get_attr" and n.meta["module"] == name)

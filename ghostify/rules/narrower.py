@@ -6,7 +6,7 @@ Methods width and thin choose channels; what is built of those that are kept, an
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ghostify.channels import Channels, narrower_ghost, renumbered, silenced, sliced
+from ghostify.channels import Channels, narrowed, silenced, sliced
 from ghostify.errors import RewriteError
-from ghostify.ghosts import CGhost
 from ghostify.rules.base import Skip
 from ghostify.rules.origins import Origins, index_of, part_or_none
 from ghostify.running import THINNED, Failed, agree, attempt, coarsest, quiet
-from ghostify.scanning import Scan, network_nodes
-from ghostify.tracing import Traced, is_leaf, other_runs, without_numbers
+from ghostify.scanning import Scan, nodes_and_outputs
+from ghostify.tracing import Traced, other_runs, without_numbers
 
 _IDLE = "did not run on the example or in training, so it stays as it is, and so do the channels it may read"
 _CLOSED = "is a G-Ghost stage, which keeps the channels that it reads and gives"
@@ -33,21 +32,20 @@ def steady(scan: Scan) -> list[Skip]:
     return idle + [Skip(target=name, reason=_CLOSED) for name in scan.closed]
 
 
+def written(scan: Scan, told: Sequence[Skip]) -> list[Skip]:
+    """The layers whose widths the network's code writes out, but for those of which something is told already."""
+    known = {skip.target for skip in told}
+    return [Skip(target=name, reason=reason) for name, reason in scan.written.items() if name not in known]
+
+
 def narrower(channels: Channels, kept: np.ndarray, refused: str) -> dict[int, Any]:
     """By the ``id`` of each layer (and parameter outside of layers) that becomes narrower, what takes its place.
 
     ``kept`` says of each number of a channel whether it stays.  Raises ``RewriteError``, which begins with ``refused``,
     when the narrower network does not do what the network does with the others silenced.
     """
-    traced, tensors = channels.traced, sliced(channels, kept)
-    memo: dict[int, Any] = dict(tensors)
-    for module in _layers(traced.module):
-        if any(id(tensor) in tensors for tensor in [*module.parameters(), *module.buffers()]):
-            memo[id(module)] = renumbered(module, copy.deepcopy(module, dict(tensors)))  # a memo used is a memo spoilt
-    for module in traced.names:
-        if isinstance(module, CGhost) and any(id(part) in memo for part in module.modules()):
-            memo[id(module)] = narrower_ghost(channels, module, memo, kept)
-    _check(traced, channels, memo, kept, refused)
+    memo = narrowed(channels, kept)
+    _check(channels.traced, channels, memo, kept, refused)
     return memo
 
 
@@ -78,7 +76,7 @@ def _check(traced: Traced, channels: Channels, memo: dict[int, Any], kept: np.nd
         return
     given = _run(traced, copy.deepcopy(traced.module, dict(memo)), refused)
     values = silenced(channels, kept, *inputs)
-    wanted = [values[node] for node in network_nodes(traced)[2]]
+    wanted = [values[node] for node in nodes_and_outputs(traced)[1]]
     found = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     # NaN counts as the same as NaN, so two networks that give nothing else would agree.
     if not any(tensor.isfinite().any() for tensor in wanted):
@@ -118,8 +116,3 @@ def _run(run: Traced, narrower: nn.Module, refused: str, where: str = "") -> Any
 def _agree(wanted: list[Tensor], found: list[Tensor], values: Iterable[Any]) -> bool:
     precision = coarsest(values, torch.float32)
     return all(agree(*pair, THINNED, precision) for pair in zip(wanted, found, strict=True))
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules without children."""
-    return (part for part in module.modules() if is_leaf(part) or not any(True for _ in part.children()))

@@ -23,7 +23,7 @@ from ghostify.names import within
 from ghostify.patterns import meant
 from ghostify.recipe import GhostSettings, Keep, Rounding, Stream
 from ghostify.rules.base import Skip, Swap, cannot_be_fitted, thinner, unfittable
-from ghostify.rules.narrower import add_origins, narrower, steady
+from ghostify.rules.narrower import add_origins, narrower, steady, written
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Needs, Original, Rule
 from ghostify.rules.rows import Promise, Ratios, Rows
@@ -80,7 +80,7 @@ class WidthRule(Rule[WidthSwap]):
         return Needs(whole=True, steady=swap.exclude, stream=swap.stream)
 
     def subjects(self, scan: Scan) -> dict[str, str]:
-        return {name: name for name in (*scan.idle, *scan.closed)}
+        return {name: name for name in (*scan.idle, *scan.closed, *scan.written)}
 
     def admit(self, scan: Scan, settings: GhostSettings) -> None:
         if settings.include != ("*",) or settings.set:
@@ -91,6 +91,7 @@ class WidthRule(Rule[WidthSwap]):
         unfit = unfittable(scan, settings.exclude) if fitted else []
         exclude = (*settings.exclude, *(site.name for site in unfit))
         kept = [Skip(target=site.name, reason=cannot_be_fitted(f"it {site.unfit}")) for site in unfit]
+        kept += written(scan, kept)
         try:
             swap = propose(scan, settings.model_copy(update={"exclude": exclude}))
         except PlanError as problem:
@@ -113,7 +114,7 @@ class WidthRule(Rule[WidthSwap]):
         kept = meant(scan, swap.exclude)
         checked = swap.model_copy(update={"before": scan.cost, "after": predict(scan, swap)})
         told = [entry for entry in said.values() if isinstance(entry, Skip) and entry.target in kept]
-        return [checked, *steady(scan), *told]
+        return [checked, *steady(scan), *told, *written(scan, told)]
 
     def require_kept(self, swap: WidthSwap, scan: Scan, kept: Sequence[str]) -> None:
         # It touches everything, so the plan may exclude only what the swap itself was told to leave.

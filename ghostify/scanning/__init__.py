@@ -3,5 +3,6 @@
 from ghostify.scanning.result import InParts, Scan, Site
 from ghostify.scanning.scan import scan
 from ghostify.scanning.whole import forms, network_nodes, scan_result
+from ghostify.scanning.written import nodes_and_outputs
 
-__all__ = ["InParts", "Scan", "Site", "forms", "network_nodes", "scan", "scan_result"]
+__all__ = ["InParts", "Scan", "Site", "forms", "network_nodes", "nodes_and_outputs", "scan", "scan_result"]

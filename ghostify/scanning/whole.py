@@ -16,6 +16,7 @@ from ghostify.recipe import Stream
 from ghostify.scanning.others import others_in
 from ghostify.scanning.result import Scan
 from ghostify.scanning.sites import sites_in
+from ghostify.scanning.written import nodes_and_outputs, written, written_layers
 from ghostify.stages import find_stages, name_stage
 from ghostify.tracing import Traced, own_parameters
 
@@ -49,7 +50,8 @@ def scan_run(
     if whole:
         channels, uncoupled = _followed(traced, steady, stream)
         asked |= {"coupling": channels.coupling if channels else None, "uncoupled": uncoupled}
-        asked |= {"closed": channels.closed, "idle": channels.idle} if channels else {}
+        if channels:
+            asked |= {"closed": channels.closed, "idle": channels.idle, "written": written_layers(traced, channels)}
     if whole or steady or stream != plain.stream:
         asked |= {"steady": tuple(steady), "stream": stream}
     return plain.model_copy(update=asked) if asked else plain
@@ -93,17 +95,17 @@ def _made(traced: Traced, searched: bool) -> Scan:
 
 def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
     """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and what keeps all its
-    channels: the outputs of the network, and what the modules that patterns of ``steady`` mean read and give.
+    channels: the outputs of the network, sizes that its code writes out, and what the modules that patterns of
+    ``steady`` mean read and give.
     """
-    nodes = [node for node in traced.graph.nodes if node.op != "output"]
-    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    nodes, outputs = nodes_and_outputs(traced)
     patterns = tuple(steady)
     held = {module for module, names in traced.names.items() if any(matches(n, p) for n in names for p in patterns)}
     # a dict keeps the order of the nodes, so that the numbers given out later are the same every time
     called = {node: None for node in nodes if node.op.startswith("call_") and node.meta["shapes"]}
     kept = [node for node in called if any(owner in held for owner in _owners(traced, node))]
     read = [source for node in kept for source in node.all_input_nodes if source in called]
-    return [nodes], None, list(dict.fromkeys([*output.all_input_nodes, *read, *kept]))
+    return [nodes], None, list(dict.fromkeys([*outputs, *written(traced), *read, *kept]))
 
 
 def _owners(traced: Traced, node: fx.Node) -> Iterator[nn.Module]:

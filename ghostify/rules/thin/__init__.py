@@ -22,7 +22,7 @@ from ghostify.errors import PlanError, did_you_mean
 from ghostify.recipe import GhostSettings
 from ghostify.rules.base import Skip, Swap, cannot_be_fitted, unfittable
 from ghostify.rules.g_ghost.swap import GGhostSwap
-from ghostify.rules.narrower import add_origins, narrower, steady
+from ghostify.rules.narrower import add_origins, narrower, steady, written
 from ghostify.rules.origins import Origins
 from ghostify.rules.protocol import Needs, Original, Rule, require_geometry, unknown
 from ghostify.rules.rows import BlockReport, Promise, Ratios, Rows
@@ -63,7 +63,8 @@ class ThinRule(Rule[ThinSwap]):
         return Needs(whole=True, stream="kept")
 
     def subjects(self, scan: Scan) -> dict[str, str]:
-        return {name: name for name in (*(block.name for block in scan.inner_blocks), *scan.idle, *scan.closed)}
+        blocks = (block.name for block in scan.inner_blocks)
+        return {name: name for name in (*blocks, *scan.idle, *scan.closed, *scan.written)}
 
     def propose(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> list[ThinSwap | Skip]:
         unfit = _unfit(scan, settings, fitted)
@@ -71,6 +72,8 @@ class ThinRule(Rule[ThinSwap]):
         entries = [proposed(scan, block, settings, unfit, widths) for block in scan.inner_blocks]
         swaps = [entry for entry in entries if isinstance(entry, ThinSwap)]
         left = [entry for entry in entries if isinstance(entry, Skip)]
+        kept = [Skip(target=name, reason=cannot_be_fitted(f"it {site.unfit}")) for name, site in unfit.items()]
+        left += written(scan, [*left, *kept])
         if not swaps and settings.method == "thin":
             raise PlanError(f"{scan.network} has no width that may change: {why_none(scan, left, settings)}.")
         if not entries:  # method mixed goes on to ghosts alone, and the plan says so
@@ -81,7 +84,6 @@ class ThinRule(Rule[ThinSwap]):
         if not swaps:  # so that the plan is read again without its blocks, where only modules are known by their names
             modules = {name for names in scan.modules for name in names}
             left = [skip for skip in left if skip.target in modules]
-        kept = [Skip(target=name, reason=cannot_be_fitted(f"it {site.unfit}")) for name, site in unfit.items()]
         return [*priced(scan, swaps), *left, *kept, *steady(scan)]
 
     def candidates(self, scan: Scan, settings: GhostSettings, *, fitted: bool) -> Mapping[str, Sequence[ThinSwap]]:

@@ -1,0 +1,118 @@
+"""Sizes that a network's own code writes out, as in ``x.view(-1, 256)``: their channels stay, or it does not run.
+
+A recorded graph holds a size that was written and one that was read off a tensor alike, as a number.  A narrower copy
+that is run tells them apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from torch import Tensor, fx
+
+from ghostify.channels import Channels, Unreadable, follow, narrowed
+from ghostify.running import Failed, attempt, op_name, quiet
+from ghostify.tracing import Traced
+
+_SIZED = frozenset({"Unflatten", "expand", "narrow", "reshape", "split", "split_with_sizes", "unflatten", "view"})
+"""Operations that are told sizes."""
+_SHARES = (0.5, 0.75, 0.25)
+"""Of the channels, at which a copy is tried: where they must divide by groups, what is left of one of these does."""
+
+_names: WeakKeyDictionary[fx.Graph, tuple[str, ...]] = WeakKeyDictionary()
+"""By graph, the names of the nodes found in it; nodes themselves would keep the graph alive."""
+
+
+def written(traced: Traced) -> list[fx.Node]:
+    """The nodes whose tensors have a size that the code writes out, and that channels are a part of."""
+    if traced.graph not in _names:
+        _names[traced.graph] = tuple(node.name for node in _found(traced))
+    return [node for node in traced.graph.nodes if node.name in _names[traced.graph]]
+
+
+def written_layers(traced: Traced, channels: Channels) -> dict[str, str]:
+    """By layer that makes channels of such a size, why it keeps them, as the end of a sentence."""
+    return {
+        layer: f"keeps its outputs, because {_place(node)} writes out how many there are ({_call(traced, node)})"
+        for node in written(traced)
+        for layer in _makers(channels, node)
+    }
+
+
+def nodes_and_outputs(traced: Traced) -> tuple[list[fx.Node], list[fx.Node]]:
+    """All nodes but the output, and those whose values the network gives."""
+    *nodes, output = traced.graph.nodes
+    return nodes, output.all_input_nodes
+
+
+def _found(traced: Traced) -> list[fx.Node]:
+    nodes, outputs = nodes_and_outputs(traced)
+    sized = [node for node in nodes if node.op != "get_attr" and op_name(traced, node) in _SIZED]
+    if not sized:
+        return []
+    try:
+        channels = follow(traced, [nodes], None, outputs)
+    except Unreadable:
+        return []
+    # Nearly always all of it runs at once, and nothing is written; what does not run as it is tells nothing.
+    if _runs(channels, set(channels.segment_of.values()), _SHARES[0]) or not _runs(channels, (), 1):
+        return []
+    return [node for node in sized if _cannot_change(channels, node)]
+
+
+def _cannot_change(channels: Channels, node: fx.Node) -> bool:
+    """Whether the network runs at no smaller number of the channels in a node's tensor, all others as they are."""
+    components = channels.components[_numbers(channels, node)]
+    segments = {channels.segment_of[one] for one in components.tolist() if one in channels.segment_of}
+    return bool(segments) and not any(_runs(channels, segments, share) for share in _SHARES)
+
+
+def _runs(channels: Channels, segments: Collection[int], share: float) -> bool:
+    """Whether the network runs with a share of the channels in some segments."""
+    counts = [
+        max(1, int(share * len(members))) if segment in segments else len(members)
+        for segment, members in enumerate(channels.members)
+    ]
+    traced = channels.traced
+    module = copy.deepcopy(traced.module, narrowed(channels, channels.kept(counts)))
+    with quiet(module):
+        module.train(traced.training)
+        try:
+            attempt(module, *copy.deepcopy((traced.args, traced.kwargs)))
+        except Failed:
+            return False
+    return True
+
+
+def _numbers(channels: Channels, node: fx.Node) -> np.ndarray:
+    """Those of the channels in a node's tensor, or tensors, without places that belong to no channel."""
+    ids = channels.ids.get(node)
+    tensors = [one for one in (ids if isinstance(ids, list) else [ids]) if isinstance(one, Tensor)]
+    numbers = [np.unique(tensor.numpy()) for tensor in tensors]
+    return np.array([one for own in numbers for one in own if one >= 0], dtype=int)
+
+
+def _makers(channels: Channels, node: fx.Node) -> Iterator[str]:
+    """The layers that make channels in a node's tensor."""
+    roots = channels.roots[_numbers(channels, node)]
+    for use in channels.uses:
+        layer, _, name = use.name.rpartition(".")
+        filters = use.dim == 0 and getattr(channels.traced.part(layer), name).dim() > 1
+        if filters and np.isin(channels.roots[use.channels], roots).any():
+            yield layer
+
+
+def _place(node: fx.Node) -> str:
+    module = str(node.meta.get("module", ""))
+    return f"the code of {module!r}" if module else "the network's own code"
+
+
+def _call(traced: Traced, node: fx.Node) -> str:
+    """The operation with the sizes that it was told: ``reshape -1, 256``."""
+    if node.op == "call_module":
+        return op_name(traced, node)
+    told = [str(one) for one in (*node.args[1:], *node.kwargs.values())]
+    return f"{op_name(traced, node)} {', '.join(told)}"
