@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -172,6 +172,31 @@ def test_obstacles_are_the_reason() -> None:
     hooked = deep()
     hooked[1][2].register_forward_hook(lambda *_: None)
     assert reasons(plan(scan(hooked, X), **G))["1"].startswith("has a block, 1.2, that carries hooks")
+
+
+def test_a_block_that_is_called_with_more_than_its_input_is_left() -> None:
+    """As efficientnet_pytorch's are, which are told how often to be dropped."""
+
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: Tensor, rate: float) -> Tensor:
+            return x + self.conv(x) * (1 - rate)
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            stem, *blocks, last = self
+            x = stem(x)
+            for block in blocks:
+                x = block(x, rate=0.1)
+            return cast(Tensor, last(x))
+
+    net = Net(conv_bn(3, 16), *(Dropped() for _ in range(3)), head(16))
+    (stage,) = scan(net, X).stages
+    assert stage.obstacle == "has a block, 1, that is called with more than its input, or gives more than one tensor"
+    assert reasons(plan(scan(net, X), **G))[stage.name] == stage.obstacle
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest() -> None:

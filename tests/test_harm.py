@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,47 @@ def test_thin_blocks_and_depthwise_ghosts_are_measured_each_by_itself() -> None:
     narrow, wide = (next(s for s in swaps if s.settings == f"thin={width}") for width in (0.25, 0.75))
     assert narrow.target == wide.target
     assert found.of(narrow) > found.of(wide) > 0
+
+
+class SamePadded(nn.Conv2d):
+    """Pads by a module of its own and then convolves, as efficientnet_pytorch's convolutions do."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride)  # type: ignore[arg-type]
+        self.weight, self.bias = conv.weight, conv.bias
+        self.around = nn.ZeroPad2d(conv.padding[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.around(x), self.weight, self.bias, self.stride, self.padding)
+
+
+def test_layers_of_a_class_of_its_own_are_measured_as_torchs_are() -> None:
+    plain = nn.Sequential(conv_bn(3, 16), basic(16, 16), basic(16, 16), head(16)).eval()
+    own = copy.deepcopy(plain)
+    for name, conv in list(own.named_modules()):
+        if isinstance(conv, nn.Conv2d):
+            own.set_submodule(name, SamePadded(conv))
+    asked = [
+        GhostSettings.model_validate({"min_saving": 0, **settings})
+        for settings in ({"method": "thin", "width": 0.5}, {"cheap": "pointwise"}, {"cheap": "depthwise 3"})
+    ]
+    both = [recorded(plain), recorded(own)]
+    swaps = [[swap for one in asked for swap in plan(scan_for(traced, one), one).swaps] for traced in both]
+    guessed = [guessed_harms(traced, wanted) for traced, wanted in zip(both, swaps, strict=True)]
+    found = [measure_harms(traced, images(), wanted) for traced, wanted in zip(both, swaps, strict=True)]
+    for of_plain, of_own in (guessed, found):
+        assert of_plain.layers and of_plain.forms
+        assert of_own.layers == of_plain.layers
+        assert of_own.forms == of_plain.forms
+
+
+def test_a_stage_of_a_larger_network_is_really_fitted() -> None:
+    made = nn.Sequential(conv_bn(3, 8), conv_bn(8, 8), *(basic(8, 8) for _ in range(3)), conv_bn(8, 8), head(8)).eval()
+    asked = GhostSettings(method="g-ghost")
+    traced = recorded(made)
+    swaps = plan(scan_for(traced, asked), asked).swaps
+    (harm,) = measure_harms(traced, images(16), swaps).forms
+    assert harm.measured > 0
 
 
 def test_of_many_widths_few_are_measured_and_the_others_lie_between() -> None:

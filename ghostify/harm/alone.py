@@ -17,14 +17,8 @@ from ghostify.tracing import Traced
 
 def fitted_alone(traced: Traced, swap: Swap, seen: Sequence[Batch], held: Sequence[Batch]) -> Outputs:
     """What the network gives for ``held`` batches with one swap, and all behind it, fitted to the ``seen`` ones."""
-    plan = Plan(
-        network=type(traced.module).__name__,
-        inputs=tuple(traced.input_shapes),
-        swaps=(swap,),
-        skips=(),
-        before=swap.before,
-        after=swap.after,
-    )
+    # Of one swap, as if written by hand: one that told costs would be taken for another network's.
+    plan = Plan(network=type(traced.module).__name__, inputs=tuple(traced.input_shapes), swaps=(swap,))
     ghosted = fit_run(traced, plan, join(seen), FitSettings(how="data"))
     with evaluating(ghosted.module):
         return [called(ghosted.module, batch) for batch in held]

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch import fx
 
 from ghostify.batches import Batch, count, move, per_sample, take
 from ghostify.errors import FitError, PlanError
@@ -178,16 +177,9 @@ class _Job:
 
     def _calls(self) -> dict[str, list[Call]]:
         """By site that can be fitted, its calls."""
-        nodes: dict[str, list[fx.Node]] = {}
-        for node in self.walk.nodes:
-            if node.op == "call_module":
-                nodes.setdefault(str(node.target), []).append(node)
-        found = {}
-        for site in self.scan.sites:
-            called = [node for name in site.names for node in nodes.get(name, ())]
-            if called and site.unfit is None:
-                found[site.name] = [Call(self.walk.traced, node, called) for node in called]
-        return found
+        fit = [site for site in self.scan.sites if site.unfit is None]
+        found = {site.name: Call.all_of(self.walk.traced, site) for site in fit}
+        return {name: calls for name, calls in found.items() if calls}
 
     def _mixed(self) -> set[str]:
         """The layers of which some candidate's ghosts are mixtures."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ghostify.errors import PlanError
 from ghostify.harm.pointwise import ranks
@@ -49,13 +49,10 @@ def guessed_harms(recorded: Traced | Recording, candidates: Sequence[Swap]) -> H
 
 
 def _mixtures(traced: Traced, seen: Scan, targets: set[str]) -> Iterator[LayerHarm]:
-    calls: dict[str, fx.Node] = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), node)
     for site in seen.sites:
-        if site.name in targets and site.name in calls:
-            yield _mixture(Call(traced, calls[site.name], [calls[site.name]]), site, seen)
+        calls = Call.all_of(traced, site) if site.name in targets else []
+        if calls:
+            yield _mixture(calls[0], site, seen)
 
 
 def _mixture(call: Call, site: Site, seen: Scan) -> LayerHarm:

@@ -21,6 +21,8 @@ from ghostify.fitting.agenda.epilogue import Epilogue, epilogue, line
 from ghostify.fitting.kinds.least_squares import ROUNDS
 from ghostify.fitting.sensitivity import metric
 from ghostify.leastsquares.moments import Moments, Normal, Solution, solve
+from ghostify.module_calls import given_by
+from ghostify.scanning import Site
 from ghostify.tracing import Traced
 
 _POSITIONS, _PER_OUTPUT = 8192, 2
@@ -47,11 +49,18 @@ class Affine:
 class Call:
     """One call of a layer, and what follows it up to where its output is bent."""
 
-    def __init__(self, traced: Traced, node: fx.Node, calls: Sequence[fx.Node]) -> None:
-        self.node, self.module = node, traced.leaf(node)
-        self.around: Epilogue = epilogue(traced, node, calls)
+    def __init__(self, traced: Traced, layer: nn.Module, node: fx.Node, given: Sequence[fx.Node]) -> None:
+        """``node`` is what gives this call's outputs; ``given``, what gives those of all the layer's calls."""
+        self.node, self.module = node, layer
+        self.around: Epilogue = epilogue(traced, node, given)
         norms = (self.around.norm, self.around.amplifier)
         self.norm, self.amplifier = (None if norm is None else traced.leaf(norm) for norm in norms)
+
+    @classmethod
+    def all_of(cls, traced: Traced, site: Site) -> list[Call]:
+        """The calls of a site in the order they ran, whether its layer is torch's own or of a class of its own."""
+        given = [node for name in site.names for node in given_by(traced, name)]
+        return [cls(traced, traced.part(site.name), node, given) for node in given]
 
     @property
     def dim(self) -> int:

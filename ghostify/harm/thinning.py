@@ -9,7 +9,7 @@ any linear combination of them, and a dropped channel is as good as what the oth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ghostify.channels import Channels
 from ghostify.harm.rows import Affine, positions, sampled
 from ghostify.harm.walk import Walk
 from ghostify.leastsquares.moments import RIDGES, Moments, Normal
+from ghostify.module_calls import calls_of
 from ghostify.rules import ThinSwap
 from ghostify.rules.thin import kept_by
 
@@ -28,10 +29,6 @@ class Readers:
 
     def __init__(self, walk: Walk, channels: Channels) -> None:
         self.walk, self.channels = walk, channels
-        self.calls: dict[str, list[fx.Node]] = {}
-        for node in walk.nodes:
-            if node.op == "call_module":
-                self.calls.setdefault(str(node.target), []).append(node)
         self.moments: dict[fx.Node, Moments] = {}
 
     def dropped(self, swap: ThinSwap) -> dict[fx.Node, np.ndarray]:
@@ -42,9 +39,16 @@ class Readers:
             layer = use.name.removesuffix(".weight")
             if use.dim != 1 or use.lanes or layer == use.name or kept[use.channels].all():
                 continue
-            for call in self.calls.get(layer, ()):
-                found[call.all_input_nodes[0]] = kept[use.channels]
+            for node in self._read_by(layer, width=len(use.channels)):
+                found[node] = kept[use.channels]
         return found
+
+    def _read_by(self, layer: str, width: int) -> Iterator[fx.Node]:
+        """The nodes whose values a layer reads, call by call."""
+        for call in calls_of(self.walk.traced, layer):
+            # A class of its own may read other channels than its filters do, of which nothing is known here.
+            if call.is_plain and call.reads[0].meta["shapes"][0][1] == width:
+                yield call.reads[0]
 
     def note(self, swaps: Sequence[ThinSwap], batches: Sequence[int]) -> None:
         """Take the moments of all that swaps make thinner; the walk stands where it stood."""

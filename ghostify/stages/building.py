@@ -114,7 +114,7 @@ class Description:
             return f"is part of the G-Ghost stage {home!r} already"
         for name in block.modules:
             if name in self.flow.traced.involved:
-                return f"has a block, {name}, that takes or gives more than one tensor"
+                return f"has a block, {name}, that is called with more than its input, or gives more than one tensor"
             module = self.flow.traced.part(name)
             if len(self.flow.traced.names[module]) > 1:
                 return f"has a block, {name}, that the network uses in several places"
