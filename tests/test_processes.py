@@ -23,6 +23,8 @@ from ghostify.analysis import analyze
 from ghostify.cli.entry import tell
 from ghostify.errors import DataError, GhostifyError, RunError, Stopped
 from ghostify.finetuning import finetune
+from ghostify.finetuning.feeding import Feed
+from ghostify.finetuning.measures import renewed
 from ghostify.networks import resnet20
 from ghostify.processes import Processes, group, rank, world
 from ghostify.recipe import DataSettings, TrainSettings
@@ -141,6 +143,26 @@ def test_norms_and_buffers_are_the_same_in_all_processes(tmp_path: Path) -> None
         idle = Partly().idle.weight
     assert torch.equal(first["state"]["idle.weight"], idle), "what has no part in the loss does not decay"
     assert first["state"]["seen"] != 0
+
+
+@pytest.mark.parametrize("batches", [3, 1])
+def test_norms_renewed_by_several_processes_are_those_of_one(tmp_path: Path, batches: int) -> None:
+    """Each runs whole batches, be they more for one than for another, or none."""
+
+    def renew(folder: Path) -> None:
+        model, processes = net(0), group(cpu=True)
+        feed = Feed(data(), BATCH, 0, 0, torch.device("cpu"), processes)
+        renewed(model, feed, 0, batches)
+        torch.save(model.state_dict(), folder / f"{processes.world}-{processes.rank}.pt")
+
+    for processes in (1, 2):
+        assert set(launched(processes, 0, lambda _: renew(tmp_path))) == {0}
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert equal(first, second)
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value)
+    counted = [value for name, value in one.items() if name.endswith("num_batches_tracked")]
+    assert counted and all(value == batches for value in counted)
 
 
 def test_only_the_first_process_writes_and_is_told(tmp_path: Path) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from ghostify.finetuning.feeding import Feed
+from ghostify.finetuning.feeding import Feed, Pair
 from ghostify.finetuning.history import TOP1
 from ghostify.finetuning.losses import MinusLoss, OwnLoss
 from ghostify.finetuning.renewing import renew_norms
 from ghostify.finetuning.seeding import seed_all
-from ghostify.finetuning.sharing import average_statistics
+from ghostify.finetuning.sharing import join_statistics
 from ghostify.measuring import evaluate
+from ghostify.processes import Processes
 from ghostify.running import evaluating, training
 
 Measure = Callable[[nn.Module, Iterable[Any]], float]
@@ -54,12 +56,24 @@ def measured(model: nn.Module, feed: Feed, measure: Measure) -> float | None:
 
 
 def renewed(model: nn.Module, feed: Feed, epoch: int, batches: int) -> None:
-    """Count the statistics of batch norms anew, on the first training batches of an epoch."""
-    _, pairs = feed.epoch(epoch)
-    seed_all(feed.device, feed.seed, epoch, "renew")
+    """Count the statistics of batch norms anew, on the first training batches of an epoch.
+
+    Each process runs some of these, and those whole: a norm in train mode looks at a batch as one, so that shares of
+    batches would not give what one process counts.
+    """
     with training(model):
-        renew_norms(model, (pair for pair in islice(pairs, batches) if pair is not None), feed.device)
-        average_statistics(model, feed.processes)
+        renew_norms(model, _own_batches(feed, epoch, batches), feed.device)
+        join_statistics(model, feed.processes)
+
+
+def _own_batches(feed: Feed, epoch: int, batches: int) -> Iterator[Pair]:
+    """Of the first whole batches of an epoch, those that this process runs."""
+    _, pairs = replace(feed, processes=Processes()).epoch(epoch)
+    for number, pair in enumerate(islice(pairs, batches)):
+        if pair is not None and feed.processes.share([number]):
+            # by its number, because what dropout draws must not depend on who ran the batches before
+            seed_all(feed.device, feed.seed, epoch, number, "renew")
+            yield pair
 
 
 def _whole(model: nn.Module, feed: Feed, measure: Measure) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,22 @@ def share_gradients(model: nn.Module, processes: Processes, own: int, samples: i
 
 
 @torch.no_grad()
-def average_statistics(model: nn.Module, processes: Processes) -> None:
-    """Give batch norms in train mode the mean over the processes of what each has counted."""
-    running = _statistics(model)
-    if processes.world == 1 or not running:
+def join_statistics(model: nn.Module, processes: Processes) -> None:
+    """Give batch norms in train mode the mean over all batches that the processes have counted since the last reset."""
+    learning: list[Any] = [norm for norm in _learning_norms(model) if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in learning if norm.num_batches_tracked is not None]
+    if processes.world == 1 or not norms:
         return
-    for buffer, total in zip(running, _summed(running, processes), strict=True):
-        buffer.copy_(total / processes.world)
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    sums = [
+        torch.stack([norm.running_mean, norm.running_var]) * count for norm, count in zip(norms, counts, strict=True)
+    ]
+    totals = _summed([*counts, *sums], processes)
+    for norm, count, total in zip(norms, totals, totals[len(norms) :], strict=False):
+        if count:  # one that nobody ran is as after a reset
+            norm.running_mean.copy_(total[0] / count)
+            norm.running_var.copy_(total[1] / count)
+            norm.num_batches_tracked.copy_(count)
 
 
 def _summed(tensors: Sequence[Tensor], processes: Processes) -> list[Tensor]:
@@ -69,9 +79,13 @@ def _summed(tensors: Sequence[Tensor], processes: Processes) -> list[Tensor]:
 
 def _statistics(model: nn.Module) -> list[Tensor]:
     """The means and variances that batch norms in train mode keep."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    kept = [(norm.running_mean, norm.running_var) for norm in norms if norm.training]
+    kept = [(norm.running_mean, norm.running_var) for norm in _learning_norms(model)]
     return [tensor for pair in kept for tensor in pair if tensor is not None]
+
+
+def _learning_norms(model: nn.Module) -> list[Any]:
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    return [norm for norm in norms if norm.training]
 
 
 def _other_buffers(model: nn.Module) -> list[Tensor]:
