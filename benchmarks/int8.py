@@ -4,8 +4,8 @@
     python benchmarks/int8.py runs/planned [runs/another …] --weights FILE --data folder:FOLDER
 
 Each run's network and the original that they began with are written in fp32 and in int8, calibrated on training images,
-and tested on the test images in the files' own runtimes.  All files take turns on one image, so that what else the
-machine does weighs on all alike; the median of the rounds' ratios is told.
+and tested on the test images in the files' own runtimes.  All files take turns, on one image and (where their batch is
+open) on 32, so that what else the machine does weighs on all alike; the median of the rounds' ratios is told.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import argparse
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +32,8 @@ from ghostify.sources import build_model, load_data
 
 BATCH = 100
 """Samples in a test batch, where a file's batch is open."""
+TIMED = (1, 32)
+"""Samples at a time, where a file's batch is open; else one."""
 
 
 @dataclass
@@ -40,10 +44,11 @@ class Row:
     precision: str
     size: int
     scores: Tensor
-    run: Callable[[], Any]
+    runs: dict[int, Callable[[], Any]]
+    """By the samples at a time."""
     quantized: Quantized | None
-    ratios: list[float]
-    """Its time over that of the original's fp32 file, round by round."""
+    ratios: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Time of the original's fp32 file over its own, round by round, by the samples at a time."""
 
 
 def main() -> None:
@@ -97,17 +102,21 @@ def tested(key: str, ready: Portable, found: Quantized | None, name: str, tests:
     run = format.open(file)
     scores = torch.cat([run(batch)[0] for batch in tests.split(BATCH if ready.dynamic else 1)])
     print(f"{name}: {key} in {ready.precision} is tested", file=sys.stderr, flush=True)
-    return Row(key, ready.precision, size, scores, lambda: run(tests[:1]), found, [])
+    runs: dict[int, Callable[[], Any]] = {
+        count: partial(run, tests[:count]) for count in (TIMED if ready.dynamic else (1,))
+    }
+    return Row(key, ready.precision, size, scores, runs, found)
 
 
 def take_turns(rows: list[Row], rounds: int) -> None:
     """All files in turns, ``rounds`` times; each round gives a ratio, so that load which lasts falls out of it."""
-    for row in rows:
-        row.run()
-    for _ in range(rounds):
-        times = [timed(row.run) for row in rows]
-        for row, took in zip(rows, times, strict=True):
-            row.ratios.append(times[0] / took)
+    for count in rows[0].runs:
+        for row in rows:
+            row.runs[count]()
+        for _ in range(rounds):
+            times = [timed(row.runs[count]) for row in rows]
+            for row, took in zip(rows, times, strict=True):
+                row.ratios[count].append(times[0] / took)
 
 
 def timed(run: Callable[[], Any], calls: int = 5) -> float:
@@ -122,17 +131,19 @@ def timed(run: Callable[[], Any], calls: int = 5) -> float:
 
 def table(format: str, rows: list[Row], labels: Tensor) -> str:
     floats = {row.network: row for row in rows if row.precision == "fp32"}
+    heads = [f"times the original's fp32, {'one image' if count == 1 else count}" for count in rows[0].runs]
     lines = [
-        f"### {format}",
+        f"## {format}",
         "",
-        "| network | precision | accuracy | agrees with its fp32 | size | speed-up over the original's fp32 |",
-        "|---|---|--:|--:|--:|--:|",
+        f"| network | precision | accuracy | agrees with its fp32 | size | {' | '.join(heads)} |",
+        f"|---|---|--:|--:|--:|{'--:|' * len(heads)}",
     ]
     for row in rows:
         right = (row.scores.argmax(1) == labels).float().mean()
         same = (row.scores.argmax(1) == floats[row.network].scores.argmax(1)).float().mean()
         cells = [row.network, row.precision, f"{right:.2%}", f"{same:.2%}", f"{row.size / 1000:,.0f} kB"]
-        lines.append("| " + " | ".join([*cells, f"{statistics.median(row.ratios):.2f}x"]) + " |")
+        cells += [f"{statistics.median(ratios):.2f}x" for ratios in row.ratios.values()]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += [f"\n{row.network}: {row.quantized}." for row in rows if row.quantized]
     return "\n".join(lines) + "\n"
 
