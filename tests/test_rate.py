@@ -21,7 +21,7 @@ from ghostify.finetuning.feeding import Feed
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.finetuning.objective import Objective
 from ghostify.finetuning.optimizers import make_optimizer
-from ghostify.finetuning.rate import FoundRate, edge_of, find_rate, tried_rates
+from ghostify.finetuning.rate import FoundRate, edge_of, find_rate, peak_of, tried_rates
 from ghostify.networks import resnet8
 from ghostify.processes import Processes
 from ghostify.recipe import AUTO, TrainSettings
@@ -72,6 +72,25 @@ def test_the_edge_is_where_harm_begins_and_one_bad_batch_is_none() -> None:
     assert edge_of(rates, [0.0, -0.2, 0.1, -0.5, 2.0]) == 8.0
     assert edge_of(rates, [0.0, -0.1, -0.2, -0.3, -0.4]) == 16.0
     assert edge_of(rates, [0.0, 0.5, 0.7, 0.9, 1.5]) == 1.0
+
+
+def test_half_of_what_was_gained_may_not_be_lost() -> None:
+    """A network far from its optimum is still better than it was after steps that undo what smaller ones did."""
+    rates = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+    gaining = [0.0, -2.0, -4.0, -4.0, -4.0]
+    assert edge_of(rates, [*gaining, -3.0, -2.5]) == 64.0
+    assert edge_of(rates, [*gaining, -3.0, -0.5]) == 32.0
+    assert edge_of(rates, [*gaining, -1.0, -0.5]) == 16.0
+    assert edge_of(rates, [0.0, -4.0, 0.0, 0.0, 0.5, 0.5, 0.5]) == 2.0, "one easy batch is no gain that could be lost"
+
+
+def test_the_peak_lies_between_the_edge_and_a_close_fit_and_is_never_unusual() -> None:
+    usual = TrainSettings().peak
+    edges = [usual * share for share in (1 / 40, 0.2, 1, 5, 15)]
+    peaks = [peak_of(edge, usual) for edge in edges]
+    assert peaks == sorted(peaks)
+    assert peaks[1] == pytest.approx(0.2 * usual)
+    assert peaks[3:] == [pytest.approx(usual)] * 2 and peaks[4] <= usual
 
 
 class Steep(nn.Module):

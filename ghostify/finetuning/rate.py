@@ -5,14 +5,17 @@ C-Ghost modules trains best at a quarter of the rate that suits a thinned one (`
 (Smith, 2017) tells that edge: the rate rises from step to step, by a constant factor, until training does harm.
 
 What a step says is paired: its loss, after the steps before, less that of the same images by the network as it was, so
-that it is no matter whether a batch is hard.  With differences d_k at rates r_k, the edge is
+that it is no matter whether a batch is hard.  With differences d_k at rates r_k, and g_k what had been gained before
+step k, the least mean of three differences in a row (0 at first), the edge is
 
-    r_j   with j the end of the smallest sum  d_0 + ... + d_j
+    r_j   with j the end of the smallest sum  h_0 + ... + h_j        h_k = d_k − g_k / 2
 
-after which the network is worse than it was, on the whole, and not by one batch alone.  The peak rate is the geometric
-mean of that edge and of what suits a network that was fitted closely,
+after which more than half of what was gained is lost, on the whole, and not by one batch alone.  A close fit gains next
+to nothing, and its edge is where it becomes worse than it was.  What was only pruned gains so much that it stays better
+than it was long after larger steps have begun to do harm.  The peak rate is the geometric mean of that edge and of what
+suits a network that was fitted closely, and no more than is usual,
 
-    p = √(edge · CLOSE · usual rate)
+    p = min(√(edge · CLOSE · usual rate), usual rate)
 
 because edges differ more than the best rates do: by a factor of 9 between C-Ghost modules and thin blocks, which
 trained best at rates 2 to 4 apart, for 156 and for 782 steps.  Everything moved is put back, bit for bit, and nothing
@@ -41,6 +44,8 @@ LOWEST, HIGHEST = 1 / 40, 15.0
 """The rates that are tried, in shares of the usual one."""
 STEPS = 24
 """Steps of a test, which say by which factor the rate rises: one that rises faster shows less of the harm it does."""
+_IN_A_ROW = 3
+"""Differences of which a mean tells what was gained: one alone may be that of an easy batch."""
 _LOST, _AT_FIRST = 3.0, 3
 """So many times the loss of the first steps ends a test, because nothing is learned beyond."""
 
@@ -73,8 +78,7 @@ def find_rate(engine: Engine, feed: Feed) -> FoundRate:
     with _put_back(engine):
         still = [engine.gradients(*batch).mean for batch in _batches(feed, len(moved))]
     edge = edge_of(rates, [after - before for after, before in zip(moved, still, strict=True)])
-    close = CLOSE * engine.objective.settings.peak
-    return FoundRate(math.sqrt(edge * close), edge, len(moved), harmed=edge < rates[-1])
+    return FoundRate(peak_of(edge, engine.objective.settings.peak), edge, len(moved), harmed=edge < rates[-1])
 
 
 def tried_rates(settings: TrainSettings) -> list[float]:
@@ -84,11 +88,26 @@ def tried_rates(settings: TrainSettings) -> list[float]:
 
 
 def edge_of(rates: Sequence[float], differences: Sequence[float]) -> float:
-    """The rate beyond which the network was worse than it had been, on the whole; the formula is at the head."""
+    """The rate beyond which half of what had been gained was lost, on the whole; the formula is at the head."""
     if not differences:
         return rates[0]
-    sums = list(accumulate(differences))
+    harms = (found - gain / 2 for found, gain in zip(differences, _gained(differences), strict=True))
+    sums = list(accumulate(harms))
     return rates[sums.index(min(sums))]
+
+
+def peak_of(edge: float, usual: float) -> float:
+    """The peak rate by an edge; the formula is at the head."""
+    return min(math.sqrt(edge * CLOSE * usual), usual)
+
+
+def _gained(differences: Sequence[float]) -> Iterator[float]:
+    """By step, the least mean of differences in a row before it; 0 where there were none so far."""
+    least = 0.0
+    for step in range(len(differences)):
+        yield least
+        recent = differences[max(0, step + 1 - _IN_A_ROW) : step + 1]
+        least = min(least, sum(recent) / _IN_A_ROW)
 
 
 def _losses_while_rising(engine: Engine, feed: Feed, rates: Sequence[float]) -> list[float]:
