@@ -8,7 +8,8 @@
 
 ``planned`` is what ``--target latency=…x`` makes of the network.  Each other method has one strength for all layers (s
 of C-Ghost modules, the width inside G-Ghost stages, the width of blocks or layers, Torch-Pruning's ratio), and gets the
-mildest of its strengths that comes within 3 % of the time asked for, or is faster; where none does, the fastest.
+mildest of its strengths that comes within 3 % of the time asked for, or is faster; where none does, the fastest.  A
+plan that cannot be had has no row.
 Strengths are timed first, all in turns with the original, in the inference form and on one thread; then those chosen
 once more, side by side, which is what the table tells; only then are they fitted (Torch-Pruning: norms re-estimated,
 which is not how its authors use it) and tested.  ``--threads`` are for fits and tests.
@@ -114,9 +115,13 @@ class Contest:
     # -- what is compared --------------------------------------------------------------------------------------
 
     def planned(self, batch: int, faster: float) -> str:
-        """The plan, as JSON, that is so many times faster at a batch."""
+        """The plan, as JSON, that is so many times faster at a batch; empty where none is, and that is said."""
         key = self.key(planned=faster, batch=batch, runtime=self.options.runtime)
-        return self.results.get(key, lambda: {"plan": self._planned(batch, faster).model_dump_json()})["plan"]
+        try:
+            return self.results.get(key, lambda: {"plan": self._planned(batch, faster).model_dump_json()})["plan"]
+        except PlanError as problem:
+            say(f"batch {batch}, {faster:g}x: {problem}")
+            return ""
 
     def _planned(self, batch: int, faster: float) -> Plan:
         budget = BudgetSettings(target=f"latency={1 / faster:.4f}x", runtime=self.options.runtime, batch=batch)
@@ -223,10 +228,10 @@ def _entries(contest: Contest, batch: int) -> Iterator[tuple[float, str, str]]:
     """What is compared at a batch: by speed-up and method, the strength."""
     for faster in contest.options.faster:
         for method in contest.options.methods:
-            if method == "planned":
-                yield faster, method, contest.planned(batch, faster)
-            else:
+            if method != "planned":
                 yield faster, method, chosen(contest.ladder(batch, method), faster)
+            elif found := contest.planned(batch, faster):
+                yield faster, method, found
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
