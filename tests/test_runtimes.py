@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -17,6 +18,7 @@ from ghostify.ghosts import CGhost
 from ghostify.measuring import measure, timed
 from ghostify.networks import resnet8
 from ghostify.runtimes import RUNTIMES, Compiled, Runtime, Session, runtime
+from ghostify.runtimes.exporting import export
 
 EXPORTING = ("onnxruntime", "openvino")
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -123,6 +125,14 @@ def test_the_module_is_left_as_it_was(one: Runtime) -> None:
     one.session(network, (EXAMPLE,))
     assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_file_is_written_without_a_change_of_mode(training: bool, tmp_path: Path) -> None:
+    network = small().train(training)
+    network[0].train(not training)
+    export(network, (EXAMPLE,), {}, tmp_path / "network.onnx")
+    assert [part.training for part in network.modules()].count(training) == len([*network.modules()]) - 1
 
 
 @pytest.mark.parametrize("name", EXPORTING)

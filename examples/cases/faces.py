@@ -13,13 +13,13 @@ from pathlib import Path
 
 from scratch import Scratch
 
-PACKAGES = ("scikit-image",)
+PACKAGES = ("scikit-image", "torch-pruning", "matplotlib")
 ALONE = ("facenet-pytorch",)  # it asks for torch < 2.3
 SIZES = {"onet": "3,48,48", "rnet": "3,24,24"}
 FORMS = {
+    "thin": "--method thin --width 0.6 --no-measure",
     "c-ghost": "--method c-ghost --s 4 --no-measure",
     "width": "--method width --width 0.6 --no-measure",
-    "thin": "--method thin --width 0.6 --no-measure",
     "chosen": "--target macs=0.4x --no-measure",
 }
 """Ways to make a network smaller: one kind of change everywhere, and what a budget chooses at about that cost."""
@@ -34,7 +34,9 @@ def main(folder: Path) -> None:
             scratch.ghostify(f"compress {fed} {settings} --output runs/{network}-{form}")
         runs = " ".join(f"runs/{network}-{form}" for form in FORMS)
         scratch.ghostify(f"bench faces_data:{network} {runs} --input {size} --runtime eager,onnxruntime --batch 1,64")
+        scratch.python("compared.py", network, *runs.split())
     scratch.python("faces_together.py", *FORMS)
+    scratch.python("faces_picture.py", "thin", "faces.png")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ghostify.errors import ModelError
+from ghostify.running import evaluating
 
 
 class Flat(nn.Module):
@@ -54,7 +55,8 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fil
     if not flat.example:
         raise ModelError("The example holds no tensor, so there is nothing to feed to an exported network.")
     names = [f"input_{index}" for index, _ in enumerate(flat.example)]
-    with torch.no_grad(), warnings.catch_warnings(), _as_in_a_file(module):
+    # torch's exporter leaves all modules in the mode of the outermost, which is one made here
+    with torch.no_grad(), warnings.catch_warnings(), evaluating(module), _as_in_a_file(module):
         warnings.simplefilter("ignore")  # an exporter's warnings are for who wants to keep the file
         _write(flat, names, file)
     return {name: _array(tensor) for name, tensor in zip(names, flat.example, strict=True)}
