@@ -185,15 +185,16 @@ class Contest:
     def ladder(self, batch: int, method: str) -> dict[str, float]:
         """By strength, how many times faster a method is than the original."""
         key = self.key(ladder=method, batch=batch, runtime=self.options.runtime)
-        return self.results.get(key, lambda: self._timed(batch, [(method, name) for name in STRENGTHS[method]]))
+        return self.results.get(key, lambda: self._timed(batch, {name: (method, name) for name in STRENGTHS[method]}))
 
     def side_by_side(self, batch: int, chosen: Sequence[Entry]) -> dict[str, float]:
-        """The same of what was chosen, in one run."""
-        key = self.key(chosen=[list(one) for one in chosen], batch=batch, runtime=self.options.runtime)
-        return self.results.get(key, lambda: self._timed(batch, chosen))
+        """The same of what was chosen, in one run, by method and strength: strengths of two methods share names."""
+        entries = {" ".join(one): one for one in chosen}
+        key = self.key(beside=sorted(entries), batch=batch, runtime=self.options.runtime)
+        return self.results.get(key, lambda: self._timed(batch, entries))
 
-    def _timed(self, batch: int, entries: Sequence[Entry]) -> dict[str, float]:
-        networks = {name: self.unfitted(method, name) for method, name in entries}
+    def _timed(self, batch: int, entries: Mapping[str, Entry]) -> dict[str, float]:
+        networks = {name: self.unfitted(*entry) for name, entry in entries.items()}
         made = {name: recording for name, recording in networks.items() if recording is not None}
         timings = side_by_side({"original": self.recording, **made}, self.place(batch))
         return {name: timings.compare("original", name).speedup for name in made}
@@ -219,7 +220,7 @@ def rows(contest: Contest) -> Iterator[list[str]]:
         for faster, method, name in entries:
             accuracy = percent([contest.tested(method, name)])
             told = "" if method == "planned" else name
-            row = [str(batch), f"{faster:g}x", method, told, f"{speeds[name]:.2f}x", accuracy]
+            row = [str(batch), f"{faster:g}x", method, told, f"{speeds[f'{method} {name}']:.2f}x", accuracy]
             say(*row)
             yield row
 
