@@ -40,6 +40,8 @@ from ghostify.tracing import Traced, sized_as
 _SWEEPS, _LEAST_SWEEPS = 200, 6
 _PAIRS = 2 * 10**7
 """Pairs of channels looked at in all sweeps: wide layers get fewer, and the first of them gain the most."""
+_POSITIONS = 2048
+"""Positions at which maps are compared: no filter stays that is fitted there, and fewer images need be run for them."""
 
 
 @dataclass(eq=False)
@@ -189,7 +191,7 @@ def _layers(splits: Sequence[Split], walk: Interpreter, ordering: Ordering | Non
             roots, classes = -1 - np.arange(n), np.full(n, -1)
         maps = linear_maps if isinstance(conv, nn.Linear) else as_maps
         shape = maps(torch.empty(node.meta["shapes"][0], device="meta")).shape
-        positions = pair_positions(shape, wish.d, len(walk.values), walk.room(node))
+        positions = pair_positions(shape, wish.d, len(walk.values), walk.room(node), _POSITIONS)
         started |= set(positions.batches)
         walk.keep(node)
         walk.advance(walk.index[node] + 1, started)

@@ -17,6 +17,9 @@ from ghostify.batches import Batch, call
 from ghostify.ghosts.narrowing import holds_its_weights
 from ghostify.tracing import cloned
 
+_AT_ONCE = 2**19
+"""Numbers looked at together: as many as fit into a processor's cache, for each is read five times."""
+
 
 class Statistics:
     """Mean and variance of each channel (dimension 1) of all that was seen, in float64."""
@@ -27,7 +30,11 @@ class Statistics:
 
     def __call__(self, y: Tensor) -> None:
         """Take a batch in: (B, C, …)."""
-        y = y.transpose(0, 1).flatten(1).double()
+        for part in y.split(max(1, _AT_ONCE // max(1, y[:1].numel()))):
+            self._add(part.transpose(0, 1).flatten(1).double())
+
+    def _add(self, y: Tensor) -> None:
+        """Take numbers in: (C, N)."""
         count, mean = float(y.shape[1]), y.mean(1)
         # Chan's update, as in ``leastsquares.moments``: a large mean takes nothing from the variance.
         total, step = self.count + count, mean - self.mean

@@ -23,8 +23,7 @@ def require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None:
 
     A copy runs, for a network may remember its runs, and write into what it is given.
     """
-    _require_repeatable(original, traced, batch)
-    given = called(copy.deepcopy(original), batch)
+    given = _repeatable(original, traced, batch)
     for one, other in zip(given, outputs(traced, original, batch), strict=False):
         if not agree(one, other, ELSEWHERE):
             raise FitError(
@@ -33,11 +32,12 @@ def require_faithful(original: nn.Module, traced: Traced, batch: Batch) -> None:
             )
 
 
-def _require_repeatable(original: nn.Module, traced: Traced, batch: Batch) -> None:
-    """Refuse a network that draws random numbers in eval mode: what it gives once cannot be fitted to."""
-    given = (called(copy.deepcopy(original), batch) for _ in range(2))
-    if all(agree(one, other, ELSEWHERE) for one, other in zip(*given, strict=False)):
-        return
+def _repeatable(original: nn.Module, traced: Traced, batch: Batch) -> list[Tensor]:
+    """What a network gives each time.  Refuse one that draws random numbers in eval mode, for what it gives once cannot
+    be fitted to."""
+    given, again = (called(copy.deepcopy(original), batch) for _ in range(2))
+    if all(agree(one, other, ELSEWHERE) for one, other in zip(given, again, strict=False)):
+        return given
     node, where = _first_random(original, traced, batch), ""
     if node is not None:
         module = str(node.meta.get("module", ""))

@@ -31,11 +31,14 @@ _JUDGES = 64
 _NOTHING = 1e-100
 """A variance to stand for zero, by which one can still divide."""
 _FAINT = 1e-6
-_TURNS = 30
+_TURNS, _STILL = 30, 1e-2
+"""How many turns are taken at most, and in which share of its largest entry P moves in one that is the last."""
 MIXING = (1e-10, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Ridges on a pointwise convolution, weakest first."""
 LIMIT = 3.0
 """The most that one map is multiplied by to be added to another."""
+_STRIP = 256
+"""Rows of a product that are computed together."""
 _EXACT = 160
 """Up to so many features, products are taken in float64; beyond, in float32 within a block, and summed in float64."""
 
@@ -56,11 +59,12 @@ class Moments:
         kind = precision(u.shape[2])
         block = Moments(self.squares)
         block.count = float(len(u))
-        block.mean_u, block.mean_t = u.mean(0, dtype=torch.float64), t.mean(0, dtype=torch.float64)
+        # Sums, because ``mean`` takes ten times as long where groups are many.
+        block.mean_u, block.mean_t = (rows.sum(0, dtype=torch.float64) / len(rows) for rows in (u, t))
         # About the block's own mean, so that a product in float32 loses nothing to a mean much larger than the spread.
         u = (u.to(kind) - block.mean_u.to(kind)).transpose(0, 1)  # (g, N, D)
         t = (t.to(kind) - block.mean_t.to(kind)).transpose(0, 1)
-        block.uu = (u.mT @ u).double() if self.squares else block.uu
+        block.uu = squared(u).double() if self.squares else block.uu
         block.tu, block.tt = (t.mT @ u).double(), t.double().square().sum(1)
         self.merge(block)
 
@@ -164,6 +168,16 @@ def within(groups: Sequence[Moments]) -> Moments:
     if both.squares:
         both.uu = torch.stack([group.uu for group in filled]).sum(0)
     return both
+
+
+def squared(u: Tensor) -> Tensor:
+    """UᵀU, (g, D, D), of u (g, N, D): strip by strip up to the diagonal, because the rest mirrors it."""
+    found = u.new_empty(len(u), u.shape[2], u.shape[2])
+    for first in range(0, u.shape[2], _STRIP):
+        strip, upto = slice(first, first + _STRIP), slice(first + _STRIP)
+        found[:, strip, upto] = u[:, :, strip].mT @ u[:, :, upto]
+        found[:, :first, strip] = found[:, strip, :first].mT
+    return found
 
 
 def precision(features: int) -> torch.dtype:
@@ -314,18 +328,22 @@ def serving(s: Tensor, weight: Tensor, weights: Tensor, chosen: Tensor) -> Tenso
     Features have the covariance ``s``; an error e of the outputs counts eᵀΛe by ``weights``: Λ (n, n), or
     its diagonal (n,).  With G = W S Wᵀ, A the identity in the chosen rows J and P in the others K, V and P take turns:
 
-        V = (AᵀΛA)⁻¹ AᵀΛ        P = (G_K Vᵀ + Λ_KK⁻¹ Λ_KJ (G_J − V G) Vᵀ) (V G Vᵀ + ρ ḡ I)⁻¹
+        P = (G_K Vᵀ + Λ_KK⁻¹ Λ_KJ (G_J − V G) Vᵀ) (V G Vᵀ + ρ ḡ I)⁻¹        V = (AᵀΛA)⁻¹ AᵀΛ
 
-    Without the ridge ρ that spans what ``spanning`` does, whichever rows are chosen; but where these are nearly
-    dependent, or hardly vary, P is of hundreds, and the first step of training destroys it.  So ρ is the weakest of
-    ``MIXING`` with which no entry of P is above ``LIMIT``.
+    Without the ridge ρ that spans what ``spanning`` does, whichever rows are chosen, so turns begin there; but where
+    these are nearly dependent, or hardly vary, P is of hundreds, and the first step of training destroys it.  So ρ is
+    the weakest of ``MIXING`` with which no entry of P is above ``LIMIT``.
     """
     metric = metric_of(weights, _FAINT)
     g = weight @ s @ weight.T
+    if not g.isfinite().all():
+        return torch.full_like(weight, torch.nan)  # as of any solve of what is not finite; it is undone later
     others = torch.ones(len(weight), dtype=torch.bool, device=g.device)
     others[chosen] = False
+    basis = Principal.of(g, metric).projection(len(chosen))[chosen]
     for strength in MIXING:
-        mix, basis = _in_turns(g, metric, chosen, others, strength)
+        # What a weaker ridge led to is near to what this one does.
+        mix, basis = _in_turns(g, metric, chosen, others, strength, basis)
         if mix.abs().max() <= LIMIT:
             break
     return mix @ (basis @ weight)
@@ -343,17 +361,22 @@ def mixing(g: Tensor, crossed: Tensor) -> Tensor:
     return mix
 
 
-def _in_turns(g: Tensor, metric: Tensor, chosen: Tensor, others: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """A (n, m) and V (m, n)."""
+def _in_turns(
+    g: Tensor, metric: Tensor, chosen: Tensor, others: Tensor, strength: float, basis: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A (n, m) and V (m, n), which begins with ``basis``; turns end when P hardly moves any more."""
     mix = torch.eye(len(g), dtype=g.dtype, device=g.device)[:, chosen]
-    basis = mix.T
     # An error of a chosen output may be made up for by the others, where the two matter together.
     along = torch.linalg.solve(metric[others][:, others], metric[others][:, chosen])
     for _ in range(_TURNS):
         # With the maps V y given, the best P is a regression on them; with A given, the best V a weighted projection.
-        inner = loaded((basis @ g @ basis.T)[None], strength)[0]
-        mix = mix.clone()
-        wanted = g[others] @ basis.T + along @ (g[chosen] @ basis.T - basis @ g @ basis.T)
-        mix[others] = torch.linalg.solve(inner, wanted.T).T
-        basis = torch.linalg.solve(mix.T @ metric @ mix, mix.T @ metric)
+        crossed = g @ basis.T
+        inner = basis @ crossed
+        wanted = crossed[others] + along @ (crossed[chosen] - inner)
+        before = mix[others]
+        mix[others] = torch.linalg.solve(loaded(inner[None], strength)[0], wanted.T).T
+        weighed = metric @ mix
+        basis = torch.linalg.solve(mix.T @ weighed, weighed.T)
+        if (mix[others] - before).abs().max() <= _STILL * mix[others].abs().max():
+            break
     return mix, basis

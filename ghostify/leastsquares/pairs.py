@@ -26,13 +26,13 @@ _ROWS = 2**24
 """Values c_ij worked on at a time."""
 
 
-def pair_positions(shape: Sequence[int], d: int, batches: int, most: float) -> Positions:
-    """Where the maps of a layer are compared, in no more than ``most`` of the batches.
+def pair_positions(shape: Sequence[int], d: int, batches: int, most: float, enough: int = _POSITIONS) -> Positions:
+    """Where the maps of a layer are compared: ``enough`` positions, in no more than ``most`` of the batches.
 
     ``shape``: of a batch's output, (B, n) or (B, n, …).
     """
     shape = shape if len(shape) > 2 else (*shape, 1, 1)
-    wanted = min(_POSITIONS, max(_LEAST_POSITIONS, int(_WORK / (d ** len(shape[2:]) * shape[1] ** 2))))
+    wanted = min(enough, max(_LEAST_POSITIONS, int(_WORK / (d ** len(shape[2:]) * shape[1] ** 2))))
     return Positions(shape, wanted, batches, 0, 1, most=most)
 
 

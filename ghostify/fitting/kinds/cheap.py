@@ -23,7 +23,7 @@ from ghostify.leastsquares.moments import MIXING, Moments, within
 from ghostify.leastsquares.pointwise import Blocks, Both
 from ghostify.leastsquares.sampling import Block
 
-_FEW = 8192
+_FEW = 4096
 _PER_UNKNOWN = 32
 """Positions that cheap operations are fitted to: so many, and so many for each unknown, for their systems are small."""
 

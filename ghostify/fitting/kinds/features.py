@@ -87,7 +87,7 @@ class Kept:
         return value
 
     def forget(self) -> None:
-        """Let go of the values, for the function is another now."""
+        """Let go of the values."""
         self._values.clear()
         self._size = 0
 
@@ -143,6 +143,11 @@ class Features:
                 trained = trained.flatten(0, 1)[rows].unflatten(0, weight.shape[:2])
             return trained.baddbmm(weight - trained @ self.known.mT, self.known)
         return weight @ self.known if self.growths else weight
+
+    def forget(self) -> None:
+        """Let go of what is kept of them, for filters stand: whoever asks again has it computed anew."""
+        for _, kept in self._kept:
+            kept.forget()
 
     def grown(self, missed: Missed, blocks: Iterable[Block], each: int) -> Features:
         """The same with another known filter for ``each`` of a group's targets, given what is ``missed`` of them."""

@@ -115,6 +115,7 @@ class GhostFit(PrimaryFit):
     def fit(self) -> float:
         """Fit the module in place; the strength of the ridge on its primary filters, infinite where they stay."""
         ridge = super().fit() if solved_for(self.primary) else self._fit_means()
+        self.basis.forget()  # what follows keeps the maps, and both would decide how much memory a fit takes
         kind = DepthwiseFit if self.ghost.pointwise is None else BothFit
         kind(self.ghost, self._maps, self.whole, self.intercepts, self.parts).fit()
         self.whole.refresh()

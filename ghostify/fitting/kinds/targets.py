@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ghostify.fitting.agenda.aims import Aim
 from ghostify.fitting.agenda.epilogue import line
 from ghostify.fitting.networks import Networks
+from ghostify.fitting.norms import Statistics
 from ghostify.fitting.sensitivity import metric
 from ghostify.leastsquares.sampling import Block, Samples
 
@@ -155,8 +156,10 @@ class Targets:
     @cached_property
     def variance(self) -> float:
         """Of what is wanted behind the rectifier, over all blocks and as a mean over channels."""
-        wanted = torch.cat([self._shown(sums.double(), block) for block, sums in self.sums.items()])
-        return float(wanted.var(0, unbiased=False).mean())
+        wanted = Statistics()
+        for block, sums in self.sums.items():
+            wanted(self._shown(sums, block))
+        return float(wanted.variance.mean())
 
     def _shown(self, sums: Tensor, block: Block) -> Tensor:
         """What the rectifier lets pass."""
