@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import ZOO, Net, conv_bn, head, resnet8
+from zoo import ZOO, Net, conv_bn, head, resnet8, same_padded
 
 from ghostify import analyze, plan, scan
 from ghostify.analysis import Analysis, Camera, advised, as_picture, read_analysis, with_converted
@@ -293,6 +293,14 @@ def test_every_net_is_analysed_and_stays_as_it_was(net: Net) -> None:
     assert len(list(csv.reader(io.StringIO(stages_csv(found))))) == 1 + sum(len(s.curve) for s in found.stages)
     assert camera.pictures.layers.keys() == {one.name for one in found.layers}
     assert found.network in str(found.table()) and str(found.stage_table())
+
+
+def test_layers_of_a_class_of_its_own_are_looked_at_as_torchs_are() -> None:
+    """Convolutions that pad by a module of their own."""
+    made = nn.Sequential(conv_bn(3, 8), conv_bn(8, 8), head(8)).eval()
+    ours, own = (analyze(net, IMAGES) for net in (made, same_padded(made)))
+    assert own.layers and own.layers == ours.layers
+    assert own.skipped == ours.skipped
 
 
 def test_advice_is_a_plan() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, Swap
 from ghostify.tracing import Traced, sized_as, trace
-from tests.zoo import basic, conv_bn, head
+from tests.zoo import basic, conv_bn, head, same_padded
 
 IMAGES = 64
 
@@ -161,29 +160,13 @@ def test_thin_blocks_and_depthwise_ghosts_are_measured_each_by_itself() -> None:
     assert found.of(narrow) > found.of(wide) > 0
 
 
-class SamePadded(nn.Conv2d):
-    """Pads by a module of its own and then convolves, as efficientnet_pytorch's convolutions do."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride)  # type: ignore[arg-type]
-        self.weight, self.bias = conv.weight, conv.bias
-        self.around = nn.ZeroPad2d(conv.padding[0])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(self.around(x), self.weight, self.bias, self.stride, self.padding)
-
-
 def test_layers_of_a_class_of_its_own_are_measured_as_torchs_are() -> None:
     plain = nn.Sequential(conv_bn(3, 16), basic(16, 16), basic(16, 16), head(16)).eval()
-    own = copy.deepcopy(plain)
-    for name, conv in list(own.named_modules()):
-        if isinstance(conv, nn.Conv2d):
-            own.set_submodule(name, SamePadded(conv))
     asked = [
         GhostSettings.model_validate({"min_saving": 0, **settings})
         for settings in ({"method": "thin", "width": 0.5}, {"cheap": "pointwise"}, {"cheap": "depthwise 3"})
     ]
-    both = [recorded(plain), recorded(own)]
+    both = [recorded(plain), recorded(same_padded(plain))]
     swaps = [[swap for one in asked for swap in plan(scan_for(traced, one), one).swaps] for traced in both]
     guessed = [guessed_harms(traced, wanted) for traced, wanted in zip(both, swaps, strict=True)]
     found = [measure_harms(traced, images(), wanted) for traced, wanted in zip(both, swaps, strict=True)]

@@ -16,7 +16,7 @@ import torchvision.models as tv
 import yaml
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from zoo import ZOO, InvertedResidual, Net, PreActivation, Residual, basic, bottleneck, conv_bn, head, plain, run
+from zoo import ZOO, InvertedResidual, Net, PreActivation, Residual, basic, bottleneck, conv_bn, head, plain, run, same_padded
 
 from ghostify import Ghosted, GhostSettings, convert, load, plan, read_plan, rewrite, save, scan, trace
 from ghostify.channels import follow, silenced
@@ -172,6 +172,16 @@ def test_the_expanded_channels_of_mobile_blocks_are_narrowed() -> None:
         8,
         (8, 8),
     )
+
+
+@pytest.mark.parametrize("method", ["thin", "width"])
+def test_convolutions_of_a_class_with_modules_in_it_are_narrowed_as_torchs_are(method: str) -> None:
+    """The groups of a depthwise one too, that pads by a module of its own."""
+    plain_net = nn.Sequential(conv_bn(3, 8), InvertedResidual(8, 16), head(8)).eval()
+    settings = {**T, "method": method}
+    ours, own = (convert(net, X, **settings).module for net in (plain_net, same_padded(plain_net)))
+    assert own[1].depthwise[0].groups == ours[1].depthwise[0].groups == 8
+    torch.testing.assert_close(own(X), ours(X))
 
 
 @pytest.mark.parametrize("name", ["vgg11", "densenet121"])

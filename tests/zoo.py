@@ -5,6 +5,7 @@ Each is built in well under 0.1 s and runs on an 8x8 to 16x16 map.  ``build`` is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -74,6 +75,27 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(self.body(x) + shortcut)
+
+
+class SamePadded(nn.Conv2d):
+    """Pads by a module of its own and then convolves, as efficientnet_pytorch's convolutions do."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, groups=conv.groups)  # type: ignore[arg-type]
+        self.weight, self.bias = conv.weight, conv.bias
+        self.around = nn.ZeroPad2d(conv.padding[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.around(x), self.weight, self.bias, self.stride, groups=self.groups)
+
+
+def same_padded(net: nn.Module) -> nn.Module:
+    """A copy that does the same, its convolutions of a class of its own."""
+    net = copy.deepcopy(net)
+    for name, conv in list(net.named_modules()):
+        if isinstance(conv, nn.Conv2d):
+            net.set_submodule(name, SamePadded(conv))
+    return net
 
 
 def basic(c: int, n: int, stride: int = 1) -> Residual:

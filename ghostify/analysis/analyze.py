@@ -32,6 +32,7 @@ from ghostify.fitting.calibration import HELD
 from ghostify.fitting.interpreter import Interpreter, batched
 from ghostify.leastsquares.pairs import pair_positions
 from ghostify.leastsquares.sampling import Positions
+from ghostify.module_calls import given_by
 from ghostify.patterns import require_matches
 from ghostify.planning import plan
 from ghostify.processes import present
@@ -162,18 +163,15 @@ class _Job:
     # -- layers ------------------------------------------------------------------------------------------------
 
     def _sites(self) -> Iterator[tuple[int, Callable[[], None]]]:
-        calls: dict[str, list[fx.Node]] = {}
-        for node in self.walk.nodes:
-            if node.op == "call_module":
-                calls.setdefault(str(node.target), []).append(node)
         for site in self.seen.sites:
             if not any(map(site.matches, self.settings.layers)):
                 continue
-            reason = _unfit(site, len(calls.get(site.name, ())))
+            outputs = given_by(self.walk.traced, site.name)
+            reason = _unfit(site, len(outputs))
             if reason:
                 self.skipped[site.name] = reason
                 continue
-            node = calls[site.name][0]
+            node = outputs[0]
             yield self.walk.index[node], lambda site=site, node=node: self._layer(site, node)  # type: ignore[misc]
 
     def _layer(self, site: Site, node: fx.Node) -> None:

@@ -78,8 +78,11 @@ def narrowed(channels: Channels, kept: np.ndarray) -> dict[int, Any]:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules without children."""
-    return (part for part in module.modules() if is_leaf(part) or not any(True for _ in part.children()))
+    """Modules without children, and convolutions that have some: one of a class of its own may pad by a module."""
+    known = (*_CONVS, *_TRANSPOSED)
+    for part in module.modules():
+        if is_leaf(part) or isinstance(part, known) or not any(True for _ in part.children()):
+            yield part
 
 
 def _narrower_ghost(channels: Channels, ghost: CGhost, memo: dict[int, Any], kept: np.ndarray) -> CGhost:
