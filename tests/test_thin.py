@@ -16,7 +16,20 @@ import torchvision.models as tv
 import yaml
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from zoo import ZOO, InvertedResidual, Net, PreActivation, Residual, basic, bottleneck, conv_bn, head, plain, run, same_padded
+from zoo import (
+    ZOO,
+    InvertedResidual,
+    Net,
+    PreActivation,
+    Residual,
+    basic,
+    bottleneck,
+    conv_bn,
+    head,
+    plain,
+    run,
+    same_padded,
+)
 
 from ghostify import Ghosted, GhostSettings, convert, load, plan, read_plan, rewrite, save, scan, trace
 from ghostify.channels import follow, silenced
