@@ -127,15 +127,13 @@ def train(recipe: Recipe, folder: Path, watcher: Watcher) -> Outcome:
 
 
 def follow(recipe: Recipe, watcher: Watcher) -> None:
-    """What every process but the first does of an experiment: it takes part in each training, and waits in between."""
-    job = Job.of(recipe, Path(os.devnull), watcher)
-    for task in job.tasks():
-        job.taken_part(task)
+    """What every process but the first does of an experiment: its part in each fit and training; else it waits."""
+    Job.of(recipe, Path(os.devnull), watcher).follow()
 
 
 @contextmanager
 def leading(job: Job) -> Iterator[Job]:
-    """A job of the first process, which alone does all that is no training; the others end with it."""
+    """A job of the first process, which alone does all that is neither fit nor training; the others end with it."""
     try:
         with alone():
             yield job

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from ghostify.budget.meeting import settled
 from ghostify.budget.trying import tried
 from ghostify.budgeting import begun
 from ghostify.clock import Measured
-from ghostify.errors import DataError, ModelError, RunError
+from ghostify.errors import DataError, GhostifyError, ModelError, RunError
 from ghostify.finetuning import (
     TITLES,
     History,
@@ -37,10 +39,10 @@ from ghostify.measuring.borrowing import pick_device
 from ghostify.measuring.span import Span
 from ghostify.planned import fits, planned
 from ghostify.planning import Plan
-from ghostify.processes import Processes, group
+from ghostify.processes import Processes, accompanied, group
 from ghostify.recipe import AUTO, BudgetSettings, Recipe, TrainSettings
 from ghostify.reporting import Report, compare
-from ghostify.rewriting import Ghosted, carried_out
+from ghostify.rewriting import Ghosted, agreed, carried_out
 from ghostify.saving import CHECKPOINTS, Blank, rehearse, require_own_run, save_rehearsed
 from ghostify.scanning import scan
 from ghostify.subject import Subject, named_teacher, prepare
@@ -96,6 +98,20 @@ class TrainingTask:
         if isinstance(self.network, Ghosted):
             return replace(self, network=replace(self.network, run=None, parts={}))
         return self
+
+
+@dataclass(frozen=True)
+class FittingTask:
+    """Which network is rewritten by which plan, and fitted."""
+
+    weights: Mapping[str, Any]
+    """Of the network as it is in the first process."""
+    plan: Plan
+    proposed: bool
+
+
+Task = TrainingTask | FittingTask
+"""What processes do together."""
 
 
 @dataclass
@@ -229,19 +245,41 @@ class Job:
 
     def _fitted(self, recording: Recording, plan: Plan, proposed: bool) -> Ghosted:
         """The network rewritten, its weights fitted as the recipe asks: to training images, where there are any."""
-        data, settings = self.subject.data, self.recipe.fit
-        there = self.subject.has_training_images
+        settings, there = self.recipe.fit, self.subject.has_training_images
         how = settings.resolved(there)
         if how in ("data", "polish") and not there:
             raise DataError(
                 f"fit {how} needs training images, and there are none; give them, as in --data folder:PATH, or choose "
                 "fit weights."
             )
-        images = data.calibration(settings.images) if data is not None and how in ("data", "polish") else None
-        if how != "none":
-            self.watcher.say(f"Fitting the weights to {self._told_of(images)}")
+        images = self._calibration()
+        if how == "none":
+            return fitted(recording, plan, None, settings)
+        self.watcher.say(f"Fitting the weights to {self._told_of(images)}")
+        self._tell(FittingTask(recording.model.state_dict(), plan, proposed))
         watched = partial(counted, self.watcher)
-        return fitted(recording, plan, images, settings, device=self.place, watched=watched, proposed=proposed)
+        try:
+            with accompanied():
+                made = fitted(recording, plan, images, settings, device=self.place, watched=watched, proposed=proposed)
+        except GhostifyError:
+            self.awaited = True  # the others failed alike, and wait for what is done about it
+            raise
+        self.awaited = True
+        return made
+
+    def _fitted_along(self, task: FittingTask) -> None:
+        """Another process's part in a fit; the network that comes of it is the first one's."""
+        model = self.subject.model
+        model.load_state_dict(task.weights)
+        recording, plan = agreed(model, self.subject.example, task.plan, self.place, fitted=True)
+        with suppress(GhostifyError):  # which the first process has met, too, and tells
+            fitted(recording, plan, self._calibration(), self.recipe.fit, device=self.place, proposed=task.proposed)
+
+    def _calibration(self) -> Batch | None:
+        """The images to fit to; None where noise stands for them."""
+        data, settings = self.subject.data, self.recipe.fit
+        how = settings.resolved(self.subject.has_training_images)
+        return data.calibration(settings.images) if data is not None and how in ("data", "polish") else None
 
     def _told_of(self, images: Batch | None) -> str:
         data = self.subject.data
@@ -296,7 +334,7 @@ class Job:
         ``beside`` is what the original network has on the images held out.
         """
         task = TrainingTask(network, settings, checkpoint, teacher, beside)
-        self._tell(task)
+        self._tell(task.to_send())
         history = self.taken_part(task)
         self.awaited = True
         data = self.subject.data
@@ -334,10 +372,10 @@ class Job:
             loss=self.loss,
         )
 
-    def _tell(self, task: TrainingTask) -> None:
+    def _tell(self, task: Task) -> None:
         """Let the other processes begin, too.  Raises ``RunError`` where a network cannot be sent to them."""
         try:
-            self.processes.same(task.to_send() if self.processes.world > 1 else None)
+            self.processes.same(task if self.processes.world > 1 else None)
         except (pickle.PicklingError, AttributeError, TypeError) as problem:
             raise RunError(
                 f"The network cannot be sent to other processes ({problem}); convert it in one process, and train what "
@@ -346,11 +384,14 @@ class Job:
         # from here on an error is theirs as well, or they are stopped by it
         self.awaited = False
 
-    def tasks(self) -> Iterator[TrainingTask]:
-        """What the first process tells the others to take part in, until it dismisses them."""
-        none: TrainingTask | None = None
+    def follow(self) -> None:
+        """Take part in what the first process tells the others to, until it dismisses them."""
+        none: Task | None = None
         while task := self.processes.same(none):
-            yield task
+            if isinstance(task, FittingTask):
+                self._fitted_along(task)
+            else:
+                self.taken_part(task)
 
     def dismiss(self) -> None:
         """Let the other processes end, if they wait."""

@@ -19,11 +19,11 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ghostify.errors import GhostifyError, RunError
+from ghostify.errors import GhostifyError, ModelError, RunError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -66,7 +66,20 @@ def present() -> Processes:
 @contextmanager
 def alone() -> Iterator[None]:
     """What is computed inside is of this process alone: the others do something else, or wait."""
-    token = _alone.set(True)
+    with _being_alone(True):
+        yield
+
+
+@contextmanager
+def accompanied() -> Iterator[None]:
+    """What is computed inside is of all processes again: the others were told to take part."""
+    with _being_alone(False):
+        yield
+
+
+@contextmanager
+def _being_alone(whether: bool) -> Iterator[None]:
+    token = _alone.set(whether)
     try:
         yield
     finally:
@@ -154,6 +167,21 @@ def group(cpu: bool) -> Processes:
     Raises ``RunError`` where they were started for another engine than this one.
     """
     return _joined(cpu) if world() > 1 else Processes()
+
+
+def make_alike(module: nn.Module, processes: Processes) -> None:
+    """Give each process's network the weights of the first.  Raises ``ModelError`` where they hold different ones."""
+    if processes.world == 1:
+        return
+    own = module.state_dict()
+    weights = processes.same({name: value.cpu() if hasattr(value, "cpu") else value for name, value in own.items()})
+    if {name: _form(value) for name, value in own.items()} != {name: _form(value) for name, value in weights.items()}:
+        raise ModelError(f"Process {processes.rank} holds another network than the first; start all by one command.")
+    module.load_state_dict(weights)
+
+
+def _form(value: Any) -> object:
+    return (value.dtype, value.shape) if hasattr(value, "dtype") else type(value)
 
 
 @cache

@@ -16,6 +16,7 @@ import torch
 from blobs import Blobs, Watcher, net
 from command import Cli, cli
 from killing import launched
+from safetensors.torch import load_file
 from test_loop import Signalling, near, plain
 from torch import Tensor, nn
 
@@ -25,11 +26,14 @@ from ghostify.errors import DataError, GhostifyError, RunError, Stopped
 from ghostify.finetuning import finetune
 from ghostify.finetuning.feeding import Feed
 from ghostify.finetuning.measures import renewed
-from ghostify.networks import resnet20
+from ghostify.fitting.interpreter import Interpreter
+from ghostify.networks import resnet8, resnet20
+from ghostify.pipeline import convert
 from ghostify.processes import Processes, group, rank, world
 from ghostify.recipe import DataSettings, TrainSettings
 from ghostify.runtimes import pinned_threads
 from ghostify.sources import Data, load_data
+from ghostify.tracing import trace
 
 __all__ = ["cli"]  # a fixture
 
@@ -43,7 +47,9 @@ def one_thread() -> Iterator[None]:
     import accelerate  # noqa: F401
 
     finetune(net(), Blobs(), TrainSettings(epochs=1))
-    analyze(resnet20(3), torch.randn(8, 3, 8, 8), layers=("conv1",))
+    images = torch.randn(8, 3, 8, 8)
+    analyze(resnet20(3), images, layers=("conv1",))
+    convert(resnet8(3), images[:1], images=images, min_saving=0)
     with pinned_threads(1):
         yield
 
@@ -229,10 +235,71 @@ def test_several_processes_analyze_as_one_does(tmp_path: Path, processes: int, c
         assert mine == (pytest.approx(other, rel=1e-7, abs=1e-9) if isinstance(other, float) else other)
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    "pointwise": {"method": "c-ghost", "min_saving": 0},
+    "both": {"method": "c-ghost", "cheap": "depthwise 3 + pointwise", "min_saving": 0},
+    "depthwise": {"method": "c-ghost", "cheap": "depthwise 3", "min_saving": 0},
+    "thin": {"method": "thin", "width": 0.5},
+}
+
+
+def fitted_by(folder: Path, processes: int, count: int, form: str) -> list[dict[str, Any]]:
+    """What each of some processes makes of a network with norms, by so many images."""
+    images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def fit(last: bool) -> None:
+        group(cpu=True)
+        made = convert(normed(), images[:1], images=images, **FORMS[form])
+        assert made.fit is not None
+        found = {"state": made.module.state_dict(), "fit": made.fit.model_dump(exclude={"seconds"})}
+        torch.save(found, folder / f"{processes}-{rank()}.pt")
+
+    assert set(launched(processes, 0, fit)) == {0}
+    return [torch.load(folder / f"{processes}-{one}.pt") for one in range(processes)]
+
+
+def normed() -> nn.Module:
+    """A network whose norms all differ."""
+    torch.manual_seed(0)
+    model = resnet8(3)
+    for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(torch.as_tensor(norm.running_mean))
+    return model.eval()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_several_processes_fit_as_one_does(tmp_path: Path, form: str) -> None:
+    """Weights, statistics of norms and what is told: up to rounding those of one, and the same bits in all."""
+    alone = fitted_by(tmp_path, 1, 7, form)[0]
+    first, second = fitted_by(tmp_path, 2, 7, form)
+    assert equal(first["state"], second["state"]) and first["fit"] == second["fit"]
+    for name, value in alone["state"].items():
+        torch.testing.assert_close(first["state"][name], value, rtol=1e-3, atol=1e-4)
+    assert first["fit"]["error"] == pytest.approx(alone["fit"]["error"], rel=1e-3)
+    for mine, other in zip(first["fit"]["layers"], alone["fit"]["layers"], strict=True):
+        assert (mine["target"], mine["ridge"], mine["positions"]) == (
+            other["target"],
+            other["ridge"],
+            other["positions"],
+        )
+
+
+def test_each_batch_is_run_by_one_process() -> None:
+    """However many there are; and a process that is told so runs others', too."""
+    traced, images = trace(normed(), torch.zeros(1, 3, 8, 8)), [torch.zeros(1, 3, 8, 8)] * 7
+    walks = [Interpreter(traced, traced.module, images, processes=Processes(one, 3)) for one in range(3)]
+    assert sorted(batch for walk in walks for batch in walk.own) == list(range(7))
+    for walk in walks:
+        walk.advance(5)
+        assert [batch for batch, reached in enumerate(walk.reached) if reached == 5] == walk.own
+    assert Interpreter(traced, traced.module, images).own == list(range(7))
+
+
 # --- the command of a process that is not the first -------------------------------------------------------------------
 
 
-def test_only_training_has_work_for_other_processes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_done_together_has_work_for_other_processes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     for asked in (("scan", "mine:tiny", "--input", "3,8,8"), ("env",), ("compress", "mine:tiny", "--dry-run")):
         assert cli(*asked) == (0, "", ""), asked
@@ -289,3 +356,18 @@ def test_the_command_stops_and_goes_on_in_two_processes_as_in_one(tmp_path: Path
         answer, problems = running.communicate()
     assert answer.count("accuracy after fine-tuning") == 1, problems
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.slow
+def test_the_command_fits_in_two_processes_what_it_fits_in_one(tmp_path: Path) -> None:
+    """Under a budget, too, whose trials are fits: the first process plans, and all fit."""
+    asked = ("compress", *COMMAND, "--target", "macs=0.6x", "--set", "fit.images=40", "--epochs", "0", "-o")
+    with torchrun(tmp_path, *asked, "two") as running:
+        answer, problems = running.communicate()
+    assert running.returncode == 0 and answer.count("saved") == 1, problems
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "ghostify", *asked, "one"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    one, two = (load_file(tmp_path / name / "weights-converted.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-2, atol=1e-3)

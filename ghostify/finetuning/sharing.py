@@ -1,4 +1,4 @@
-"""What processes that train one network tell one another: its weights once, their gradients after each batch."""
+"""What processes that train one network tell one another after each batch: their gradients, and statistics of norms."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostify.errors import ModelError
 from ghostify.processes import Processes
-
-
-def make_alike(model: nn.Module, processes: Processes) -> None:
-    """Give every process the weights of the first.  Raises ``ModelError`` where they hold different networks."""
-    if processes.world == 1:
-        return
-    own = model.state_dict()
-    weights = processes.same({name: value.cpu() if isinstance(value, Tensor) else value for name, value in own.items()})
-    if {name: _shape(value) for name, value in own.items()} != {name: _shape(value) for name, value in weights.items()}:
-        raise ModelError(f"Process {processes.rank} holds another network than the first; start all by one command.")
-    model.load_state_dict(weights)
 
 
 @torch.no_grad()
@@ -98,7 +86,3 @@ def _count_as_first(model: nn.Module, processes: Processes) -> None:
     counts = [buffer for buffer in model.buffers() if not buffer.is_floating_point()]
     for buffer, value in zip(counts, processes.same([buffer.cpu() for buffer in counts]), strict=True):
         buffer.copy_(value)
-
-
-def _shape(value: object) -> object:
-    return (value.dtype, value.shape) if isinstance(value, Tensor) else type(value)

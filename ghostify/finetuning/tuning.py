@@ -24,10 +24,9 @@ from ghostify.finetuning.losses import OwnLoss
 from ghostify.finetuning.measures import Measure, usual
 from ghostify.finetuning.objective import Objective, require_compilable
 from ghostify.finetuning.optimizers import frozen, make_optimizer, swapped_in
-from ghostify.finetuning.sharing import make_alike
 from ghostify.inference import Optimized, optimize
 from ghostify.measuring.borrowing import Device, device_for, on_device
-from ghostify.processes import group
+from ghostify.processes import group, make_alike
 from ghostify.recipe import TrainSettings, make_settings
 from ghostify.rewriting import Ghosted
 from ghostify.running import as_called, random_states_kept, undisturbed

@@ -32,6 +32,7 @@ from ghostify.ghosts.narrowing import Conv
 from ghostify.leastsquares.pairs import PairMoments, as_maps, pair_positions
 from ghostify.leastsquares.splitting import split
 from ghostify.module_calls import given_by, is_batched
+from ghostify.processes import present
 from ghostify.rules.base import Split
 from ghostify.running import evaluating
 from ghostify.scanning import network_nodes
@@ -143,7 +144,7 @@ def arranged(
     except Unreadable:
         ordering = None
     with evaluating(traced.module), torch.no_grad():
-        walk = Interpreter(sized_as(traced, batches[0]), traced.module, batches)
+        walk = Interpreter(sized_as(traced, batches[0]), traced.module, batches, processes=present())
         layers = list(_layers(splits, walk, ordering))
     # A layer that shares its order with no other is given the best one by moving weights; only the others gain by
     # selecting at run time.
@@ -192,12 +193,14 @@ def _layers(splits: Sequence[Split], walk: Interpreter, ordering: Ordering | Non
         maps = linear_maps if isinstance(conv, nn.Linear) else as_maps
         shape = maps(torch.empty(node.meta["shapes"][0], device="meta")).shape
         positions = pair_positions(shape, wish.d, len(walk.values), walk.room(node), _POSITIONS)
-        started |= set(positions.batches)
+        own = set(positions.batches) & set(walk.own)
+        started |= own
         walk.keep(node)
         walk.advance(walk.index[node] + 1, started)
         pairs = PairMoments()
-        for batch in positions.batches:
+        for batch in sorted(own):
             pairs.add(positions.shifts(maps(walk.values[batch][node]), wish.d, batch))
+        pairs = pairs.reduced()
         norm = epilogue(walk.traced, node).norm
         slope = line(walk.root.get_submodule(str(norm.target)) if norm else None, n, pairs.variances)[0]
         walk.drop(node)

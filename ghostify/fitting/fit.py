@@ -31,6 +31,7 @@ from ghostify.fitting.requirements import require_faithful, require_finite
 from ghostify.fitting.sensitivity import sensitivities
 from ghostify.ghosts import CGhost
 from ghostify.leastsquares.sampling import Samples
+from ghostify.processes import make_alike, present
 from ghostify.recipe import FitSettings
 from ghostify.rules.origins import Origins
 from ghostify.running import evaluating
@@ -73,6 +74,7 @@ def fit(
             module.load_state_dict(before)
             missed = unfitted
             job.notes.append(notes.WORSE)
+        make_alike(module, present())
     return Fit(
         how=settings.how,
         images=sum(map(count, images.batches)),
@@ -90,8 +92,9 @@ def _on_their_way(
 ) -> tuple[Networks, Agenda]:
     """Both networks on their way to where they differ, and what is to be fitted from there."""
     agenda = Agenda(first, second, second.module, settings, origins)
-    ahead = Interpreter(first, first.module, images.batches, agenda.order_of_original())
-    behind = Interpreter(second, second.module, images.batches, agenda.schedule.order)
+    processes = present()
+    ahead = Interpreter(first, first.module, images.batches, agenda.order_of_original(), processes)
+    behind = Interpreter(second, second.module, images.batches, agenda.schedule.order, processes)
     # Up to there both networks are one, so the second takes the values of the first.
     ahead.advance(agenda.begin)
     behind.follow(ahead, agenda.same, agenda.begin)
@@ -161,7 +164,7 @@ class _Job:
                 self.progress(done + more, len(self.parts))
         self.networks.converted.advance(len(self.networks.converted.nodes))
         for norm, statistics in norms.items():
-            renew(norm, statistics)
+            renew(norm, statistics.reduced())
         self.notes += [
             *notes.on_starved(self.starved),
             *notes.on_filters(self.parts),
@@ -276,7 +279,9 @@ class _Job:
             fitting, targets = self._fitting(part, samples)
             judged = error(targets, fitting.outputs, samples.judged)
             found[part] = found[part].model_copy(update={"error": judged})
-            held = [block for block in samples.blocks if targets.is_held(block)] or samples.blocks
+            held = samples.blocks
+            if self.networks.held:
+                held = [block for block in samples.blocks if targets.is_held(block)]
             missed.append(error(targets, fitting.outputs, held) or 0.0)
         return fmean(missed)
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ghostify.batches import Batch, count, per_sample, take
+from ghostify.processes import Processes
 from ghostify.running import first_argument, overwritten, run_node
 from ghostify.tracing import Traced, tensors_of_call
 
@@ -41,14 +42,20 @@ class Interpreter:
 
     ``traced`` was recorded with inputs of the batches' shape, for sizes may be written into its graph; the layers are
     those of ``root``, which has the same names.  Values are computed in eval mode, which the caller sees to.  ``order``
-    is another order of the same nodes (None: as they were recorded).
+    is another order of the same nodes (None: as they were recorded); ``processes`` are those that walk together, each
+    with batches of its own (None: this one has all).
     """
 
     differentiated = False
     """Whether gradients of its values will be asked for."""
 
     def __init__(
-        self, traced: Traced, root: nn.Module, batches: Iterable[Batch], order: Sequence[fx.Node] | None = None
+        self,
+        traced: Traced,
+        root: nn.Module,
+        batches: Iterable[Batch],
+        order: Sequence[fx.Node] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.traced, self.root = traced, root
         self.constants = traced.constants
@@ -68,6 +75,8 @@ class Interpreter:
         ]
         self.reached = [0] * len(self.values)
         """The index of the node that each batch comes to next."""
+        self.own = (processes or Processes()).share(range(len(self.values)))
+        """The batches that this process runs: each belongs to one of those that walk together."""
 
     def leaf(self, node: fx.Node) -> nn.Module:
         """The module that a ``call_module`` node calls."""
@@ -103,8 +112,8 @@ class Interpreter:
                     mine[node] = theirs[twin]
 
     def advance(self, to: int, batches: Iterable[int] | None = None) -> None:
-        """Run up to, not including, the node of index ``to``: all batches, or those named."""
-        for batch in range(len(self.values)) if batches is None else batches:
+        """Run up to, not including, the node of index ``to``: all batches of its own, or those named."""
+        for batch in self.own if batches is None else batches:
             values = self.values[batch]
             for index in range(self.reached[batch], to):
                 node = self.nodes[index]

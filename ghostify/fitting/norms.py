@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ghostify.batches import Batch, call
 from ghostify.ghosts.narrowing import holds_its_weights
+from ghostify.processes import present
 from ghostify.tracing import cloned
 
 _AT_ONCE = 2**19
@@ -45,6 +46,20 @@ class Statistics:
     @property
     def variance(self) -> Tensor:
         return self.sum / self.count
+
+    def reduced(self) -> Statistics:
+        """What all processes that compute together have seen, the same in each; itself where there is one."""
+        processes = present()
+        (channels,) = processes.largest([self.mean.numel() if self.count else 0])
+        if processes.world == 1 or not channels:
+            return self
+        total = Statistics()
+        # A process that saw nothing adds zeros.
+        mean, squares = (one if self.count else one.new_zeros(channels) for one in (self.mean, self.sum))
+        total.count = processes.total([self.count])[0]
+        total.mean = processes.summed(self.count * mean) / total.count
+        total.sum = processes.summed(squares + self.count * (mean - total.mean).square())
+        return total
 
 
 def renew_all(module: nn.Module, batches: Sequence[Batch], kept: Callable[[str], bool] = lambda name: False) -> None:

@@ -28,7 +28,7 @@ def samples_of(agenda: Agenda, networks: Networks, index: int) -> Samples:
     own = math.ceil(wanted * min(2, len(part.calls)) / len(part.calls))
     calls = [_of_call(agenda, networks, index, call, room, own) for call in range(len(part.calls))]
     # Few unknowns want few positions, but of as many images: those of one image tell much the same.
-    return Samples(calls).fewer(_PLENTY * unknowns)
+    return Samples(calls, networks.converted.own).fewer(_PLENTY * unknowns)
 
 
 def _of_call(agenda: Agenda, networks: Networks, index: int, call: int, room: int, wanted: int) -> Positions:

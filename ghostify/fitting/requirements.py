@@ -14,6 +14,7 @@ from ghostify.fitting.interpreter import Interpreter
 from ghostify.fitting.judging import called, outputs
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.fitting.networks import Networks
+from ghostify.processes import present
 from ghostify.running import ELSEWHERE, agree
 from ghostify.tracing import Traced
 
@@ -68,8 +69,9 @@ def require_finite(part: Part, targets: Targets, networks: Networks) -> None:
         bool(torch.isfinite(networks.converted.values[block.batch][part.calls[block.call].inputs]).all())
         for block in targets.samples.blocks
     )
-    if not (gives and reads):
-        where = "reads values" if gives else "of the original gives values"
+    not_given, not_read = present().total([not gives, not reads])
+    if not_given or not_read:
+        where = "of the original gives values" if not_given else "reads values"
         raise FitError(
             f"{part.name} {where} that are not finite (NaN or infinite) for these images, so it cannot be fitted; "
             "look at the weights before it, or use fit none."

@@ -66,6 +66,7 @@ class Positions:
         if self.last:
             shape = (shape[0], shape[3], *shape[1:3])
         self.maps = channels in (1, 3)
+        self.width = shape[1] if self.maps else shape[-1]
         self.size = tuple(shape[2:]) if self.maps else ()
         rows = math.prod(self.size if self.maps else shape[:-1])
         images = shape[0] if self.maps else 1
@@ -138,12 +139,15 @@ class Block(NamedTuple):
 class Samples:
     """Positions of all calls of a layer, block by block."""
 
-    def __init__(self, calls: Sequence[Positions]) -> None:
-        self.calls = calls
+    def __init__(self, calls: Sequence[Positions], own: Collection[int] | None = None) -> None:
+        """``own``: the batches that this process has; None for all."""
+        self.calls, self.own = calls, own
+        self._meant: Collection[int] = range(len(calls))
         self.total = sum(call.total for call in calls)
-        self.blocks = _blocks([call.batches for call in calls])
+        """Positions of all processes."""
+        self.blocks = self._mine([call.batches for call in calls])
         """Those that the fit is made of, or some of it is chosen by."""
-        self.judged = _blocks([call.judged for call in calls])
+        self.judged = self._mine([call.judged for call in calls])
         """Those that it is judged by."""
 
     @property
@@ -153,7 +157,8 @@ class Samples:
 
     def of_calls(self, calls: Collection[int]) -> Samples:
         """Those of some calls alone."""
-        some = Samples(self.calls)
+        some = copy.copy(self)
+        some._meant = calls
         some.blocks = [block for block in self.blocks if block.call in calls]
         some.judged = [block for block in self.judged if block.call in calls]
         some.total = sum(self.calls[call].total for call in calls)
@@ -163,8 +168,21 @@ class Samples:
         """Those of these that make up ``wanted`` positions from all blocks; all of few."""
         some = copy.copy(self)
         some.calls = [call.fewer(math.ceil(wanted / len(self.calls))) for call in self.calls]
-        some.total = sum(some.calls[call].total for call in {block.call for block in self.blocks})
+        some.total = sum(some.calls[call].total for call in self._meant)
         return some
+
+    @property
+    def first(self) -> Block:
+        """The first block of all, be it this process's or another's."""
+        return min(Block(self.calls[call].batches[0], call) for call in self._meant)
+
+    @property
+    def width(self) -> int:
+        """The channels of what stands at a position."""
+        return self.calls[0].width
+
+    def _mine(self, batches: Sequence[Sequence[int]]) -> list[Block]:
+        return [block for block in _blocks(batches) if self.own is None or block.batch in self.own]
 
     def each(self, block: Block) -> int:
         """How many positions every image of a block has."""

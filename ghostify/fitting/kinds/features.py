@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ghostify.leastsquares.sampling import Block, Samples, convolved
 from ghostify.leastsquares.standardised import standardises
-from ghostify.processes import together
+from ghostify.processes import present
 
 Input = Callable[[Block], Tensor]
 """What a layer reads of each block."""
@@ -60,11 +60,6 @@ def unknowns(read: int, filters: int) -> int:
 def growths_of(read: int, filters: int) -> int:
     """How often known filters may grow, each time by as many; never where a filter is no combination of any."""
     return min(_GROWTHS, read // (_SHARE * filters)) if read > FULL and read >= _FEW * filters else 0
-
-
-def _shared() -> bool:
-    """Whether several processes fit together."""
-    return together()
 
 
 class Kept:
@@ -102,8 +97,7 @@ class Features:
         """Whether filters must have a mean of zero: then they read how numbers differ from their mean."""
         self.trained = trained
         most = min(_SPANNING, unknowns(trained.shape[2], trained.shape[1]) - 1)
-        # Processes see other images each, and moments are summed over them only if they are of the same features.
-        self.spanned = samples.total <= most and not self.centred and not _shared()
+        self.spanned = samples.total <= most and not self.centred
         """Whether features are parts in the span of what is read."""
         self.growths = 0 if self.spanned else growths_of(trained.shape[2], trained.shape[1])
         """How often known filters may grow; where never, nor spanned, all that a filter reads is a feature."""
@@ -169,15 +163,19 @@ class Features:
         with torch.enable_grad():
             for block in blocks:
                 self._convolved(block, filters).backward(missed(block).to(filters.dtype))
-        assert filters.grad is not None
-        found = filters.grad.double().flatten(1).unflatten(0, (groups, each))
+        # A process that has none of the blocks adds zeros.
+        own = torch.zeros_like(filters) if filters.grad is None else filters.grad
+        found = present().summed(own.double()).flatten(1).unflatten(0, (groups, each))
         return found - found.mean(2, keepdim=True) if self.centred else found
 
     def _span(self) -> Tensor:
         """An orthonormal basis of all that is read, (g, r, D)."""
         # What judges is in it, too, so that its outputs are those of the filters; no solution goes that way.
         blocks = (*self.samples.blocks, *self.samples.judged)
-        read = torch.cat([self._patches(block) for block in blocks]).double()
+        groups, _, wide = self.trained.shape
+        # One basis for all processes, because moments are summed over them only if they are of the same features.
+        own = torch.cat([self.trained.new_zeros(0, groups, wide), *(self._patches(block) for block in blocks)])
+        read = present().joined(own, [groups, wide]).double()
         return torch.linalg.qr(read.permute(1, 2, 0)).Q.mT
 
     def _in_span(self, block: Block) -> Tensor:

@@ -8,7 +8,6 @@ A layer that is called more than once is fitted to all its calls at once.  Its i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from ghostify.fitting.kinds.intercepts import Intercepts
 from ghostify.fitting.kinds.least_squares import FiltersFit, put, weight_of
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.leastsquares.sampling import Block
+from ghostify.processes import present
 
 
 class LayerFit(FiltersFit):
@@ -47,9 +47,11 @@ class LayerFit(FiltersFit):
 
 
 def error(targets: Targets, outputs: Callable[[Block], Tensor], blocks: Sequence[Block]) -> float | None:
-    """Mean squared error behind the rectifier over the variance there, on some blocks; None without any."""
-    if not blocks:
+    """Mean squared error behind the rectifier over the variance there, on some blocks of each process; None without."""
+    missed = sum(targets.error(block, outputs(block)) for block in blocks)
+    total, count = present().total([missed, len(blocks)])
+    if not count:
         return None
-    missed = fmean(targets.error(block, outputs(block)) for block in blocks)
+    missed = total / count
     # Where nothing varies there are no shares: it is right, or wholly wrong.
     return missed / targets.variance if targets.variance > 0 else float(missed > 0)

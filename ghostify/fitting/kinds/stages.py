@@ -21,6 +21,7 @@ from ghostify.fitting.kinds.least_squares import LeastSquares, times
 from ghostify.fitting.kinds.targets import Targets
 from ghostify.ghosts import GGhostStage
 from ghostify.leastsquares.sampling import Block
+from ghostify.processes import present
 
 
 class StageFit(LeastSquares):
@@ -37,11 +38,19 @@ class StageFit(LeastSquares):
         self.fc: Any = stage.mix.fc if stage.mix is not None and stage.mix.layers == 1 else None
         self.constant = self.fc is not None or self.norm is not None
         # Pixels and pooled means differ in scale by far, and one ridge is to hold both as tightly.
-        rows = self._raw(targets.samples.blocks[0])
+        rows = self._first_rows()
         deviation = rows.double().std(0, unbiased=False)
         # What hardly varies is noise, and in units of its own deviation it would count as much as the rest.
         self.scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
         self.start = (self._now() * self.scale)[None]
+
+    def _first_rows(self) -> Tensor:
+        """The features of the first block, (N, D), which one of the processes has."""
+        samples, features = self.targets.samples, self._now().shape[1]
+        own = (
+            self._raw(samples.first).double() if samples.first in samples.blocks else self._now().new_zeros(0, features)
+        )
+        return present().joined(own, [features])
 
     def read(self, block: Block) -> Tensor:
         return self._kept.of(block, lambda block: (self._raw(block) / self.scale.float())[:, None])

@@ -56,6 +56,7 @@ class Targets:
         used = [*samples.blocks, *samples.judged]
         self.sums = {block: self._sums(block) for block in used}
         self.added = {block: self._added(block) for block in used}
+        self._like = next(iter(self.sums.values())) if used else self._of_nothing()
         self.slopes: list[Tensor] = []
         self.offsets: list[Tensor] = []
         self.refresh()
@@ -85,16 +86,14 @@ class Targets:
 
     def _line(self, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
         """a and b of a norm, for the chosen outputs."""
-        like = next(iter(self.sums.values()))
         if norm is None:
-            return line(None, like.shape[1], like)
-        slope, offset = line(norm, like.shape[1], like)
+            return line(None, self._like.shape[1], self._like)
+        slope, offset = line(norm, self._like.shape[1], self._like)
         return self._chosen(slope), self._chosen(offset)
 
     def _lets_through(self, norm: nn.Module | None) -> Tensor:
         """By chosen output, whether a norm lets it through, and anybody reads it."""
-        like = next(iter(self.sums.values()))
-        slope = line(norm, like.shape[1], like)[0].abs()
+        slope = line(norm, self._like.shape[1], self._like)[0].abs()
         through = slope > _DEAD * slope.max()
         if self._index is None:
             return through
@@ -159,7 +158,7 @@ class Targets:
         wanted = Statistics()
         for block, sums in self.sums.items():
             wanted(self._shown(sums, block))
-        return float(wanted.variance.mean())
+        return float(wanted.reduced().variance.mean())
 
     def _shown(self, sums: Tensor, block: Block) -> Tensor:
         """What the rectifier lets pass."""
@@ -168,6 +167,13 @@ class Targets:
 
     def _sum(self, block: Block, y: Tensor) -> Tensor:
         return self.slopes[block.call] * y.double() + self.offsets[block.call] + self.added[block]
+
+    def _of_nothing(self) -> Tensor:
+        """The sums of a process that has none of these blocks: (0, n)."""
+        kept = self.aims[0].kept
+        width = self.samples.width if kept is None else len(kept)
+        place = next(self.networks.converted.root.parameters()).device
+        return torch.empty(0, width if self._index is None else len(self._index), device=place)
 
     def _sums(self, block: Block) -> Tensor:
         aim = self.aims[block.call]
