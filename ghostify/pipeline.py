@@ -59,6 +59,8 @@ def convert(
     part: its backbone, say, is found, rewritten and put back.  Then ``print`` says why and which parts those are,
     ``ghosted`` has each, and ``left`` tells what was left alone; the images may be a list of inputs of the whole.
 
+    Called with the same images in each process of a group (``torch.distributed``), all fit one network together.
+
     Raises ``TraceError`` when it cannot be recorded, ``PlanError`` when nothing would change, ``FitError`` when it
     cannot be fitted.
     """
