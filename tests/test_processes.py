@@ -363,8 +363,8 @@ def test_the_command_fits_in_two_processes_what_it_fits_in_one(tmp_path: Path) -
     """Under a budget, too, whose trials are fits: the first process plans, and all fit."""
     asked = ("compress", *COMMAND, "--target", "macs=0.6x", "--set", "fit.images=40", "--epochs", "0", "-o")
     with torchrun(tmp_path, *asked, "two") as running:
-        answer, problems = running.communicate()
-    assert running.returncode == 0 and answer.count("Saved in two") == 1, problems
+        _, problems = running.communicate()
+    assert running.returncode == 0 and problems.count("Saved in two") == 1, problems
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "ghostify", *asked, "one"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
