@@ -21,7 +21,7 @@ class Pace:
     """Steps between checkpoints; None: by the clock."""
     _steps: int = 0
     _cost: float = 0.0
-    _last: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=lambda: time.monotonic())
 
     def due(self) -> bool:
         """Whether to save after this step; to be asked once for each."""
