@@ -194,8 +194,8 @@ def cost(name: str) -> str:
     model = getattr(torchvision.models, name)().eval()
     traced = trace(model, torch.randn(1, 3, 224, 224))
     settings = settings_under(GhostSettings())
-    options = Numbered.of(offered(scan_for(traced, settings, fitted=True), settings, fitted=True)).options
-    swaps = [option.swap for option in options if option.swap is not None]
+    numbered = Numbered.of(offered(scan_for(traced, settings, fitted=True), settings, fitted=True))
+    swaps = numbered.swaps(range(len(numbered.options)))
     began = time.perf_counter(), time.process_time()
     harms = measure_harms(traced, torch.randn(64, 3, 224, 224), swaps, told=_told)
     wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
