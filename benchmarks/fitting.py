@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -203,7 +203,7 @@ class Subject:
     """The method whose MACs a matched method gets."""
 
     @classmethod
-    def load(cls, name: str, folder: Path, data: Data, reference: str = REFERENCE) -> Subject:
+    def load(cls, name: str, folder: Path, data: Data, reference: str = REFERENCE) -> Self:
         model = NETWORKS[name]()
         model.load_state_dict(torch.load(folder / f"{name}-cifar10.pt", weights_only=True))
         return cls(name, model.eval(), data, reference)
@@ -391,13 +391,21 @@ class Results:
 
     def get(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the run of that key gave; ``measure`` does it where nobody has yet."""
-        key = json.loads(json.dumps(key))
-        known = next((run["found"] for run in self.runs if run["key"] == key), None)
+        known = self.known(key)
         if known is None:
             known = measure()
-            self.runs.append({"key": key, "found": known})
-            self._write()
+            self.add(key, known)
         return known
+
+    def known(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """What the run of that key gave; None where nobody has done it."""
+        key = json.loads(json.dumps(key))
+        return next((run["found"] for run in self.runs if run["key"] == key), None)
+
+    def add(self, key: dict[str, Any], found: dict[str, Any]) -> None:
+        """Keep what a run gave."""
+        self.runs.append({"key": json.loads(json.dumps(key)), "found": found})
+        self._write()
 
     def _write(self) -> None:
         if self.path:

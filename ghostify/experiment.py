@@ -294,6 +294,6 @@ def _teacher(subject: Subject, model: ModelSettings, settings: TrainSettings) ->
     if teacher is None:
         raise RecipeError(
             f"distill = {settings.distill:g} needs the original network, and {model.source!r} does not tell where "
-            "its weights are; set finetune.distill to 0."
+            "its weights are; name a network that teaches in its place (--teacher), or set finetune.distill to 0."
         )
     return teacher

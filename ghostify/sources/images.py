@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -127,7 +127,7 @@ class ArrayImages(Images):
 class FileImages(Images):
     """Images in files, decoded as they are read; ``crops`` cuts a random part out of each for training."""
 
-    files: tuple[File, ...]
+    files: tuple[File, ...] = field(repr=False)
     labels: Tensor
     shape: Shape
     preprocessing: Preprocessing
