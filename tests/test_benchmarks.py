@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ def output_of(*arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of made-up images of ten classes, beside weights that nobody trained."""
     folder = tmp_path_factory.mktemp("cifar")
     draw = np.random.default_rng(0)
@@ -57,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 Image.fromarray(pixels).save(place / f"{index}.png")
     torch.manual_seed(0)
     torch.save(NETWORKS["resnet20"]().state_dict(), folder / "resnet20-cifar10.pt")
-    yield folder
+    return folder
 
 
 def test_every_benchmark_can_be_loaded() -> None:
