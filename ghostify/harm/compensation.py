@@ -38,22 +38,22 @@ class Sums:
                 walk.advance(len(walk.nodes), [batch])
                 for call in self.calls:
                     value = walk.values[batch][call.around.sum]
-                    self._kept[call.node, batch] = self._rows(call, value, batch).float()
+                    self._kept[call.node, batch] = self._rows(call, value, batch)
                 walk.values[batch].clear()
 
     def rows(self, call: Call, walk: Walk) -> Rows:
         """What a call gives where the walk stands, behind its sum, and what it should add up to."""
         y, now = (self._now(call, walk, node) for node in (call.node, call.around.sum))
-        wanted = torch.cat([self._kept[call.node, batch] for batch in self.batches]).double()
-        slope, _ = call.line(y)
+        wanted = torch.cat([self._kept[call.node, batch] for batch in self.batches])
+        slope = call.line(y)[0].to(y)
         # What is added is what the sum is more than the output, whichever way it came.
         return Rows(y, wanted, now - slope * y, slope, call.around.ceiling)
 
     def rows_of_original(self, call: Call, walk: Walk) -> Rows:
         """The same where nothing is changed and the walk stands behind the call."""
         y = self._now(call, walk, call.node)
-        wanted = torch.cat([self._kept[call.node, batch] for batch in self.batches]).double()
-        slope, _ = call.line(y)
+        wanted = torch.cat([self._kept[call.node, batch] for batch in self.batches])
+        slope = call.line(y)[0].to(y)
         return Rows(y, wanted, wanted - slope * y, slope, call.around.ceiling)
 
     def _now(self, call: Call, walk: Walk, node: fx.Node) -> Tensor:

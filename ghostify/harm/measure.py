@@ -9,9 +9,9 @@ Of each layer one decomposition serves every m, and harm is measured at few m; t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -47,6 +47,7 @@ _WIDTHS = 3
 """Widths of a block at which harm is measured."""
 
 Kind = Literal["mixture", "depthwise", "thin"]
+S = TypeVar("S", bound=Swap)
 Told = Callable[[int, int], None]
 
 
@@ -229,7 +230,7 @@ class _Job:
     # -- other forms -------------------------------------------------------------------------------------------
 
     def _depthwise(self) -> Iterator[_Step]:
-        swaps = [swap for swap in self.candidates if is_depthwise(swap) and swap.target in self.calls]
+        swaps = [swap for swap in _distinct(filter(is_depthwise, self.candidates)) if swap.target in self.calls]
         places = [self.walk.index[self.calls[swap.target][0].node] for swap in swaps]
         answered = _spread(places)
         for swap, place in zip(swaps, places, strict=True):
@@ -250,8 +251,7 @@ class _Job:
 
     def _thin(self) -> Iterator[_Step]:
         # a block may be offered by itself and with its neighbours, which is the same change of that block
-        thin = [swap for swap in self.candidates if isinstance(swap, ThinSwap)]
-        swaps = list({(swap.target, form_of(swap)): swap for swap in thin}.values())
+        swaps = _distinct(swap for swap in self.candidates if isinstance(swap, ThinSwap))
         if not swaps:
             return
         readers = Readers(self.walk, channels_of(self.walk.traced))
@@ -300,6 +300,11 @@ class _Job:
         seen, held = ([self.batches[batch] for batch in some] for some in (self.seen, self.held))
         harm = self.judge.harm(fitted_alone(self.traced, swap, seen, held))
         self._form(swap, None, len(self.walk.nodes), harm)
+
+
+def _distinct(swaps: Iterable[S]) -> list[S]:
+    """Swaps without those that are others again: of one layer in blocks of several widths, say."""
+    return list({(swap.target, form_of(swap)): swap for swap in swaps}.values())
 
 
 def _spread(places: Collection[int]) -> set[int]:

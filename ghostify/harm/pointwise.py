@@ -37,7 +37,7 @@ class Projections:
     @cached_property
     def carried(self) -> tuple[float, ...]:
         """By intrinsic maps of a group, the share of the outputs' weighted variance that they carry."""
-        curves = torch.stack([one.variances for one in self._principal(self.covariance)]).sum(0).cumsum(0)
+        curves = torch.stack([one.variances for one in self._directions]).sum(0).cumsum(0)
         total = curves[-1]
         return tuple((curves / total).clamp_max(1).tolist()) if total > 0 else (1.0,) * len(curves)
 
@@ -46,14 +46,14 @@ class Projections:
         n, each = len(self.mean), m // self.groups
         if m >= n:
             return Affine(torch.eye(n, dtype=self.mean.dtype), torch.zeros_like(self.mean), self.dim)
-        matrix = self._projection(self.covariance, each)
+        matrix = _projected(self._directions, each)
         now = Affine(matrix, self.mean - matrix @ self.mean, self.dim)
         # Of groups, what is renewed would mix the maps of one with those of another, which no grouped layer can.
         renewed = self.rows.ceiling is not None and self.groups == 1
         for _ in range(ROUNDS if renewed else 0):
             full = nearest(self.rows, self._normal, now, self.dim)
             # The rank is cut anew, because renewed targets have other principal directions.
-            cut = self._projection(full.matrix @ self.covariance @ full.matrix.T, each)
+            cut = _projected(self._principal(full.matrix @ self.covariance @ full.matrix.T), each)
             wanted = full.matrix @ self.mean + full.offset
             matrix = cut @ full.matrix
             now = Affine(matrix, wanted - matrix @ self.mean, self.dim)
@@ -64,8 +64,10 @@ class Projections:
         eye = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
         return Normal(self.covariance[None], eye[None], RIDGES[1])
 
-    def _projection(self, covariance: Tensor, m: int) -> Tensor:
-        return torch.block_diag(*(one.projection(m) for one in self._principal(covariance)))
+    @cached_property
+    def _directions(self) -> Sequence[Principal]:
+        """Those of the outputs as the original gives them, from which every m begins."""
+        return self._principal(self.covariance)
 
     def _principal(self, covariance: Tensor) -> Sequence[Principal]:
         """The principal directions of each group's outputs."""
@@ -73,6 +75,11 @@ class Projections:
         blocks = covariance.unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
         metric = metric_of(self.weights, UNWEIGHTED).unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
         return [Principal.of(blocks[group, :, group], metric[group, :, group]) for group in range(self.groups)]
+
+
+def _projected(directions: Sequence[Principal], m: int) -> Tensor:
+    """The projection of each group's outputs on its first m directions, (n, n) of all groups."""
+    return torch.block_diag(*(one.projection(m) for one in directions))
 
 
 def ranks(n: int, groups: int) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 from ghostify.fitting.agenda.epilogue import Epilogue, epilogue, line
 from ghostify.fitting.kinds.least_squares import ROUNDS
 from ghostify.fitting.sensitivity import metric
-from ghostify.leastsquares.moments import Moments, Normal, Solution, solve
+from ghostify.leastsquares.moments import Moments, Normal, Solution, precision, solve
 from ghostify.module_calls import given_by
 from ghostify.scanning import Site
 from ghostify.tracing import Traced
@@ -95,11 +96,21 @@ class Rows:
     ceiling: float | None
     """Where a rectifier cuts sums off above; None where none reads them alone."""
 
+    @cached_property
+    def mean(self) -> Tensor:
+        """Of the outputs, (n,), in float64."""
+        return self.y.mean(0, dtype=torch.float64)
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """The outputs about their mean, (N, n), as products with them are taken."""
+        return about(self.y, self.mean)
+
     def targets(self, now: Affine | None) -> Tensor:
         """What the layer should give, (N, n), given what it gives ``now``; as if nothing bent it, where None."""
         z = self.wanted
         if now is not None and self.ceiling is not None:
-            given = self.slope * (self.y @ now.matrix.T + now.offset) + self.added
+            given = self.slope * (self.y @ now.matrix.T.to(self.y) + now.offset.to(self.y)) + self.added
             # What the rectifier hides in both networks is no error.
             z = torch.where(z > 0, z, given.clamp_max(0))
             if self.ceiling < float("inf"):
@@ -114,11 +125,11 @@ def positions(n: int) -> int:
 
 
 def sampled(value: Tensor, dim: int, each: int, seed: int) -> Tensor:
-    """Rows of what stands at random positions, ``each`` of every image: (N, n) in float64."""
+    """Rows of what stands at random positions, ``each`` of every image: (N, n)."""
     value = value.movedim(dim, -1)
     flat = value.flatten(1, -2) if value.dim() > 2 else value[:, None]
     chosen = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))[:each]
-    return flat[:, chosen.to(value.device)].flatten(0, 1).double()
+    return flat[:, chosen.to(value.device)].flatten(0, 1)
 
 
 def answering(rows: Rows, dim: int) -> Affine:
@@ -142,16 +153,25 @@ def _renewed(rows: Rows, found: Solution, dim: int) -> Affine:
 
 def nearest(rows: Rows, normal: Normal, now: Affine | None, dim: int) -> Affine:
     """The map whose outputs come nearest to what is wanted, given what they are ``now``."""
-    moments, _ = _moments(rows, rows.targets(now), 1.0, squares=False)
-    weight = normal.solve(moments.crossed())
-    return Affine(weight[0], moments.intercept(weight)[0], dim)
+    targets = rows.targets(now)
+    mean = targets.mean(0, dtype=torch.float64)
+    # The outputs were centred and factored once, so that a turn costs one product over the rows.
+    crossed = (about(targets, mean).T @ rows.centred).double() / len(targets)
+    weight = normal.solve(crossed[None])[0]
+    return Affine(weight, mean - weight @ rows.mean, dim)
 
 
-def _moments(rows: Rows, targets: Tensor, share: float, squares: bool = True) -> tuple[Moments, Moments]:
+def about(rows: Tensor, mean: Tensor) -> Tensor:
+    """Rows (N, n) about their mean, in the precision that products of so many columns are taken in."""
+    kind = precision(rows.shape[1])
+    return rows.to(kind) - mean.to(kind)
+
+
+def _moments(rows: Rows, targets: Tensor, share: float) -> tuple[Moments, Moments]:
     """Moments of outputs and targets over the first share of the rows, and over the others."""
-    first, count = Moments(squares), int(share * len(targets))
+    first, count = Moments(), int(share * len(targets))
     first.add(rows.y[:count, None], targets[:count, None])
-    others = Moments(squares)
+    others = Moments()
     if count < len(targets):
         others.add(rows.y[count:, None], targets[count:, None])
     return first, others
