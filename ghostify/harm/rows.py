@@ -41,10 +41,14 @@ class Affine:
     offset: Tensor
     """b (n,)."""
     dim: int
+    """1, or the last (-1)."""
 
     def __call__(self, value: Tensor) -> Tensor:
         matrix, offset = self.matrix.to(value), self.offset.to(value)
-        return (value.movedim(self.dim, -1) @ matrix.T + offset).movedim(-1, self.dim)
+        if self.dim == -1 or value.dim() == 2:
+            return value @ matrix.T + offset
+        # Where channels come before positions, moving them behind would take longer than the product.
+        return (matrix @ value.flatten(2) + offset[:, None]).view(value.shape)
 
 
 class Call:
