@@ -3,7 +3,7 @@
     compensation = harm with every later layer answering / harm with all as they were
 
 A fit goes layer by layer, so an error near the image meets many layers that answer it, and one at the end none.  Each
-answers by combinations of its own outputs (``rows.answering``), on images other than those that harm is measured on.
+answers by combinations of its own outputs (``answering``), on images other than those that harm is measured on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from ghostify.harm.rows import Affine, Call, Rows, answering, positions, sampled
+from ghostify.harm.answering import answering
+from ghostify.harm.rows import Affine, Call, Rows, positions, sampled
 from ghostify.harm.walk import Changes, Walk
 
 _LEAST = 1e-4
@@ -92,7 +93,10 @@ class Answers:
             walk.advance(walk.index[node] + 1, batches)
             for call in calls:
                 rows = self.sums.rows(call, walk)
-                more = _difference(answering(rows, call.dim), rows.slope)
+                answer = answering(rows, call.dim)
+                if answer is None:
+                    continue
+                more = _difference(answer, rows.slope)
                 # The sum was added up already, so it takes in by how much the answer differs.
                 for batch in batches:
                     values = walk.values[batch]

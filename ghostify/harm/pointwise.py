@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ghostify.fitting.kinds.least_squares import ROUNDS
-from ghostify.harm.rows import Affine, Rows, nearest
-from ghostify.leastsquares.moments import RIDGES, Moments, Normal
+from ghostify.harm.answering import Regression
+from ghostify.harm.rows import Affine, Rows
+from ghostify.leastsquares.moments import RIDGES, squared
 from ghostify.leastsquares.principal import UNWEIGHTED, Principal, metric_of
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
@@ -30,9 +31,9 @@ class Projections:
     def __init__(self, rows: Rows, weights: Tensor, groups: int, dim: int) -> None:
         """``weights``: how much errors of the outputs count, (n,) or (n, n)."""
         self.rows, self.weights, self.groups, self.dim = rows, weights, groups, dim
-        moments = Moments()
-        moments.add(rows.y[:, None], rows.y[:, None])
-        self.covariance, self.mean = moments.features()[0], moments.mean_u[0]
+        self.covariance, self.mean = squared(rows.centred[None])[0].double() / len(rows.y), rows.mean
+        # The weakest ridge by which a covariance in single precision can be divided.
+        self.regression = Regression(rows, RIDGES[1])
 
     @cached_property
     def carried(self) -> tuple[float, ...]:
@@ -51,18 +52,13 @@ class Projections:
         # Of groups, what is renewed would mix the maps of one with those of another, which no grouped layer can.
         renewed = self.rows.ceiling is not None and self.groups == 1
         for _ in range(ROUNDS if renewed else 0):
-            full = nearest(self.rows, self._normal, now, self.dim)
+            full = self.regression.nearest(now, self.dim)
             # The rank is cut anew, because renewed targets have other principal directions.
             cut = _projected(self._principal(full.matrix @ self.covariance @ full.matrix.T), each)
             wanted = full.matrix @ self.mean + full.offset
             matrix = cut @ full.matrix
             now = Affine(matrix, wanted - matrix @ self.mean, self.dim)
         return now
-
-    @cached_property
-    def _normal(self) -> Normal:
-        eye = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
-        return Normal(self.covariance[None], eye[None], RIDGES[1])
 
     @cached_property
     def _directions(self) -> Sequence[Principal]:

@@ -1,12 +1,8 @@
-"""What layers give at sampled positions, and the least squares between n outputs that a rectifier may follow.
+"""What layers give at sampled positions, and what they should give there for sums to be as the original's.
 
     z = a·y + c + r       y: a layer's n outputs; a, c: its norm's line; r: what is added (``fitting/agenda/epilogue``)
-    y ← B y + b           B (n, n)
 
-A layer that is fitted anew may give any linear map of what it reads.  Those that are combinations of what it gives
-already cost n² products a position, whatever it reads (asymmetric response reconstruction: Zhang et al. 2015), and say
-as much about what can be made good as is needed here.  Behind a rectifier targets are renewed as in a fit
-(``fitting/kinds/targets``).
+Behind a rectifier targets of y are renewed as in a fit (``fitting/kinds/targets``).
 """
 
 from __future__ import annotations
@@ -19,17 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostify.fitting.agenda.epilogue import Epilogue, epilogue, line
-from ghostify.fitting.kinds.least_squares import ROUNDS
 from ghostify.fitting.sensitivity import metric
-from ghostify.leastsquares.moments import Moments, Normal, Solution, precision, solve
+from ghostify.leastsquares.moments import precision
 from ghostify.module_calls import given_by
 from ghostify.scanning import Site
 from ghostify.tracing import Traced
 
 _POSITIONS, _PER_OUTPUT = 8192, 2
 """Positions from all images together: at least so many, and so many for each output."""
-_SEEN = 3 / 4
-"""The share of the positions that solves are made of where others choose how strong a ridge is."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +103,16 @@ class Rows:
         """The outputs about their mean, (N, n), as products with them are taken."""
         return about(self.y, self.mean)
 
+    @cached_property
+    def basis(self) -> Tensor | None:
+        """Orthonormal columns that span what the outputs vary by, (n, N); None where there are as many rows as outputs."""
+        return None if len(self.y) >= self.y.shape[1] else torch.linalg.qr(self.centred.T).Q
+
+    @cached_property
+    def spanning(self) -> Tensor:
+        """The outputs about their mean, in that basis: (N, k), with k the smaller of N and n."""
+        return self.centred if self.basis is None else self.centred @ self.basis
+
     def targets(self, now: Affine | None) -> Tensor:
         """What the layer should give, (N, n), given what it gives ``now``; as if nothing bent it, where None."""
         z = self.wanted
@@ -136,46 +139,7 @@ def sampled(value: Tensor, dim: int, each: int, seed: int) -> Tensor:
     return flat[:, chosen.to(value.device)].flatten(0, 1)
 
 
-def answering(rows: Rows, dim: int) -> Affine:
-    """How a layer's outputs answer an error of what it reads: the map of them that comes nearest to what is wanted."""
-    seen, held = _moments(rows, rows.targets(None), _SEEN)
-    eye = torch.eye(rows.y.shape[1], dtype=torch.float64, device=rows.y.device)[None]
-    found = solve(seen, held, eye, weights=rows.slope.square()[None])
-    return _renewed(rows, found, dim)
-
-
-def _renewed(rows: Rows, found: Solution, dim: int) -> Affine:
-    """The same once targets behind a rectifier were renewed."""
-    assert found.bias is not None, "a constant is fitted"
-    now = Affine(found.weight[0], found.bias[0], dim)
-    if rows.ceiling is None or found.ridge == float("inf"):
-        return now
-    for _ in range(ROUNDS):
-        now = nearest(rows, found.normal, now, dim)
-    return now
-
-
-def nearest(rows: Rows, normal: Normal, now: Affine | None, dim: int) -> Affine:
-    """The map whose outputs come nearest to what is wanted, given what they are ``now``."""
-    targets = rows.targets(now)
-    mean = targets.mean(0, dtype=torch.float64)
-    # The outputs were centred and factored once, so that a turn costs one product over the rows.
-    crossed = (about(targets, mean).T @ rows.centred).double() / len(targets)
-    weight = normal.solve(crossed[None])[0]
-    return Affine(weight, mean - weight @ rows.mean, dim)
-
-
 def about(rows: Tensor, mean: Tensor) -> Tensor:
     """Rows (N, n) about their mean, in the precision that products of so many columns are taken in."""
     kind = precision(rows.shape[1])
     return rows.to(kind) - mean.to(kind)
-
-
-def _moments(rows: Rows, targets: Tensor, share: float) -> tuple[Moments, Moments]:
-    """Moments of outputs and targets over the first share of the rows, and over the others."""
-    first, count = Moments(), int(share * len(targets))
-    first.add(rows.y[:count, None], targets[:count, None])
-    others = Moments()
-    if count < len(targets):
-        others.add(rows.y[count:, None], targets[count:, None])
-    return first, others
