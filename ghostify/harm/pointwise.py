@@ -18,8 +18,8 @@ from torch import Tensor
 from ghostify.fitting.kinds.least_squares import ROUNDS
 from ghostify.harm.answering import Regression
 from ghostify.harm.rows import Affine, Rows
-from ghostify.leastsquares.moments import RIDGES, squared
-from ghostify.leastsquares.principal import UNWEIGHTED, Principal, metric_of
+from ghostify.leastsquares.moments import RIDGES, precision, squared
+from ghostify.leastsquares.principal import UNWEIGHTED, Principal, metric_of, root_of
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Of a layer's maps, how many are intrinsic where its harm is measured."""
@@ -65,17 +65,27 @@ class Projections:
         """Those of the outputs as the original gives them, from which every m begins."""
         return self._principal(self.covariance)
 
+    @cached_property
+    def _roots(self) -> list[Tensor]:
+        """By group, the root of the metric that errors of its outputs count by."""
+        return [root_of(block) for block in self._by_group(metric_of(self.weights, UNWEIGHTED))]
+
     def _principal(self, covariance: Tensor) -> Sequence[Principal]:
-        """The principal directions of each group's outputs."""
-        n = len(covariance) // self.groups
-        blocks = covariance.unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
-        metric = metric_of(self.weights, UNWEIGHTED).unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
-        return [Principal.of(blocks[group, :, group], metric[group, :, group]) for group in range(self.groups)]
+        """The principal directions of each group's outputs, in the precision that covariances were computed in."""
+        kind = precision(len(covariance))
+        blocks = self._by_group(covariance)
+        return [Principal.under(root.to(kind), block.to(kind)) for root, block in zip(self._roots, blocks, strict=True)]
+
+    def _by_group(self, square: Tensor) -> list[Tensor]:
+        """The blocks on the diagonal of an (n, n) matrix."""
+        n = len(square) // self.groups
+        blocks = square.unflatten(0, (self.groups, n)).unflatten(2, (self.groups, n))
+        return [blocks[group, :, group] for group in range(self.groups)]
 
 
 def _projected(directions: Sequence[Principal], m: int) -> Tensor:
     """The projection of each group's outputs on its first m directions, (n, n) of all groups."""
-    return torch.block_diag(*(one.projection(m) for one in directions))
+    return torch.block_diag(*(one.projection(m) for one in directions)).double()
 
 
 def ranks(n: int, groups: int) -> list[int]:

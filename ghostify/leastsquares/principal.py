@@ -35,8 +35,12 @@ class Principal:
     @staticmethod
     def of(covariance: Tensor, weights: Tensor) -> Principal:
         """Those of a covariance (n, n), where errors count by ``weights``: Λ (n, n), or its diagonal (n,)."""
-        root = _root(weights)
-        values, vectors = torch.linalg.eigh(root @ covariance.double() @ root.T)
+        return Principal.under(root_of(weights), covariance.double())
+
+    @staticmethod
+    def under(root: Tensor, covariance: Tensor) -> Principal:
+        """The same where R is known, in the precision of the two."""
+        values, vectors = torch.linalg.eigh(root @ covariance @ root.T)
         return Principal(values.flip(0).clamp_min(0), vectors.flip(1), root)
 
     @cached_property
@@ -58,13 +62,13 @@ class Principal:
 
 def carried(covariance: Tensor, weights: Tensor) -> Tensor:
     """The rank curve alone, (n,): without directions, which take most of the time where outputs are many."""
-    root = _root(weights)
+    root = root_of(weights)
     values = torch.linalg.eigvalsh(root @ covariance.double() @ root.T)
     return _running(values.flip(0).clamp_min(0))
 
 
-def _root(weights: Tensor) -> Tensor:
-    """R (n, n): outputs times R make the weighted error a plain one, which eigenvectors minimise."""
+def root_of(weights: Tensor) -> Tensor:
+    """R (n, n), in float64: outputs times R make the weighted error a plain one, which eigenvectors minimise."""
     return torch.linalg.cholesky(metric_of(weights, UNWEIGHTED), upper=True)
 
 
