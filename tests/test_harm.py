@@ -18,10 +18,14 @@ from ghostify.fitting.sensitivity import metric, sensitivities
 from ghostify.harm import Harms, guessed_harms, measure_harms, read_harms
 from ghostify.harm.outputs import Judge
 from ghostify.harm.result import between, form_of
+from ghostify.harm.rows import Call
+from ghostify.harm.walk import Walk
+from ghostify.harm.work import Work
 from ghostify.leastsquares.principal import Principal
 from ghostify.planning import plan, scan_for
 from ghostify.recipe import GhostSettings
 from ghostify.rules import CGhostSwap, Swap
+from ghostify.scanning import scan
 from ghostify.tracing import Traced, sized_as, trace
 from tests.zoo import basic, conv_bn, head, same_padded
 
@@ -164,6 +168,31 @@ def test_thin_blocks_and_depthwise_ghosts_are_measured_each_by_itself() -> None:
     assert found.of(narrow) > found.of(wide) > 0
 
 
+def test_a_layer_that_is_offered_in_blocks_of_several_widths_is_measured_once() -> None:
+    swaps = [CGhostSwap(target=MIDDLE, geometry=f"{c}→16 3x3", s=2, cheap="depthwise 3") for c in (16, 12, 8)]
+    found = measure_harms(recorded(net()), images(), swaps)
+    assert len(found.forms) == 1
+    assert {found.of(swap) for swap in swaps} == {found.forms[0].harm}
+
+
+class Viewing(nn.Module):
+    """A network whose own code views its maps as vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = conv_bn(3, 16), conv_bn(16, 16), nn.Linear(16 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        scores: Tensor = self.last(x.view(len(x), -1))
+        return scores
+
+
+def test_changed_maps_can_be_viewed_as_those_of_the_network_are() -> None:
+    found = measure_harms(recorded(Viewing().eval()), images(), [mixture("second.0", 8)])
+    assert found.layers[0].measured[8] > 0
+
+
 def test_layers_of_a_class_of_its_own_are_measured_as_torchs_are() -> None:
     plain = nn.Sequential(conv_bn(3, 16), basic(16, 16), basic(16, 16), head(16)).eval()
     asked = [
@@ -208,6 +237,31 @@ def test_the_model_is_not_touched() -> None:
     measure_harms(recorded(module), images(), [mixture(MIDDLE, 8)])
     assert module.training and all(p.grad is None for p in module.parameters())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+# -- how far it is ---------------------------------------------------------------------------------------------
+
+
+def test_hundredths_of_the_work_are_told_from_none_to_all() -> None:
+    told = []
+    swaps = [mixture("0.0", 8, c=3), mixture(MIDDLE, 8), mixture("2.0", 8)]
+    measure_harms(recorded(net()), images(), swaps, told=lambda done, total: told.append((done, total)))
+    hundredths = [done for done, _ in told]
+    assert {total for _, total in told} == {100}
+    assert hundredths == sorted(hundredths) and hundredths[0] == 0 and hundredths[-1] == 100
+    assert 0 < hundredths[2] < 100  # before the first step there is work, too
+
+
+def test_a_change_near_the_image_is_more_work_than_one_at_the_end() -> None:
+    """By the multiply-adds that run again: of a layer and all behind it, for half of the images."""
+    traced = recorded(net())
+    run, seen = sized_as(traced, images(8)), scan(traced)
+    calls = {site.name: Call.all_of(run, site) for site in seen.sites}
+    walk = Walk(run, traced.module, [])
+    work = Work(walk, seen, calls, images=64)
+    macs = [site.cost.macs for site in seen.sites]
+    found = [work.changes(walk.index[calls[site.name][0].node], 1, answered=False) for site in seen.sites]
+    assert found == pytest.approx([32 * sum(macs[place:]) for place in range(len(macs))])
 
 
 def test_between_measured_points_harm_is_a_power_of_what_is_missed() -> None:

@@ -24,11 +24,12 @@ from ghostify.harm.alone import fitted_alone
 from ghostify.harm.compensation import Answers, Depth, Sums
 from ghostify.harm.depthwise import Ghosts, is_depthwise
 from ghostify.harm.outputs import Judge, Outputs
-from ghostify.harm.pointwise import Projections, ranks
+from ghostify.harm.pointwise import SHARES, Projections, ranks
 from ghostify.harm.result import FormHarm, Harms, LayerHarm, between, form_of, is_mixture
 from ghostify.harm.rows import Call
 from ghostify.harm.thinning import Readers
 from ghostify.harm.walk import Changes, Walk
+from ghostify.harm.work import Progress, Told, Work
 from ghostify.rules import CGhostSwap, Swap, ThinSwap
 from ghostify.rules.thin import channels_of
 from ghostify.running import evaluating, in_single_precision, undisturbed
@@ -48,7 +49,6 @@ _WIDTHS = 3
 
 Kind = Literal["mixture", "depthwise", "thin"]
 S = TypeVar("S", bound=Swap)
-Told = Callable[[int, int], None]
 
 
 def _silent(done: int, total: int) -> None: ...
@@ -69,8 +69,8 @@ def measure_harms(
     ``images`` are what the network takes, (N, C, H, W), without labels; half of them are fitted to, and harm is
     measured on the others.  Of a layer whose ghosts are mixtures, one candidate stands for any number m of intrinsic
     maps; of a block, three of its widths stand for those between.  Other candidates are measured each by itself:
-    depthwise ghosts, and by really fitting it whatever else there is.  ``told`` is called with how many are done, of
-    how many.  The model is not touched.
+    depthwise ghosts, and by really fitting it whatever else there is.  ``told`` is called with how many hundredths of
+    the work are done, and 100.  The model is not touched.
 
     Raises ``FitError`` for fewer than eight images, or images that are not what the network was recorded on.
     """
@@ -114,6 +114,7 @@ class _Step(NamedTuple):
 
     place: int
     measure: Callable[[], None]
+    work: float
 
 
 class _Thinner(NamedTuple):
@@ -129,6 +130,7 @@ class _Job:
 
     def __init__(self, traced: Traced, batches: Sequence[Batch], candidates: Sequence[Swap], told: Told) -> None:
         self.traced, self.told, self.candidates = traced, told, candidates
+        told(0, 100)
         run = sized_as(traced, batches[0])
         self.walk = Walk(run, traced.module, [])
         self.batches = batches[: max(2, MEMORY // max(1, _most(self.walk)))]
@@ -138,6 +140,7 @@ class _Job:
         self.scan = scan(traced)
         self.calls = self._calls()
         self.sums = Sums([call for calls in self.calls.values() for call in calls], self.seen)
+        self.work = Work(self.walk, self.scan, self.calls, sum(map(count, self.batches)))
         self.answers = Answers(self.walk, self.sums, self.held)
         self.judge = Judge(self._outputs({}), any(site.role == "classifier" for site in self.scan.sites))
         self.places: dict[str, int] = {}
@@ -153,11 +156,12 @@ class _Job:
         seen = [self.batches[batch] for batch in self.seen]
         self.sensitivities = sensitivities(self.walk.traced, self.traced.module, seen, sums)
         steps = sorted([*self._mixtures(), *self._depthwise(), *self._thin(), *self._others()], key=lambda s: s.place)
-        for done, step in enumerate(steps):
-            self.told(done, len(steps))
+        progress = Progress(self.told, self.work.before() + sum(step.work for step in steps))
+        progress.add(self.work.before())
+        for step in steps:
             self.walk.advance(step.place)
             step.measure()
-        self.told(len(steps), len(steps))
+            progress.add(step.work)
         depths = {kind: Depth(left) for kind, left in self.left.items()}
         layers = (
             layer.model_copy(update={"compensation": depths["mixture"].at(self.places[name])})
@@ -194,7 +198,10 @@ class _Job:
         places = [self.walk.index[self.calls[site.name][0].node] for site in sites]
         answered = _spread(places)
         for site, place in zip(sites, places, strict=True):
-            yield _Step(place, partial(self._mixture, site, place, place in answered))
+            also = place in answered
+            many = len(SHARES) + also
+            work = self.work.changes(place, many, also) + self.work.projections(site.out_channels, many)
+            yield _Step(place, partial(self._mixture, site, place, also), work)
 
     def _mixture(self, site: Site, place: int, answered: bool) -> None:
         call, *others = self.calls[site.name]
@@ -234,7 +241,8 @@ class _Job:
         places = [self.walk.index[self.calls[swap.target][0].node] for swap in swaps]
         answered = _spread(places)
         for swap, place in zip(swaps, places, strict=True):
-            yield _Step(place, partial(self._filters, swap, place, place in answered))
+            also = place in answered
+            yield _Step(place, partial(self._filters, swap, place, also), self.work.changes(place, 1, also))
 
     def _filters(self, swap: CGhostSwap, place: int, answered: bool) -> None:
         site, calls = self.scan.site(swap.target), self.calls[swap.target]
@@ -265,7 +273,8 @@ class _Job:
         places = [min(self.walk.index[node] for one in widths for node in one.changes) for widths in blocks.values()]
         answered = _spread(places)
         for widths, place in zip(blocks.values(), places, strict=True):
-            yield _Step(place, partial(self._widths, widths, place, place in answered))
+            also = place in answered
+            yield _Step(place, partial(self._widths, widths, place, also), self.work.changes(place, _WIDTHS, also))
 
     def _widths(self, widths: Sequence[_Thinner], place: int, answered: bool) -> None:
         """The harm of every width of a block: measured at some, and between these by what is missed."""
@@ -294,7 +303,7 @@ class _Job:
                 yield self._really(swap)
 
     def _really(self, swap: Swap) -> _Step:
-        return _Step(len(self.walk.nodes), partial(self._alone, swap))
+        return _Step(len(self.walk.nodes), partial(self._alone, swap), self.work.changes(0, 1, answered=True))
 
     def _alone(self, swap: Swap) -> None:
         seen, held = ([self.batches[batch] for batch in some] for some in (self.seen, self.held))
