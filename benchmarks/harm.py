@@ -204,8 +204,7 @@ def cost(name: str) -> str:
 
 
 def _told(done: int, total: int) -> None:
-    if done % 20 == 0:
-        print(time.strftime("%H:%M:%S"), f"{done} of {total} measured", flush=True)
+    print(time.strftime("%H:%M:%S"), f"{done} of {total} hundredths of the work are done", flush=True)
 
 
 def main() -> None:

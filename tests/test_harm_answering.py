@@ -58,14 +58,14 @@ def test_what_makes_other_positions_worse_is_no_answer() -> None:
 
 def test_what_a_rectifier_hides_is_not_made_good() -> None:
     """An answer that need not keep what is negative comes nearer where it counts."""
-    bent, straight = rows(400, ceiling=float("inf"), error=0.5), rows(400, error=0.5)
+    bent, straight = rows(400, ceiling=float("inf"), error=2.0), rows(400, error=2.0)
     errors = []
     for given in (bent, straight):
         answer = answering(given, -1)
         assert answer is not None
         made = given.slope * answer(given.y) + given.added
         errors.append(float((made.relu() - bent.wanted.relu()).square().mean()))
-    assert errors[0] < 0.98 * errors[1]
+    assert errors[0] < 0.95 * errors[1]
 
 
 @pytest.mark.parametrize("shape", [(3, OUTPUTS, 4, 5), (3, OUTPUTS, 7), (3, OUTPUTS)])
