@@ -105,8 +105,10 @@ class Rows:
 
     @cached_property
     def basis(self) -> Tensor | None:
-        """Orthonormal columns that span what the outputs vary by, (n, N); None where there are as many rows as outputs."""
-        return None if len(self.y) >= self.y.shape[1] else torch.linalg.qr(self.centred.T).Q
+        """Orthonormal columns that span all that the outputs vary by, (n, N); None where N is not less than n."""
+        if len(self.y) >= self.y.shape[1]:
+            return None
+        return torch.linalg.qr(self.centred.T).Q
 
     @cached_property
     def spanning(self) -> Tensor:

@@ -38,7 +38,10 @@ class Work:
         self._passed, self._solved = _behind(passed), _behind(solved)
 
     def changes(self, place: int, many: int, answered: bool) -> float:
-        """Of so many changes at a place, seen on half of the images; and of one more that all layers behind it answer."""
+        """Of so many changes at a place, seen on half of the images.
+
+        Where it is ``answered``, also of one that all layers behind it answer.
+        """
         passes = many / 2 * self.images * self._passed[place]
         if not answered:
             return passes
@@ -59,7 +62,6 @@ class Progress:
 
     def __init__(self, told: Told, total: float) -> None:
         self.told, self.total, self.done = told, max(total, 1.0), 0.0
-        told(0, 100)
 
     def add(self, work: float) -> None:
         """So much more is done."""
