@@ -370,6 +370,7 @@ class Job:
             ),
             measure=self.judge.metric,
             loss=self.loss,
+            known=data.held_out_of_train and not self.recipe.pretrain,
         )
 
     def _tell(self, task: Task) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ghostify.errors import GhostifyError
 from ghostify.finetuning import History, finetune, top1
-from ghostify.finetuning.history import Epoch
+from ghostify.finetuning.history import KNOWN, Epoch
 from ghostify.measuring import evaluate
 from ghostify.recipe import TrainSettings
 from ghostify.runtimes import pinned_threads
@@ -94,6 +94,27 @@ def test_ties_go_to_the_earlier_epoch(before: float | None, held: tuple[float | 
         history = history.plus(Epoch(epoch=number, lr=1, loss=1, train_top1=1, held=value, seconds=1))
     assert history.kept == kept
     assert History.model_validate_json(history.model_dump_json()) == history
+
+
+@pytest.mark.parametrize(("held", "kept"), [((0.49,), 1), ((0.481, 0.485), 2), ((0.48,), 0), ((0.3, 0.6), 2)])
+def test_where_the_images_may_be_known_the_network_as_it_was_must_lead_by_more(
+    held: tuple[float, ...], kept: int
+) -> None:
+    history = History(before=0.5, handicap=KNOWN)
+    for number, value in enumerate(held, start=1):
+        history = history.plus(Epoch(epoch=number, lr=1, loss=1, train_top1=1, held=value, seconds=1))
+    assert history.kept == kept
+    told = "may have learned these very images" in history.verdict("Fine-tuning", TrainSettings(), "9 images of val")
+    assert told == (kept > 0 and max(held) <= 0.5)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_network_that_knows_the_images_is_told_from_one_that_does_not(known: bool) -> None:
+    """Training does harm either way; by how much, decides."""
+    model = trained()
+    assert train(model, RUINOUS, known=known).kept == 0
+    history = train(model, RUINOUS.model_copy(update={"lr": 1e-9}), known=known)
+    assert history.handicap == (KNOWN if known else 0) and history.kept == known
 
 
 def test_the_verdict_tells_the_numbers_of_any_measure() -> None:

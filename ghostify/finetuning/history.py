@@ -11,6 +11,10 @@ from ghostify.tables import Table
 
 TOP1 = "top-1"
 """The name of the measure that is told in per cent."""
+KNOWN = 0.02
+"""How much top-1, as a share, the network as it was may lead by, and a trained one is still taken for better, where it
+may have learned the images held out: it then knows these better than any other image, and forgets some of that.
+"""
 MOST_STEPS = 400
 """So many steps of a run are written down, evenly spread: enough for a curve, and little to keep."""
 
@@ -73,6 +77,8 @@ class History(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     before: float | None = None
+    handicap: float = 0.0
+    """By how much more than that of an epoch it must be, so that the network as it was is kept."""
     rate: float | None = None
     """The peak learning rate, where a test found it."""
     epochs: tuple[Epoch, ...] = ()
@@ -96,11 +102,12 @@ class History(BaseModel):
 
     @property
     def kept(self) -> int:
-        """The epoch whose weights are delivered: the first of the best by the images held out; 0 is before training.
+        """The epoch whose weights are delivered: the first of the best by the images held out; 0 is before training,
+        which has a ``handicap``.
 
         Without such images it is the last.
         """
-        best, value = 0, self.before
+        best, value = 0, None if self.before is None else self.before - self.handicap
         for epoch in self.epochs:
             if value is None or epoch.held is None or epoch.held > value:
                 best, value = epoch.epoch, epoch.held
@@ -135,7 +142,16 @@ class History(BaseModel):
             )
         return (
             f"{name}: epoch {self.kept} of {len(self.epochs)} is kept, the best on {chosen_by} "
-            f"({_shown(best, measure)}; before training {_shown(self.before, measure)})."
+            f"({_shown(best, measure)}; before training {_shown(self.before, measure)}).{self._excuse(best)}"
+        )
+
+    def _excuse(self, best: float) -> str:
+        """A sentence on why a trained network is kept that has less than the one before."""
+        if self.before is None or best > self.before:
+            return ""
+        return (
+            f" The one before does not count as better, up to {100 * self.handicap:g} points, because it may have "
+            "learned these very images; images of your own in a folder val tell it exactly."
         )
 
     def _hint(self, settings: TrainSettings) -> str:

@@ -25,7 +25,7 @@ from ghostify.finetuning.blaming import blame, where_it_fails
 from ghostify.finetuning.checkpoint import Begun, RunState, has_checkpoint, load_checkpoint, restore, save_checkpoint
 from ghostify.finetuning.engine import Engine, Totals
 from ghostify.finetuning.feeding import Feed, Pair
-from ghostify.finetuning.history import Epoch, History, Step
+from ghostify.finetuning.history import KNOWN, TOP1, Epoch, History, Step
 from ghostify.finetuning.interrupting import Interruption, noted_signals
 from ghostify.finetuning.measures import Measure, measure_name, measured, renewed
 from ghostify.finetuning.pace import Pace
@@ -67,6 +67,8 @@ class Training:
     measure: Measure | None
     checkpoint: Path | None
     watcher: Progress
+    known: bool = False
+    """Whether the network may have learned the images held out before."""
     best: Mapping[str, Any] = field(default_factory=dict)
     noted: Interruption = field(default_factory=Interruption)
     pace: Pace = field(init=False)
@@ -103,7 +105,9 @@ class Training:
             # epoch 0: what any training must beat
             with self.noted.at_once():
                 before = self._measured()
-            self.state = self.state.model_copy(update={"history": History(rate=rate, before=before)})
+            handicap = KNOWN if self.known and measure_name(self.measure) == TOP1 else 0.0
+            history = History(rate=rate, before=before, handicap=handicap)
+            self.state = self.state.model_copy(update={"history": history})
 
     def _found_rate(self) -> float | None:
         """The learning rate that a test finds, where that is asked for; training goes on at it."""

@@ -49,11 +49,16 @@ def finetune(
     progress: Progress | None = None,
     measure: Measure | None = None,
     loss: Callable[..., Any] | None = None,
+    known: bool = False,
 ) -> History:
     """Train ``model`` in place, and leave it with the weights of the best epoch (``History.kept``).
 
     Best is what the ``measure`` (top-1) says of the images held out: after each epoch, and before the first, so that a
     run that does no good leaves the network as it was.  Where ``data.held_loader`` gives None the last epoch stays.
+    ``known`` says that the network may have learned the images held out before, as one that was trained elsewhere on a
+    folder that is divided only now: it then knows these better than others, and has to lead by more than 2 points of
+    top-1 to be left as it was.
+
     Of a ``Ghosted`` network its module is trained, by default at a rate for one that was fitted, if it was.
 
     ``loss`` (outputs, labels) → scalar stands in place of the cross entropy, so that networks of any outputs can be
@@ -103,7 +108,7 @@ def finetune(
         average = Average(module, settings.ema) if settings.ema else None
         engine = Engine(objective, optimizer, processes, average)
         folder = checkpoint if processes.first else None
-        return Training(engine, feed, state, measure or usual(own), folder, watcher).carried_out()
+        return Training(engine, feed, state, measure or usual(own), folder, watcher, known).carried_out()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ghostify.sources.preprocessing import Preprocessing
 from ghostify.sources.seeding import epoch_draws, epoch_seed, in_batches, shuffled
 
 PICK = 20_200_315  # one fixed seed for the images used by a limit and for calibration
+HELD_OUT = "held out of train"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Data:
     preprocessing: Preprocessing | None = None
     """How images are prepared; None for what a user's function gives, which is fed as it is."""
     feeding: Feeding = field(default_factory=Feeding, compare=False)
+
+    @property
+    def held_out_of_train(self) -> bool:
+        """Whether those are a part of the training images, which a network may have been trained on elsewhere."""
+        return self.held_from == HELD_OUT
 
     @property
     def inputs(self) -> Inputs:

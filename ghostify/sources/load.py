@@ -11,7 +11,7 @@ import torch
 from ghostify.errors import DataError, did_you_mean
 from ghostify.inputs import Inputs, described, parse_inputs
 from ghostify.recipe import DataSettings
-from ghostify.sources.data import PICK, Data, noun_of
+from ghostify.sources.data import HELD_OUT, PICK, Data, noun_of
 from ghostify.sources.functions import read_function
 from ghostify.sources.held_out import held_out
 from ghostify.sources.kinds import PLACED, PLACELESS, Asked
@@ -105,7 +105,7 @@ def _with_held_out(data: Data, share: float | None) -> Data:
         data,
         train=train.take(stays.nonzero().flatten().tolist()),
         held=train.take(chosen),
-        held_from="held out of train",
+        held_from=HELD_OUT,
         description=f"{data.description}; {len(chosen):,} of those to train are held out",
     )
 
