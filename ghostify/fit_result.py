@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from ghostify.recipe import FitMode
 from ghostify.tables import Table
 
+MOST = 0.5
+"""The share of the outputs' variance from which on little is left of the network."""
+
 
 class LayerError(BaseModel):
     """One part that was fitted.
@@ -63,8 +66,16 @@ class Fit(BaseModel):
         after = "" if self.polished is None else f", {_percent(self.polished)} after polish"
         return (
             f"{fitted}; of the outputs' variance {_percent(self.error)} is missed on {self.judged} others "
-            f"({_percent(self.unfitted)} unfitted{after})."
+            f"({_percent(self.unfitted)} unfitted{after}).{self._alarm}"
         )
+
+    @property
+    def _alarm(self) -> str:
+        """A sentence where the fit left little of the network; else empty."""
+        error = self.error if self.polished is None else self.polished
+        if error is None or error < MOST:
+            return ""
+        return " That is more than half of what the network gave: train it before you use it, or choose milder swaps."
 
     def table(self) -> Table:
         """The parts, a row each."""

@@ -96,7 +96,7 @@ def test_ties_go_to_the_earlier_epoch(before: float | None, held: tuple[float | 
     assert History.model_validate_json(history.model_dump_json()) == history
 
 
-@pytest.mark.parametrize(("held", "kept"), [((0.49,), 1), ((0.481, 0.485), 2), ((0.48,), 0), ((0.3, 0.6), 2)])
+@pytest.mark.parametrize(("held", "kept"), [((0.495,), 1), ((0.493, 0.495), 2), ((0.49,), 0), ((0.3, 0.6), 2)])
 def test_where_the_images_may_be_known_the_network_as_it_was_must_lead_by_more(
     held: tuple[float, ...], kept: int
 ) -> None:

@@ -18,6 +18,7 @@ from zoo import conv_bn, head
 import ghostify
 from ghostify import Ghosted, convert
 from ghostify.errors import FitError
+from ghostify.fit_result import Fit
 from ghostify.fitting.calibration import Calibration
 from ghostify.fitting.judging import squared_difference
 
@@ -250,3 +251,9 @@ def test_a_random_network_is_said_to_be_random(how: str) -> None:
         converted(16, "plain", Random(how).eval())
     named = {"code": "randn_like", "dropout": "dropout", "python": ""}[how]
     assert named in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("error", "polished", "alarms"), [(0.49, None, False), (0.5, None, True), (0.7, 0.2, False)])
+def test_a_fit_that_loses_most_of_the_outputs_says_so(error: float, polished: float | None, alarms: bool) -> None:
+    fit = Fit(how="data", images=9, judged=2, seconds=1, layers=(), error=error, unfitted=2.0, polished=polished)
+    assert ("more than half" in fit.summary) == alarms

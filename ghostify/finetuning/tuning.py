@@ -56,7 +56,7 @@ def finetune(
     Best is what the ``measure`` (top-1) says of the images held out: after each epoch, and before the first, so that a
     run that does no good leaves the network as it was.  Where ``data.held_loader`` gives None the last epoch stays.
     ``known`` says that the network may have learned the images held out before, as one that was trained elsewhere on a
-    folder that is divided only now: it then knows these better than others, and has to lead by more than 2 points of
+    folder that is divided only now: it then knows these better than others, and has to lead by more than 0.75 points of
     top-1 to be left as it was.
 
     Of a ``Ghosted`` network its module is trained, by default at a rate for one that was fitted, if it was.
