@@ -82,7 +82,7 @@ class Judge:
 
     def agreement(self, module: nn.Module) -> float | None:
         """Share of test images that the network puts where the original does; None without images, or classes."""
-        if self.subject.data is None or self.feeding is None or self.metric or self.subject.unscored:
+        if self.subject.data is None or self.feeding is None or self.subject.unscored:
             return None
         loader = self.subject.data.test_loader(self.feeding.batch_size, self.feeding.workers)
         return measuring.agreement(module, self.subject.model, loader, device=self.place)
