@@ -29,8 +29,8 @@ BOUNDED = "--runtime eager,onnxruntime --batch 1,64 --seconds 1 --no-memory"
 """What is timed of all of them, for how long each."""
 
 
-def main(folder: Path) -> None:
-    scratch = Scratch(folder, PACKAGES, ALONE)
+def study(scratch: Scratch) -> None:
+    """The commands, one after the other."""
     for network, size in SIZES.items():
         scratch.ghostify(f"scan faces_data:{network} --input {size}")
         fed = f"faces_data:{network} --data faces_data:{network}_crops --metric faces_data:same_decisions"
@@ -44,4 +44,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    study(Scratch(Path(sys.argv[1]), PACKAGES, ALONE))

@@ -46,7 +46,7 @@ TAUGHT = {"tiny": "runs/tiny", "full": "runs/full-further"}
 EPOCHS = {"tiny": 5, "full": 3}
 
 
-def main(scratch: Scratch, size: str) -> None:
+def study(scratch: Scratch, size: str) -> None:
     """The case itself."""
     recordings = scratch.npm(NOTES) / "audio"
     if not (scratch.folder / "frames.npz").exists():
@@ -94,6 +94,6 @@ if __name__ == "__main__":
     parser.add_argument("--beside", action="store_true", help="compare the network with what others make of it")
     asked = parser.parse_args()
     here = Scratch(asked.folder, PACKAGES)
-    main(here, asked.size)
+    study(here, asked.size)
     if asked.beside:
         beside(here, asked.size)
