@@ -143,6 +143,8 @@ class _Sweeping:
         for done, one in enumerate(missing):
             self.job.watcher.say(f"Network {done + 1} of {len(missing)}: {one.name}{_left(began, done, missing)}")
             self._note(one)
+            if not done:
+                began = time.monotonic()  # the first took the harms and prices that serve all, so it tells nothing
         if not self.found.points:
             raise PlanError(f"No network of this sweep could be made: {next(iter(self.found.failed.values()))}")
         self._time()
@@ -236,8 +238,8 @@ class _Sweeping:
 
 
 def _left(began: float, done: int, missing: Sequence[Wanted]) -> str:
-    """How long the others are likely to take, once one is done."""
-    if not done:
+    """How long the others are likely to take, once one is done besides the first."""
+    if done < 2:
         return ""
-    left = (time.monotonic() - began) / done * (len(missing) - done)
+    left = (time.monotonic() - began) / (done - 1) * (len(missing) - done)
     return f" (about {left:.0f} s left)" if left < 100 else f" (about {left / 60:.0f} min left)"

@@ -7,6 +7,7 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from ghostify.reporting.front import front
 from ghostify.reporting.sweep import FAMILIES, Kept, Point, Sweep, read_sweep
 from ghostify.reporting.sweep_files import render_front, render_sweep, write_sweep
 from ghostify.scanning import scan
-from ghostify.sweeping import wanted
+from ghostify.sweeping import _Sweeping, wanted
 from ghostify.tracing import Recording
 
 HOSTILE = "</svg><script>alert(1)</script>\"'&amp;"
@@ -228,6 +229,24 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_one_that_was_not(cli: Cli, mon
 
 def macs_in_time(recording: Recording) -> float:
     return scan(recording).cost.macs / 1e5
+
+
+def test_the_time_left_is_not_told_by_the_network_that_measures_harm_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes 1,000 seconds, each other 10."""
+    clock, said = [0.0], []
+
+    def noted(sweeping: Any, one: Any) -> None:
+        clock[0] += 10 if sweeping.found.notes else 1000
+        sweeping.found = sweeping.found.model_copy(update={"notes": ("harm is known",)})
+
+    monkeypatch.setattr("ghostify.sweeping.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(_Sweeping, "_note", noted)
+    monkeypatch.setattr(_Sweeping, "_time", lambda sweeping: None)
+    monkeypatch.setattr(_Sweeping, "_put_down", lambda sweeping, complete: None)
+    recipe = SimpleNamespace(sweep=SweepSettings(targets=("0.5x", "0.3x", "0.2x", "0.1x"), of="macs", neighbours=False))
+    job: Any = SimpleNamespace(recipe=recipe, watcher=SimpleNamespace(say=said.append))
+    _Sweeping(job, a_sweep()).run()
+    assert [line.partition("(")[2] for line in said] == ["", "", "about 20 s left)", "about 10 s left)"]
 
 
 def test_with_a_clock_networks_are_planned_and_drawn_by_time(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
