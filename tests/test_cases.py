@@ -107,36 +107,14 @@ def test_each_command_of_a_case_lacks_nothing_but_its_network(
 ) -> None:
     """Verbs, options and settings are such as there are: a case that takes an hour must not end by a misspelling."""
     monkeypatch.delenv("GHOSTIFY_MEASURE", raising=False)  # as a person's shell is; no command gets so far as to time
-    _swept(tmp_path / "sweeps" / "full")
     noted = Noted(tmp_path)
     # For the import alone, so that no network of a case is found, whatever is installed.
     with monkeypatch.context() as importing:
         importing.syspath_prepend(str(ROOT / "examples" / "cases"))
         study(import_module(script), noted)
-    (tmp_path / "furthest.yaml").unlink(missing_ok=True)  # a copy of what stands for a plan here
     assert all((ROOT / "examples" / "cases" / name).is_file() for name in noted.scripts)
     assert len(noted.commands) > 5
     for command in noted.commands:
         answer = cli(*shlex.split(command))
         refused(answer)
         assert "there is no Python module" in answer.err or "does not exist" in answer.err, command
-
-
-def test_the_plan_with_the_fewest_multiply_adds_that_loses_little_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "cases"))
-    _swept(tmp_path)
-    assert import_module("pitch").furthest(tmp_path) == tmp_path / "plans" / "kept.yaml"
-
-
-def _swept(folder: Path) -> None:
-    """What the case of the large pitch tracker reads of its sweep: the cheapest of three networks loses too much."""
-    (folder / "plans").mkdir(parents=True)
-    (folder / "plans" / "kept.yaml").touch()
-    points = [_point("larger", 0.9, 300), _point("kept", 0.895, 200), _point("lost", 0.8, 100)]
-    (folder / "sweep.json").write_text(json.dumps({"original": {"score": {"value": 0.9}}, "points": points}))
-
-
-def _point(name: str, value: float, macs: int) -> dict[str, Any]:
-    return {"kept": {"score": {"value": value}}, "cost": {"macs": macs}, "plan": f"plans/{name}.yaml"}
