@@ -34,6 +34,8 @@ from ghostify.runtimes.exporting import export
 ROUNDS, FITTED = 60, 1000
 NEAR = 1.01
 """What counts as no more: a hundredth above."""
+LOW = 10
+"""Percent, below which a name would run into the axis if it stood below its point."""
 RUNTIMES = ("eager", "onnxruntime")
 
 
@@ -225,7 +227,8 @@ def drawn(rows: Sequence[Row], title: str, file: Path) -> None:
 def _marked(axes: pyplot.Axes, rows: Sequence[Row], color: str) -> None:
     """Points with their names, by turns above and below, because networks of one time lie close together."""
     for place, row in enumerate(sorted(rows, key=lambda row: row.onnxruntime)):
-        at, lifted = (row.onnxruntime, 100 * row.scores[0]), 7 if place % 2 else -14
+        at = (row.onnxruntime, 100 * row.scores[0])
+        lifted = 7 if place % 2 or at[1] < LOW else -14
         axes.plot(*at, "o", color=color)
         name = row.name.removeprefix("runs/")
         axes.annotate(name, at, (0, lifted), textcoords="offset points", ha="center", fontsize=8, color=color)
