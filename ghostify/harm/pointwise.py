@@ -18,7 +18,7 @@ from torch import Tensor
 from ghostify.fitting.kinds.least_squares import ROUNDS
 from ghostify.harm.answering import Regression
 from ghostify.harm.rows import Affine, Rows
-from ghostify.leastsquares.moments import RIDGES, precision, squared
+from ghostify.leastsquares.moments import RIDGES, squared
 from ghostify.leastsquares.principal import UNWEIGHTED, Principal, metric_of, root_of
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
@@ -31,14 +31,16 @@ class Projections:
     def __init__(self, rows: Rows, weights: Tensor, groups: int, dim: int) -> None:
         """``weights``: how much errors of the outputs count, (n,) or (n, n)."""
         self.rows, self.weights, self.groups, self.dim = rows, weights, groups, dim
-        self.covariance, self.mean = squared(rows.centred[None])[0].double() / len(rows.y), rows.mean
+        # Products of wide layers, n³ each and several for every m, are all in the precision of the rows' own.
+        self.covariance = squared(rows.centred[None])[0] / len(rows.y)
+        self.mean = rows.mean.to(self.covariance)
         # The weakest ridge by which a covariance in single precision can be divided.
         self.regression = Regression(rows, RIDGES[1])
 
     @cached_property
     def carried(self) -> tuple[float, ...]:
         """By intrinsic maps of a group, the share of the outputs' weighted variance that they carry."""
-        curves = torch.stack([one.variances for one in self._directions]).sum(0).cumsum(0)
+        curves = torch.stack([one.variances for one in self._directions]).sum(0).double().cumsum(0)
         total = curves[-1]
         return tuple((curves / total).clamp_max(1).tolist()) if total > 0 else (1.0,) * len(curves)
 
@@ -52,7 +54,7 @@ class Projections:
         # Of groups, what is renewed would mix the maps of one with those of another, which no grouped layer can.
         renewed = self.rows.ceiling is not None and self.groups == 1
         for _ in range(ROUNDS if renewed else 0):
-            full = self.regression.nearest(now, self.dim)
+            full = self.regression.nearest(now, self.dim).to(self.covariance)
             # The rank is cut anew, because renewed targets have other principal directions.
             cut = _projected(self._principal(full.matrix @ self.covariance @ full.matrix.T), each)
             wanted = full.matrix @ self.mean + full.offset
@@ -68,13 +70,13 @@ class Projections:
     @cached_property
     def _roots(self) -> list[Tensor]:
         """By group, the root of the metric that errors of its outputs count by."""
-        return [root_of(block) for block in self._by_group(metric_of(self.weights, UNWEIGHTED))]
+        blocks = self._by_group(metric_of(self.weights, UNWEIGHTED))
+        return [root_of(block).to(self.covariance) for block in blocks]
 
     def _principal(self, covariance: Tensor) -> Sequence[Principal]:
-        """The principal directions of each group's outputs, in the precision that covariances were computed in."""
-        kind = precision(len(covariance))
+        """The principal directions of each group's outputs."""
         blocks = self._by_group(covariance)
-        return [Principal.under(root.to(kind), block.to(kind)) for root, block in zip(self._roots, blocks, strict=True)]
+        return [Principal.under(root, block) for root, block in zip(self._roots, blocks, strict=True)]
 
     def _by_group(self, square: Tensor) -> list[Tensor]:
         """The blocks on the diagonal of an (n, n) matrix."""
@@ -85,7 +87,7 @@ class Projections:
 
 def _projected(directions: Sequence[Principal], m: int) -> Tensor:
     """The projection of each group's outputs on its first m directions, (n, n) of all groups."""
-    return torch.block_diag(*(one.projection(m) for one in directions)).double()
+    return torch.block_diag(*(one.projection(m) for one in directions))
 
 
 def ranks(n: int, groups: int) -> list[int]:

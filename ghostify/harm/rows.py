@@ -43,6 +43,10 @@ class Affine:
         # Where channels come before positions, moving them behind would take longer than the product.
         return (matrix @ value.flatten(2) + offset[:, None]).view(value.shape)
 
+    def to(self, like: Tensor) -> Affine:
+        """The same in another's precision, where it is."""
+        return Affine(self.matrix.to(like), self.offset.to(like), self.dim)
+
 
 class Call:
     """One call of a layer, and what follows it up to where its output is bent."""
