@@ -12,7 +12,8 @@ on as many other training images, and on test images.  Trained networks fit thei
 images tell of more harm than training images can; ranks are what a planner lives on.
 
 The second form tells how long it takes to measure the harm of all that a budget may choose among, of a network of
-torchvision at 224x224 with random weights, on random images: neither decides how much there is to compute.
+torchvision at 224x224 with random weights, on random images.  Trained weights and real images take somewhat longer, for
+more layers answer an error there.
 """
 
 from __future__ import annotations

@@ -36,18 +36,20 @@ from ghostify.running import evaluating, in_single_precision, undisturbed
 from ghostify.scanning import Site, scan
 from ghostify.tracing import Recording, Traced, sized_as
 
+Kind = Literal["mixture", "depthwise", "thin"]
 LEAST_IMAGES = 8
 _NUMBERS = 2**23
 """Numbers in all images that are looked at: fifty images of 224x224, and of small ones as many as there are."""
-_ANSWERED = 24
-"""Layers at which compensation is measured, evenly spread over the network."""
+_ANSWERED: dict[Kind, int] = {"mixture": 24, "depthwise": 12, "thin": 24}
+"""Places at which compensation is measured, evenly spread over the network.  Of depthwise ghosts fewer, because each
+place takes long, and has but one or two of them to offer.
+"""
 _COMPENSATED = 1 / 3
 """The share of its maps that a layer keeps there."""
 
 _WIDTHS = 3
 """Widths of a block at which harm is measured."""
 
-Kind = Literal["mixture", "depthwise", "thin"]
 S = TypeVar("S", bound=Swap)
 
 
@@ -196,7 +198,7 @@ class _Job:
         names = self._mixed()
         sites = [site for site in self.scan.sites if site.name in names]
         places = [self.walk.index[self.calls[site.name][0].node] for site in sites]
-        answered = _spread(places)
+        answered = _spread(places, "mixture")
         for site, place in zip(sites, places, strict=True):
             also = place in answered
             many = len(SHARES) + also
@@ -239,7 +241,7 @@ class _Job:
     def _depthwise(self) -> Iterator[_Step]:
         swaps = [swap for swap in _distinct(filter(is_depthwise, self.candidates)) if swap.target in self.calls]
         places = [self.walk.index[self.calls[swap.target][0].node] for swap in swaps]
-        answered = _spread(places)
+        answered = _spread(places, "depthwise")
         for swap, place in zip(swaps, places, strict=True):
             also = place in answered
             yield _Step(place, partial(self._filters, swap, place, also), self.work.changes(place, 1, also))
@@ -271,7 +273,7 @@ class _Job:
             else:  # nothing that it makes thinner is read by a layer of its own
                 yield self._really(swap)
         places = [min(self.walk.index[node] for one in widths for node in one.changes) for widths in blocks.values()]
-        answered = _spread(places)
+        answered = _spread(places, "thin")
         for widths, place in zip(blocks.values(), places, strict=True):
             also = place in answered
             yield _Step(place, partial(self._widths, widths, place, also), self.work.changes(place, _WIDTHS, also))
@@ -316,10 +318,10 @@ def _distinct(swaps: Iterable[S]) -> list[S]:
     return list({(swap.target, form_of(swap)): swap for swap in swaps}.values())
 
 
-def _spread(places: Collection[int]) -> set[int]:
+def _spread(places: Collection[int], kind: Kind) -> set[int]:
     """So many of the places as compensation is measured at, evenly spread, the last one among them."""
     ordered = sorted(set(places), reverse=True)
-    return set(ordered[:: -(-len(ordered) // _ANSWERED) or 1])
+    return set(ordered[:: -(-len(ordered) // _ANSWERED[kind]) or 1])
 
 
 def _most(walk: Walk) -> int:
