@@ -107,9 +107,9 @@ class Bench:
         if job.epochs:
             return self._trained(job)
         subject = self.subjects[job.network]
-        return right_after(subject, partial(self._made, job)) | {"original_macs": subject.cost.macs}
+        return right_after(subject, partial(self.made, job)) | {"original_macs": subject.cost.macs}
 
-    def _made(self, job: Job) -> Converted:
+    def made(self, job: Job) -> Converted:
         """The network as small as it is to be, fitted: the one that is kept, or one that is kept from now on."""
         kept = Path(self.options.made) / f"{job.network}-{job.times:g}x-{job.method}.pt"
         if kept.exists():
@@ -148,7 +148,7 @@ class Bench:
     def _trained(self, job: Job) -> dict[str, Any]:
         """Accuracy of a trained network on the test images and on those held out, its rate, and the time it took."""
         options, data = self.options, self.data[job.epochs > 1]
-        module = self._made(job.of_network).module
+        module = self.made(job.of_network).module
         settings = TRAIN.model_copy(update={"epochs": job.epochs, "lr": AUTO if job.rate == AUTO else float(job.rate)})
         began = time.perf_counter()
         history = finetune(
