@@ -134,6 +134,17 @@ def test_the_verdict_compares_with_the_best_that_costs_about_as_much() -> None:
     assert a_sweep(points=()).verdict == ""
 
 
+@pytest.mark.parametrize(("high", "doubted"), [(1.4, False), (2.2, True)])
+def test_times_that_differ_from_turn_to_turn_are_doubted(high: float, doubted: bool) -> None:
+    sweep = a_sweep()
+    points = []
+    for point in sweep.points:
+        assert point.latency is not None
+        latency = point.latency.model_copy(update={"low": 1.0, "high": high})
+        points.append(point.model_copy(update={"latency": latency}))
+    assert ("These times are rough (1.00x to 2.20x" in a_sweep(points=tuple(points)).verdict) == doubted
+
+
 @pytest.mark.parametrize("clock", [True, False])
 def test_cheaper_is_further_left_and_better_is_further_up(clock: bool) -> None:
     sweep = a_sweep(clock)
