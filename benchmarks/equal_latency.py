@@ -1,10 +1,10 @@
-"""At equal measured latency: what do a plan under a budget and other methods keep right after the fit, untrained?
+"""At equal measured latency: what do a plan under a budget and other methods keep, right after the fit and once trained?
 
     GHOSTIFY_DATA_DIR=<folder with resnet20-cifar10.pt, resnet56-cifar10.pt> \\
     python benchmarks/equal_latency.py --data <folder with train/CLASS and test/CLASS>
         [--network resnet56] [--runtime onnxruntime] [--batches 1 16] [--faster 1.3 1.6 2.0]
         [--methods planned c-ghost g-ghost thin width torch-pruning] [--images 512] [--limit N] [--threads 2]
-        [--json results.json]
+        [--json results.json] [--epochs 1] [--trained-on 10000]
 
 ``planned`` is what ``--target latency=…x`` makes of the network.  Each other method has one strength for all layers (s
 of C-Ghost modules, the width inside G-Ghost stages, the width of blocks or layers, Torch-Pruning's ratio), and gets the
@@ -12,7 +12,8 @@ mildest of its strengths that comes within 3 % of the time asked for, or is fast
 plan that cannot be had has no row.
 Strengths are timed first, all in turns with the original, in the inference form and on one thread; then those chosen
 once more, side by side, which is what the table tells; only then are they fitted (Torch-Pruning: norms re-estimated,
-which is not how its authors use it) and tested.  ``--threads`` are for fits and tests.
+which is not how its authors use it) and tested.  With ``--epochs`` they are then trained, the original as their
+teacher, at the rate that ``auto`` finds.  ``--threads`` are for fits, training and tests.
 
 Torch-Pruning's network has two 1x1 convolutions besides, in place of shortcuts that it cannot read (``fitting.py``);
 that costs it a little time.  ``--json`` keeps all that was measured, and a second start does only what is missing.
@@ -24,13 +25,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from fitting import C_GHOST, Results, Subject, measure_norms, percent, pruned_by, readable, say
+from fitting import BATCH, C_GHOST, TRAIN, Results, Subject, measure_norms, percent, pruned_by, readable, say
 from torch import Tensor, nn
 
 import ghostify
@@ -39,12 +40,15 @@ from ghostify.budget.trying import tried
 from ghostify.clock import Place
 from ghostify.clock.wholes import recorded, side_by_side
 from ghostify.errors import GhostifyError, PlanError
+from ghostify.finetuning import finetune
 from ghostify.fitting import fitted
 from ghostify.harm import Harms, read_harms
 from ghostify.planning import Plan, plan, scan_for
 from ghostify.recipe import BudgetSettings, DataSettings, FitSettings, GhostSettings
 from ghostify.rewriting import agreed, rewrite
-from ghostify.sources import load_data
+from ghostify.sources import Data, load_data
+from ghostify.sources.data import PICK
+from ghostify.sources.seeding import shuffled
 from ghostify.tables import Table
 from ghostify.tracing import Recording
 
@@ -205,6 +209,26 @@ class Contest:
         found = self.results.get(key, lambda: {"accuracy": self.subject.accuracy(self.converted(method, strength))})
         return found["accuracy"]
 
+    def trained(self, method: str, strength: str) -> float:
+        """The same after some epochs of training, with the original as its teacher."""
+        epochs, count = self.options.epochs, self.options.trained_on
+        key = self.key(tested=len(self.subject.data.test), method=method, strength=strength, epochs=epochs, of=count)
+        return self.results.get(key, lambda: {"accuracy": self._trained(method, strength)})["accuracy"]
+
+    def _trained(self, method: str, strength: str) -> float:
+        module, settings = self.converted(method, strength), TRAIN.model_copy(update={"lr": "auto"})
+        settings = settings.model_copy(update={"epochs": self.options.epochs})
+        finetune(module, self._training, settings, teacher=self.subject.model, batch_size=BATCH)
+        return self.subject.accuracy(module)
+
+    @cached_property
+    def _training(self) -> Data:
+        """The training images, or as many as are trained on; none is held out, so the last epoch counts."""
+        data, count = self.subject.data, self.options.trained_on
+        if data.train is None or count is None:
+            return data
+        return replace(data, train=data.train.take(shuffled(len(data.train), PICK)[:count]))
+
 
 def chosen(speeds: Mapping[str, float], faster: float) -> str:
     """The mildest strength that is fast enough; where none is, the fastest."""
@@ -221,6 +245,8 @@ def rows(contest: Contest) -> Iterator[list[str]]:
             accuracy = percent([contest.tested(method, name)])
             told = "" if method == "planned" else name
             row = [str(batch), f"{faster:g}x", method, told, f"{speeds[f'{method} {name}']:.2f}x", accuracy]
+            if contest.options.epochs:
+                row.append(percent([contest.trained(method, name)]))
             say(*row)
             yield row
 
@@ -244,6 +270,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--faster", type=float, nargs="+", default=[1.3, 1.6, 2.0], help="than the original")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--images", type=int, default=512, help="training images to fit to")
+    parser.add_argument(
+        "--epochs", type=int, default=0, help="of training behind the fit, at the rate that a test finds"
+    )
+    parser.add_argument("--trained-on", type=int, help="only so many of the training images")
     parser.add_argument("--limit", type=int, help="use only so many images of each split, for a quick look")
     parser.add_argument("--threads", type=int, default=2, help="of fits and tests; what is timed has one")
     parser.add_argument("--json", type=Path, help="keep what was measured in this file and go on from it")
@@ -261,6 +291,7 @@ def main() -> int:
     subject = Subject.load(options.network, folder, load_data(feeding))
     contest = Contest(subject, options, Results(options.json))
     columns = ["batch", "asked", "method", "strength", "faster", "accuracy %"]
+    columns += [f"after {options.epochs} ep."] if options.epochs else []
     title = f"{options.network}, {options.runtime}: test accuracy right after the fit, by measured speed-up"
     try:
         print("", Table(title, columns, list(rows(contest)), left=frozenset({"method", "strength"})), sep="\n")
