@@ -1,4 +1,4 @@
-"""At equal measured latency: what do a plan under a budget and other methods keep, right after the fit and once trained?
+"""At equal measured latency: what do a plan under a budget and other methods keep, right after the fit and trained?
 
     GHOSTIFY_DATA_DIR=<folder with resnet20-cifar10.pt, resnet56-cifar10.pt> \\
     python benchmarks/equal_latency.py --data <folder with train/CLASS and test/CLASS>

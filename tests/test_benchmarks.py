@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 TINY = {
     "budget": "--data {data} --networks resnet20 --targets 0.6 --others c-ghost thin torch-pruning --images 16",
-    "equal_latency": "--data {data} --network resnet20 --batches 1 --faster 1.2 --methods planned thin --images 16 --epochs 1"
-    " --trained-on 64",
+    "equal_latency": "--data {data} --network resnet20 --batches 1 --faster 1.2 --methods planned thin --images 16"
+    " --epochs 1 --trained-on 64",
     "finetuning": "--data {data} --networks resnet20 --times 1.85 --methods thin torch-pruning --epochs 1"
     " --rates auto 0.01 --seeds 0 1 --images 16 --jobs 2",
     "fitting": "--data {data} --networks resnet20 --methods c-ghost mixed-2.4 torch-pruning --images 16 --epochs 1"
