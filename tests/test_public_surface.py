@@ -160,6 +160,7 @@ SIGNATURES = {
         "progress: Progress | None = None",
         "measure: Measure | None = None",
         "loss: Callable[..., Any] | None = None",
+        "known: bool = False",
         "-> History",
     ],
     "load": [
