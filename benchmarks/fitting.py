@@ -36,6 +36,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -409,7 +410,8 @@ class Results:
 
     def _write(self) -> None:
         if self.path:
-            said = {"torch": torch.__version__, "torch_pruning": tp.__version__, "threads": torch.get_num_threads()}
+            said = {"torch": torch.__version__, "torch_pruning": version("torch-pruning")}
+            said["threads"] = torch.get_num_threads()
             with replacing(self.path) as new:
                 new.write_text(json.dumps(said | {"runs": self.runs}, indent=1), encoding="utf-8")
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
@@ -312,7 +313,7 @@ def page(rows: list[Row]) -> str:
         "one module each. Finding them took "
         f"{times[len(times) // 2]:.3f} s in the median and {times[-1]:.2f} s at most, on one CPU thread.",
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}, "
-        f"Torch-Pruning {tp.__version__}.",
+        f"Torch-Pruning {version('torch-pruning')}.",
         "",
         "A stage is three or more blocks in a row of one width and resolution (`ghostify/stages/` tells how they are",
         'found). "none" is as it should be where a stage has one or two blocks (ResNet18 and 26, VGG13, VoVNet39,',

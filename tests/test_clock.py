@@ -228,6 +228,18 @@ def test_a_geometry_is_measured_once_on_a_machine(measured: list[str], tmp_path:
     assert len(measured) == len(PIECES) + 1
 
 
+def test_a_small_group_has_company_and_a_large_one_none(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(clock, "MOST_BYTES", 1)  # so that each piece is a group, as pieces of a large batch are
+    Clock(Place(), tmp_path / "small").times(PIECES.values())
+    assert len(measured) == sum(range(1, len(PIECES) + 1)), "each with all that are known"
+    measured.clear()
+    monkeypatch.setattr(clock, "FLUSHING_BYTES", 1)
+    Clock(Place(), tmp_path / "large").times(PIECES.values())
+    assert len(measured) == len(PIECES), "each is timed once"
+
+
 @pytest.mark.parametrize("damage", ["", "[]", '{"format": 1}', "\x00" * 100])
 def test_a_damaged_file_is_measured_anew(damage: str, measured: list[str], tmp_path: Path) -> None:
     place = Place()

@@ -27,6 +27,8 @@ MOST_BYTES = 256e6
 """Weights and maps that are held at once: the pieces of a group are built, take turns, and are let go."""
 COMPANY = 24
 """Pieces that take turns at least, where as many are asked for: fewer would find their weights in the cache."""
+FLUSHING_BYTES = 64e6
+"""Weights and maps that leave nothing else in a cache: pieces of as many need no company."""
 
 Told = Callable[[int, int], None]
 """Is told how many pieces are done, and of how many."""
@@ -55,8 +57,7 @@ class Clock:
         missing = [piece for piece in wanted if piece not in times]
         done = 0
         for group in grouped(missing):
-            company = list(times)[: max(0, COMPANY - len(group))]
-            found = self._measured([*group, *company])
+            found = self._measured([*group, *company_of(group, times)])
             fresh = {piece: found[piece] for piece in group}
             self._cache.add({piece: time for piece, time in fresh.items() if time.steady})
             self._known |= fresh
@@ -101,6 +102,19 @@ def grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         held += size
     if group:
         yield group
+
+
+def company_of(group: Sequence[Piece], known: Iterable[Piece]) -> list[Piece]:
+    """Pieces whose time is known, to take turns with a group too small to push weights out of the cache."""
+    company: list[Piece] = []
+    held = sum(map(_bytes_of, group))
+    for piece in known:
+        # Of batches, each piece may be a group: with a full company each, it would be timed all over again for each.
+        if len(group) + len(company) >= COMPANY or held >= FLUSHING_BYTES:
+            break
+        company.append(piece)
+        held += _bytes_of(piece)
+    return company
 
 
 def _bytes_of(piece: Piece) -> float:
