@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,21 +16,24 @@ from torch import nn
 from torchvision import models
 
 import ghostify
+from ghostify.budget import timing
 from ghostify.budget.agreeing import Curve
 from ghostify.budget.checking import Seen
 from ghostify.budget.choosing import MISS, Choosing
 from ghostify.budget.meeting import settled
 from ghostify.budget.preparing import prepared, settings_under
 from ghostify.budget.pricing import Prices
-from ghostify.budget.timing import Timed
+from ghostify.budget.timing import Stopwatch, Timed
 from ghostify.budget.trying import tried
 from ghostify.clock import Place
 from ghostify.errors import PlanError, RecipeError
 from ghostify.harm import Harms
+from ghostify.measuring import Timings
 from ghostify.names import within
 from ghostify.networks import resnet8, resnet20
 from ghostify.planning import read_plan, scan_for
 from ghostify.recipe import BudgetSettings, GhostSettings, SiteSettings, read_recipe
+from ghostify.runtimes import Session
 from ghostify.tracing import Recording
 
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -113,6 +117,37 @@ def test_a_plan_whose_time_is_as_predicted_is_made_once() -> None:
     choosing.plan()
     assert choosing.rounds == 0
     assert choosing.stopwatch is not None and choosing.stopwatch.times == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("slowest", "told"), [(1.2, False), (4.0, True)])
+def test_times_taken_on_a_busy_machine_are_told_as_rough(
+    slowest: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturbed(sessions: Mapping[str, Session], place: Place) -> Timings:
+        planned = [5.0, 5.0, 5.0 * slowest]
+        return Timings({"original": [10.0] * 30, "planned": planned * 10}, 1, "cpu")
+
+    choosing = timed("latency=0.6x", idle=0.0)
+    choosing.stopwatch = Stopwatch(recording("resnet20"), Place())
+    monkeypatch.setattr(timing, "in_turns", disturbed)
+    choosing.plan()
+    assert told == any("These times are rough" in note for note in choosing.result().notes)
+
+
+def test_the_original_is_set_up_once_for_all_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up: list[Recording] = []
+
+    def noted(recording: Recording, place: Place) -> Session:
+        set_up.append(recording)
+        return lambda: None
+
+    original = recording("resnet20")
+    stopwatch = Stopwatch(original, Place())
+    monkeypatch.setattr(timing, "session_of", noted)
+    stopwatch.alone()
+    for s in (2, 3):
+        stopwatch.beside(ghostify.convert(resnet20().eval(), IMAGE, s=s))
+    assert len(set_up) == 3 and set_up.count(original) == 1
 
 
 def test_nobody_is_refused_a_time_before_the_fastest_was_timed() -> None:

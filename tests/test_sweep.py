@@ -274,7 +274,8 @@ def test_with_a_clock_networks_are_planned_and_drawn_by_time(cli: Cli, monkeypat
         return Timings({name: [macs_in_time(network)] * 5 for name, network in networks.items()}, 1, "cpu")
 
     monkeypatch.setattr(Clock, "times", times)
-    monkeypatch.setattr("ghostify.budget.timing.side_by_side", together)
+    monkeypatch.setattr("ghostify.budget.timing.session_of", lambda recording, place: recording)
+    monkeypatch.setattr("ghostify.budget.timing.in_turns", together)
     monkeypatch.setattr("ghostify.sweeping.side_by_side", together)
     answer = cli(*SWEPT, "--measure", "--targets", "0.8x,0.6x", "--no-neighbours", "-o", "timed")
     assert answer.code == 0, answer.err

@@ -190,9 +190,10 @@ class Choosing:
         measured: dict[Quantity, float] = {}
         if after is not None:
             measured |= {quantity: float(of(after)) for quantity, of in COUNTS.items()}
-        timed = timed or self.timed
+        timed, notes = timed or self.timed, self.notes
         if timed is not None:
             measured["latency"] = timed.after / timed.before * self.prices.before["latency"]
+            notes += (timed.doubt,) if timed.doubt else ()
         asked = self.budget.target or (f"keep {self.budget.keep}",)
         return Budgeted(
             asked=tuple(map(str, asked)),
@@ -207,7 +208,7 @@ class Choosing:
             rounds=self.rounds,
             gap=self.solution.gap,
             choices=ledger(self, "latency" if "latency" in self.prices.changes else self.quantities[0]),
-            notes=self.notes,
+            notes=notes,
         )
 
     # -- bounds and what is predicted --------------------------------------------------------------------------

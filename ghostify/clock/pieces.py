@@ -8,6 +8,7 @@ ghost with depthwise filters     c → m, m → m, …    one piece that is a C-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -35,16 +36,20 @@ def _in_call(site: Site, call: Surroundings, swap: CGhostSwap | None) -> tuple[P
     if swap is None:
         return (dense,)
     unfused = dense.model_copy(update={"bias": site.bias})
-    layers = _as_plain_layers(unfused, swap)
-    if not layers:
+    widths = _plain_widths(_layer_alone(unfused), swap.model_copy(update={"target": ""}))
+    if not widths:
         form = GhostForm(s=swap.s, m=swap.m, cheap=swap.cheap, parts=swap.parts)
         # a norm behind a concatenation has no one layer that it could fold into
         return (unfused.model_copy(update={"ghost": form, "norm": call.norm}),)
-    if len(layers) == 1:
+    if len(widths) == 1:
         return (dense,)  # a convolution c → n again
-    primary, _ = layers
-    first = unfused.model_copy(update={"outputs": _width(primary), "act": "", "add": False, "pool": None})
+    first = _layer_alone(unfused).model_copy(update={"outputs": widths[0]})
     return first, _mixing(dense, given_by(first))
+
+
+def _layer_alone(piece: Piece) -> Piece:
+    """The piece without what follows the layer."""
+    return piece.model_copy(update={"act": "", "add": False, "pool": None})
 
 
 def _mixing(dense: Piece, reads: tuple[int, ...]) -> Piece:
@@ -79,16 +84,19 @@ def _as_it_is(site: Site, call: Surroundings) -> Piece:
     )
 
 
-def _as_plain_layers(dense: Piece, swap: CGhostSwap) -> list[nn.Module]:
-    """The layers that a ghost becomes when it runs; none where it stays a ghost.
+@lru_cache(4096)
+def _plain_widths(layer: Piece, swap: CGhostSwap) -> tuple[int, ...]:
+    """Outputs of the layers that a ghost becomes when it runs, in their order; none where it stays a ghost.
 
-    ``merged`` goes by structure alone, so the module it is asked about needs no numbers.
+    ``merged`` goes by structure alone, so the module it is asked about needs no numbers.  Blocks of a stage are alike,
+    and a budget asks about each of them in every form.
     """
-    ghost: Any = build(plain_layer(dense, device="meta"), swap).eval()
-    layers = merged(ghost, on_vectors=len(dense.reads) == 2)
+    ghost: Any = build(plain_layer(layer, device="meta"), swap).eval()
+    layers = merged(ghost, on_vectors=len(layer.reads) == 2)
     if layers is None:
-        return []
-    return list(layers.children()) if isinstance(layers, nn.Sequential) else [layers]
+        return ()
+    parts = list(layers.children()) if isinstance(layers, nn.Sequential) else [layers]
+    return tuple(_width(part) for part in parts)
 
 
 def _width(layer: Any) -> int:

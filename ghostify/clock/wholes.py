@@ -28,7 +28,11 @@ def side_by_side(networks: Mapping[str, Recording], place: Place) -> Timings:
 
     Raises ``ModelError`` where the runtime cannot run one of them.
     """
-    sessions = {name: _session(recording, place) for name, recording in networks.items()}
+    return in_turns({name: session_of(recording, place) for name, recording in networks.items()}, place)
+
+
+def in_turns(sessions: Mapping[str, Session], place: Place) -> Timings:
+    """Sessions of whole networks, which were made for a place, timed there in turns."""
     seconds = min(LONGEST, max(SHORTEST, TURNS * _one_turn(sessions)))
     return timed(sessions, seconds=seconds, threads=place.threads, device=place.device, runtime=place.runtime)
 
@@ -38,8 +42,8 @@ def recorded(ghosted: Ghosted, original: Recording) -> Recording:
     return recorded_for(ghosted.plan, ghosted.module, original.example)
 
 
-def _session(recording: Recording, place: Place) -> Session:
-    """A pass of all parts of a network, one after the other."""
+def session_of(recording: Recording, place: Place) -> Session:
+    """A pass of all parts of a recorded network in its inference form, one after the other."""
     form = inference_form(recording)
     parts = [_part(form.get_submodule(name), run.example, place) for name, run in recording.parts.items()]
     if len(parts) == 1:

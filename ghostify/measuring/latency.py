@@ -30,6 +30,9 @@ MIN_ROUNDS = 5
 WARM_UP_ROUNDS = 2
 WARM_UP_SHARE = 0.2
 
+ROUGH = 1.5
+"""How far speed-ups may lie apart from turn to turn, the 90th from the 10th percentile, on an idle machine."""
+
 
 class Latency(BaseModel):
     """Time of one forward pass, in milliseconds: its median, and its 10th and 90th percentiles as low and high."""
@@ -67,6 +70,16 @@ class Comparison(BaseModel):
     speedup: float
     low: float
     high: float
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the turns are so far apart that nothing should be chosen by them: something else was running."""
+        return self.high > ROUGH * self.low
+
+    @property
+    def spread(self) -> str:
+        """How far the turns are apart, in words."""
+        return f"{self.low:.2f}x to {self.high:.2f}x as fast from turn to turn"
 
     def __str__(self) -> str:
         times = f"{self.before.median_ms:.2f} ms -> {self.after.median_ms:.2f} ms"

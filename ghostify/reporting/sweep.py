@@ -180,17 +180,12 @@ class Sweep(_Value):
     def _doubt(self, *compared: Point) -> str:
         """A sentence where networks are compared by times that were measured on a busy machine; else empty."""
         times = [point.latency for point in compared if point.latency is not None]
-        if self.by != "latency" or not any(time.high > ROUGH * time.low for time in times):
+        if self.by != "latency" or not any(time.is_rough for time in times):
             return ""
         widest = max(times, key=lambda time: time.high / time.low)
-        return (
-            f" These times are rough ({widest.low:.2f}x to {widest.high:.2f}x as fast from turn to turn): sweep again "
-            "on an idle machine before you choose by them."
-        )
+        return f" These times are rough ({widest.spread}): sweep again on an idle machine before you choose by them."
 
 
-ROUGH = 1.5
-"""How far speed-ups of a network may lie apart, the 90th from the 10th percentile, to be compared without a warning."""
 ALIKE = 1.1
 """By how much more a network may cost than another to be set beside it: those set by hand hit no target exactly."""
 
