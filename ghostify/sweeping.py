@@ -196,7 +196,7 @@ class _Sweeping:
         """The network of a target, and the harm expected of it."""
         assert one.target is not None
         budget = self._choosing.budget.model_copy(update={"target": (one.target,)})
-        choosing = replace(self._choosing, budget=budget, come_true={}, rounds=0, solution=None, timed=None)
+        choosing = replace(self._choosing, budget=budget, come_true={}, savings=(), rounds=0, solution=None, timed=None)
         chosen = tried(choosing, choosing.plan(), self.job.made, self.job.watcher.say)
         # what is learned of how harms add up holds for the other targets, too
         self._choosing.harms, self._choosing.corrected = choosing.harms, choosing.corrected

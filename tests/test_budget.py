@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command import Cli, refused
@@ -19,7 +20,8 @@ import ghostify
 from ghostify.budget import timing
 from ghostify.budget.agreeing import Curve
 from ghostify.budget.checking import Seen
-from ghostify.budget.choosing import MISS, Choosing
+from ghostify.budget.choosing import MISS, ROUNDS, Choosing
+from ghostify.budget.learning import Saving, share_come_true
 from ghostify.budget.meeting import settled
 from ghostify.budget.preparing import prepared, settings_under
 from ghostify.budget.pricing import Prices
@@ -89,6 +91,20 @@ class OfMacs:
         return Timed(10.0, 10.0 * (self.idle + (1 - self.idle) * share))
 
 
+class Bent(OfMacs):
+    """A stopwatch by which the first MACs that are saved save little time, and those after them much."""
+
+    def __init__(self, shares: Sequence[float] = (0, 0.5, 0.6, 1), times: Sequence[float] = (0, 4.5, 7.5, 10)) -> None:
+        super().__init__(0.0)
+        self.shares, self.slower = shares, times
+        self.told: list[float] = []
+
+    def beside(self, ghosted: ghostify.Ghosted) -> Timed:
+        share = super().beside(ghosted).after / 10
+        self.told.append(float(np.interp(share, self.shares, self.slower)))
+        return Timed(10.0, self.told[-1])
+
+
 def timed(target: str, idle: float) -> Choosing:
     """A budget of time, with prices that know nothing of the idle part."""
     choosing = begun("macs=0.5x")
@@ -110,6 +126,44 @@ def test_a_plan_whose_time_misses_is_made_again_until_it_is_met() -> None:
     assert amount.predicted == pytest.approx(amount.measured, rel=MISS)
     assert 1 <= choosing.rounds <= 2
     assert "as long as predicted" in choosing.result().notes[0]
+
+
+def test_a_time_between_those_of_two_plans_is_found() -> None:
+    choosing = timed("latency=0.6x", idle=0.0)
+    choosing.stopwatch = stopwatch = Bent()  # type: ignore[assignment]
+    choosing.plan()
+    (amount,) = choosing.result().amounts
+    assert min(stopwatch.told) < 5.0 and max(stopwatch.told) > 7.0, "what was learned of each alone went too far"
+    assert amount.measured == pytest.approx(12.0, rel=MISS)
+    assert choosing.rounds <= ROUNDS
+
+
+def test_where_nothing_is_nearer_the_plan_of_least_harm_that_is_fast_enough_is_taken() -> None:
+    """Time falls in one step, from too much to too little, and no plan lies between."""
+    choosing = timed("latency=0.6x", idle=0.0)
+    choosing.stopwatch = stopwatch = Bent((0, 0.579, 0.58, 1), (2, 4, 9, 10))  # type: ignore[assignment]
+    choosing.plan()
+    (amount,) = choosing.result().amounts
+    fast = [time for time in stopwatch.told if time <= 6 * (1 + MISS)]
+    assert fast and max(stopwatch.told) > 6 * (1 + MISS)
+    assert amount.measured == pytest.approx(2 * max(fast)), "the slowest does least harm"
+
+
+@pytest.mark.parametrize(
+    ("savings", "share"),
+    [
+        ([(4, 2)], 0.5),
+        ([(4, 8)], 2.0),
+        ([(0, 1)], 1.0),
+        ([(4, 0)], 0.1),
+        ([(4, 2), (8, 6)], 4 / 6),
+        ([(8, 6), (4, 2)], 4 / 6),
+        ([(8, 2), (4, 6)], 1.5),
+    ],
+    ids=["less", "more", "nothing promised", "nothing seen", "between", "in any order", "the wrong way round"],
+)
+def test_what_comes_true_is_read_off_the_plans_that_were_timed(savings: list[Any], share: float) -> None:
+    assert share_come_true(4.0, [Saving(*one) for one in savings]) == pytest.approx(share)
 
 
 def test_a_plan_whose_time_is_as_predicted_is_made_once() -> None:

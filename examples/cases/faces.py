@@ -21,7 +21,7 @@ FORMS = {
     "c-ghost": "--method c-ghost --s 4 --no-measure",
     "width": "--method width --width 0.6 --no-measure",
     "chosen": "--target macs=0.4x --no-measure",
-    "timed": "--target latency=0.5x --batch 64",
+    "timed": "--target latency=0.5x --batch 64 --runtime onnxruntime",
 }
 """Ways to make a network smaller: one kind of change everywhere, and what a budget chooses for about as many
 multiply-adds and for half the time."""

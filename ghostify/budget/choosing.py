@@ -9,15 +9,17 @@ A plan's time is measured before anything is fitted, because it does not depend 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
 from ghostify.budget.agreeing import Curve
 from ghostify.budget.candidates import Numbered
 from ghostify.budget.checking import Seen, Witness
+from ghostify.budget.learning import Saving, share_come_true
 from ghostify.budget.ledger import ledger
 from ghostify.budget.planned import plan_of, told_of
 from ghostify.budget.pricing import COUNTS, Prices
@@ -46,6 +48,14 @@ harm of the whole is predicted within 15 %.
 """
 
 
+class _Try(NamedTuple):
+    """A plan that was timed."""
+
+    plan: Plan
+    solution: Solution
+    timed: Timed
+
+
 @dataclass
 class Choosing:
     """A budget for one network: what may be chosen, its prices and harms, and what measurements taught of them."""
@@ -68,6 +78,8 @@ class Choosing:
     """How many answers change by harm; None where there are no answers to be compared."""
     come_true: dict[str, float] = field(default_factory=dict)
     """By quantity, the share of a predicted saving that was measured; of "harm", the share of that."""
+    savings: tuple[Saving, ...] = ()
+    """What the plans that were timed saved of time."""
     rounds: int = 0
     """How often the plan was made again."""
     solution: Solution | None = None
@@ -84,20 +96,47 @@ class Choosing:
         """
         if not (self.stopwatch and self.budget.timed):
             return self._solved()
-        if not self._is_in_reach("latency"):
-            # A busy machine delays a whole network more than its pieces, so nobody is refused by those alone.
-            self._learn_time(self._fastest(), self.stopwatch)
-        chosen = self._solved()
+        return self._by_clock(self.stopwatch)
+
+    def _by_clock(self, stopwatch: Stopwatch) -> Plan:
+        """The first plan whose time is as asked; where none is after some rounds, the best of those fast enough."""
+        tries: list[_Try] = []
+        chosen = self._next(tries)
         for _ in range(ROUNDS):
-            if not self._learn_time(chosen, self.stopwatch):
+            missed = self._learn_time(chosen, stopwatch)
+            assert self.solution is not None and self.timed is not None, "a plan was made and timed"
+            tries.append(_Try(chosen, self.solution, self.timed))
+            if not missed:
+                return chosen
+            chosen = self._next(tries)
+            if any(chosen == one.plan for one in tries):
                 break
-            chosen = self._solved()
-        return chosen
+        fast = [one for one in tries if self._latency(one.timed) <= (1 + MISS) * self._asked]
+        if not fast:
+            return chosen  # by all that was learned it is fast enough, though it was not timed
+        best = min(fast, key=lambda one: one.solution.harm)
+        self.solution, self.timed = best.solution, best.timed
+        return best.plan
+
+    def _next(self, tries: Sequence[_Try]) -> Plan:
+        """The plan to be timed next; the fastest where none is fast enough by what is known.
+
+        A busy machine delays a whole network more than its pieces, so nobody is refused before the fastest was timed.
+        """
+        try:
+            return self._solved()
+        except PlanError:
+            if self._is_in_reach("latency"):
+                raise
+            fastest = self._fastest()
+            if any(fastest == one.plan for one in tries):
+                raise
+            return fastest
 
     def _learn_time(self, chosen: Plan, stopwatch: Stopwatch) -> bool:
         """Time a plan; whether it missed, and something was learned of that."""
         self.timed = stopwatch.beside(rewrite(self.recording, chosen))
-        now = self.timed.after / self.timed.before * self.prices.before["latency"]
+        now = self._latency(self.timed)
         if not self.notes:
             promised = f"{shown('latency', self.predicted('latency'))} predicted, {shown('latency', now)} measured"
             self.notes += (
@@ -105,8 +144,12 @@ class Choosing:
             )
         if not self._missed(now):
             return False
-        self.learn("latency", now)
+        self._learn(now)
         return True
+
+    def _latency(self, timed: Timed) -> float:
+        """A time as the prices tell it: the original may take another time today than when it was alone."""
+        return timed.after / timed.before * self.prices.before["latency"]
 
     def again(self, seen: Seen) -> Plan:
         """The cheapest plan once more, with what was seen of the last one."""
@@ -153,7 +196,8 @@ class Choosing:
         changes = {quantity: own * change for quantity, change in self.prices.changes.items()}
         harms = np.where(own > 0, self.harms, swaps * (1 + self.harms.max()))
         prices = replace(self.prices, changes=changes)
-        return replace(self, prices=prices, harms=harms, come_true=dict(self.come_true), solution=None, timed=None)
+        come_true = dict(self.come_true)
+        return replace(self, prices=prices, harms=harms, come_true=come_true, savings=(), solution=None, timed=None)
 
     def correct(self, factors: Mapping[str, float]) -> None:
         """Take harms of each kind of swap for so many times what they were."""
@@ -192,7 +236,7 @@ class Choosing:
             measured |= {quantity: float(of(after)) for quantity, of in COUNTS.items()}
         timed, notes = timed or self.timed, self.notes
         if timed is not None:
-            measured["latency"] = timed.after / timed.before * self.prices.before["latency"]
+            measured["latency"] = self._latency(timed)
             notes += (timed.doubt,) if timed.doubt else ()
         asked = self.budget.target or (f"keep {self.budget.keep}",)
         return Budgeted(
@@ -224,24 +268,31 @@ class Choosing:
         saved = -float(self.prices.changes[quantity][list(self.solution.taken)].sum())
         return self.prices.before[quantity] - saved * self.come_true.get(quantity, 1.0)
 
-    def learn(self, quantity: Quantity, now: float) -> None:
+    def _learn(self, now: float) -> None:
         """Take what was measured for what was predicted: savings come true in part, all alike."""
-        before = self.prices.before[quantity]
-        promised = before - self.predicted(quantity)
-        share = (before - now) / promised if promised > 0 else 1.0
-        # a saving that is hardly seen would ask for everything
-        self.come_true[quantity] = self.come_true.get(quantity, 1.0) * min(10.0, max(0.1, share))
+        before, share = self.prices.before["latency"], self.come_true.get("latency", 1.0)
+        promised = (before - self.predicted("latency")) / share
+        self.savings += (Saving(promised, before - now),)
+        self.come_true["latency"] = share_come_true(before - self._asked, self.savings)
         self.rounds += 1
+
+    @property
+    def _asked(self) -> float:
+        """The time that is asked for."""
+        bound = self.bound("latency")
+        assert bound is not None, "there is a target of time"
+        return bound
 
     def _missed(self, now: float) -> bool:
         """Whether a time is not the one that was asked for, in either direction.
 
-        One that is less was bought with harm that nobody asked for, unless the plan had nothing nearer to choose.
+        One that is less was bought with harm that nobody asked for, unless there is nothing nearer to choose: which
+        none can tell while times are not as predicted.
         """
-        bound = self.bound("latency")
-        assert bound is not None
-        near = bound - self.predicted("latency") < MISS * bound
-        return now > (1 + MISS) * bound or (near and now < (1 - MISS) * bound)
+        asked, predicted = self._asked, self.predicted("latency")
+        if now >= (1 - MISS) * asked:
+            return now > (1 + MISS) * asked
+        return asked - predicted < MISS * asked or abs(now - predicted) > MISS * asked
 
     # -- solving -----------------------------------------------------------------------------------------------
 
