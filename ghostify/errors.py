@@ -65,9 +65,15 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+_BEGUN = 3
+"""Letters that tell the beginning of a longer name, as ``onnx`` does of ``onnxruntime``."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest of ``known`` names other than it, or an empty string when none is near."""
     others = [one for one in known if one != name]
     near = [one for one in others if one.lower() == name.lower()]
     near = near or difflib.get_close_matches(name, others, n=1, cutoff=0.6)
+    if not near and len(name) >= _BEGUN:
+        near = [one for one in others if one.lower().startswith(name.lower())]
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -160,6 +160,8 @@ def test_a_name_is_never_suggested_for_itself() -> None:
     assert did_you_mean("stem", ["stem"]) == ""
     assert did_you_mean("Stem", ["stem", "steam"]) == " Did you mean 'stem'?"
     assert did_you_mean("stem", ["stem", "stems"]) == " Did you mean 'stems'?"
+    assert did_you_mean("onnx", ["eager", "onnxruntime"]) == " Did you mean 'onnxruntime'?"
+    assert did_you_mean("on", ["eager", "onnxruntime"]) == "", "two letters tell nothing"
 
 
 def test_only_what_lies_beside_a_path_is_suggested_for_it(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def plan(
     weights_strict: options.WeightsStrict = None,
     weights_allow: options.WeightsAllow = None,
     input: options.Input = None,
+    data: options.DataSource = None,
     from_analysis: options.FromAnalysis = None,
     method: options.MethodName = None,
     s: options.S = None,
@@ -160,6 +161,7 @@ def plan(
     recipe: options.RecipeFile = None,
     set: options.Set = None,
     seed: options.Seed = None,
+    device: options.Device = None,
     output: options.PlanOutput = None,
     as_json: options.Json = False,
 ) -> None:
