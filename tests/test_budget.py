@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,8 @@ from ghostify.budget.preparing import prepared, settings_under
 from ghostify.budget.pricing import Prices
 from ghostify.budget.timing import Stopwatch, Timed
 from ghostify.budget.trying import tried
-from ghostify.clock import Place
+from ghostify.clock import Clock, Piece, Place, Time
+from ghostify.clock.building import macs_of as macs_of_piece
 from ghostify.errors import PlanError, RecipeError
 from ghostify.harm import Harms
 from ghostify.measuring import Timings
@@ -186,6 +187,28 @@ def test_times_taken_on_a_busy_machine_are_told_as_rough(
     monkeypatch.setattr(timing, "in_turns", disturbed)
     choosing.plan()
     assert told == any("These times are rough" in note for note in choosing.result().notes)
+
+
+@pytest.mark.parametrize(("slower", "share"), [(1.0, 1.0), (3.0, 1 / 3)])
+def test_layers_that_take_more_alone_than_the_network_promise_no_more_than_there_is(
+    slower: float, share: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a clock on which each piece takes so many times what its multiply-adds take within the network."""
+    monkeypatch.setenv("GHOSTIFY_CACHE", str(tmp_path))
+    whole = recording("resnet20")
+
+    def times(self: Clock, pieces: Iterable[Piece], told: Any = None) -> dict[Piece, Time]:
+        return {piece: Time(ms=slower * macs_of_piece(piece) / 1e6, noise=0.0) for piece in pieces}
+
+    def alone(sessions: Mapping[str, Session], place: Place) -> Timings:
+        return Timings({name: [ghostify.scan(whole).cost.macs / 1e6] * 5 for name in sessions}, 1, "cpu")
+
+    monkeypatch.setattr(Clock, "times", times)
+    monkeypatch.setattr(timing, "in_turns", alone)
+    prices = prepared(whole, GhostSettings(), BudgetSettings(target="latency=0.5x")).prices
+    assert prices.before["latency"] == pytest.approx(prices.before["macs"] / 1e6)
+    assert prices.own["latency"] == pytest.approx(share * slower * prices.own["macs"] / 1e6, rel=1e-6)
+    assert prices.changes["latency"].min() >= -prices.before["latency"]
 
 
 def test_the_original_is_set_up_once_for_all_plans(monkeypatch: pytest.MonkeyPatch) -> None:

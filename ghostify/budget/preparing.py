@@ -21,6 +21,7 @@ from ghostify.fitting.calibration import Calibration
 from ghostify.harm import Harms, measure_harms
 from ghostify.planning import scan_for
 from ghostify.recipe import BudgetSettings, GhostSettings
+from ghostify.scanning import Scan
 from ghostify.tracing import Recording
 
 _ALL = "mixed"
@@ -79,7 +80,7 @@ def prepared(
     if budget.measure and (budget.timed or not budget.target):
         here = place or Place(runtime=budget.runtime, threads=budget.threads, batch=budget.batch)
         stopwatch = Stopwatch(recording, here)
-        prices = _with_time(prices, recording, numbered, stopwatch, watched)
+        prices = _with_time(prices, recording, scan, numbered, stopwatch, watched)
     if harms is None and images is not None and recording.whole:
         with watched("Measuring harm") as told:
             swaps = numbered.swaps(range(len(numbered.options)))
@@ -122,15 +123,19 @@ def _require_kept_known(budget: BudgetSettings, witness: Witness | None, harms: 
 
 
 def _with_time(
-    prices: Prices, recording: Recording, numbered: Numbered, stopwatch: Stopwatch, watched: Watched
+    prices: Prices, recording: Recording, scan: Scan, numbered: Numbered, stopwatch: Stopwatch, watched: Watched
 ) -> Prices:
     """Prices with those of the clock."""
     place = stopwatch.place
     around = surroundings_in(recording, place.batch)
     with watched(f"Timing pieces ({place})") as told:
-        changes, own = clocked(numbered, around, Clock(place), told or _silent)
-    before = {**prices.before, "latency": stopwatch.alone()}
-    return Prices(before, {**prices.changes, "latency": changes}, {**prices.own, "latency": own})
+        changes, own, layers = clocked(numbered, scan.sites, around, Clock(place), told or _silent)
+    whole = stopwatch.alone()
+    # Layers that take more by themselves than all of the network takes (maps that fit in a cache when it runs, say)
+    # would promise to save more than there is.
+    share = whole / max(whole, layers)
+    times = {"changes": {**prices.changes, "latency": share * changes}, "own": {**prices.own, "latency": share * own}}
+    return Prices(before={**prices.before, "latency": whole}, **times)
 
 
 def _silent(done: int, total: int) -> None: ...

@@ -16,6 +16,7 @@ from ghostify.budget.candidates import Numbered, Option
 from ghostify.budget.solving import Vector
 from ghostify.clock import Clock, Piece, Surroundings, Time, pieces_of, total
 from ghostify.costs import Cost
+from ghostify.scanning import Site
 from ghostify.targets import BYTES_PER_PARAMETER, Quantity
 
 COUNTS: Mapping[Quantity, Callable[[Cost], float]] = {
@@ -63,19 +64,22 @@ def _replaced(option: Option) -> Cost:
 
 def clocked(
     numbered: Numbered,
+    sites: Sequence[Site],
     around: Mapping[str, Sequence[Surroundings]],
     clock: Clock,
     told: Callable[[int, int], None],
-) -> tuple[Vector, Vector]:
-    """By option, by how many milliseconds it is slower (n), in one forward pass; and how long what it replaces takes.
+) -> tuple[Vector, Vector, float]:
+    """By option, by how many milliseconds it is slower (n), in one forward pass; how long what it replaces takes; and
+    how long all ``sites`` take, the layers of the network as it is.
 
     A difference inside its own noise is none: what the clock cannot see is not worth any harm.
     """
+    whole = [piece for site in sites for piece in pieces_of(site, around.get(site.name, ()))]
     ran = [list(_before(option, around)) for option in numbered.options]
     runs = [list(_after(option, around)) for option in numbered.options]
-    times = clock.times((piece for pieces in (*ran, *runs) for piece in pieces), told)
+    times = clock.times((piece for pieces in (*ran, *runs, whole) for piece in pieces), told)
     changes = [_seen(total(new, times) - total(old, times)) for old, new in zip(ran, runs, strict=True)]
-    return np.array(changes), np.array([total(old, times).ms for old in ran])
+    return np.array(changes), np.array([total(old, times).ms for old in ran]), total(whole, times).ms
 
 
 def _seen(difference: Time) -> float:
