@@ -70,7 +70,7 @@ _BEGUN = 3
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest of ``known`` names other than it, or an empty string when none is near."""
+    """`` Did you mean 'x'?`` for the nearest of ``known`` names other than it, or one that it begins; else empty."""
     others = [one for one in known if one != name]
     near = [one for one in others if one.lower() == name.lower()]
     near = near or difflib.get_close_matches(name, others, n=1, cutoff=0.6)

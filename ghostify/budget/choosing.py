@@ -113,7 +113,9 @@ class Choosing:
                 break
         fast = [one for one in tries if self._latency(one.timed) <= (1 + MISS) * self._asked]
         if not fast:
-            return chosen  # by all that was learned it is fast enough, though it was not timed
+            # By all that was learned it is fast enough; the time of another plan is not its own.
+            self.timed = next((one.timed for one in tries if one.plan == chosen), None)
+            return chosen
         best = min(fast, key=lambda one: one.solution.harm)
         self.solution, self.timed = best.solution, best.timed
         return best.plan
