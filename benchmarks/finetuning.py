@@ -4,7 +4,7 @@
     python benchmarks/finetuning.py --data <folder with train/CLASS and test/CLASS> [--json rows.json]
         [--networks resnet20 resnet56] [--times 1.85 2.4] [--methods budget c-ghost ...] [--epochs 1 5]
         [--rates auto 0.005 0.01 0.02] [--seeds 0 1 2] [--batch 64] [--images 512] [--limit N]
-        [--jobs 1] [--device cpu] [--threads 1] [--workers 0] [--made FOLDER]
+        [--set channels_last=true ...] [--jobs 1] [--device cpu] [--threads 1] [--workers 0] [--made FOLDER]
 
 Each network is made so many times cheaper in MACs by each method (within 2 %, else the row says so) and fitted to the
 same images, but for Torch-Pruning, whose norms' statistics are measured anew.  Then it is trained by equal settings:
@@ -17,7 +17,8 @@ chosen, so that test images decide nothing.  The first seed is trained at every 
 many layers as it takes, from the first on; ``g-ghost`` has another share of ghosts (ResNet56: width inside thin
 blocks); ``thin`` and ``width`` have one width, ``torch-pruning`` one ratio (``fitting.py``).
 
-``--jobs`` trains so many networks at a time, each in a process of its own, as a GPU has room for.  ``--json`` keeps
+``--set`` gives all of them another setting of ``ghostify finetune``; on a CPU ``channels_last=true`` saves a third of the
+time.  ``--jobs`` trains so many networks at a time, each in a process of its own, as a GPU has room for.  ``--json`` keeps
 every finished run, and a second start does only what is not in the file.  ``--made`` keeps the smaller networks, so
 that another machine can train them; it reads back only what this script wrote there.
 """
@@ -45,7 +46,7 @@ from ghostify.files import replacing
 from ghostify.finetuning import finetune
 from ghostify.harm import Harms
 from ghostify.measuring import evaluate
-from ghostify.recipe import DataSettings
+from ghostify.recipe import DataSettings, TrainSettings
 from ghostify.sources import load_data
 from ghostify.tables import Table, quantity, ratio
 
@@ -79,7 +80,8 @@ class Job:
         made |= {"images": options.images, "limit": options.limit}
         if not self.epochs:
             return made
-        return made | {"epochs": self.epochs, "rate": self.rate, "seed": self.seed, "batch": options.batch}
+        made |= {"epochs": self.epochs, "rate": self.rate, "seed": self.seed, "batch": options.batch}
+        return made | ({"set": options.set} if options.set else {})
 
     def told(self, found: dict[str, Any]) -> str:
         """Its result in a line."""
@@ -149,7 +151,9 @@ class Bench:
         """Accuracy of a trained network on the test images and on those held out, its rate, and the time it took."""
         options, data = self.options, self.data[job.epochs > 1]
         module = self.made(job.of_network).module
-        settings = TRAIN.model_copy(update={"epochs": job.epochs, "lr": AUTO if job.rate == AUTO else float(job.rate)})
+        settings = TrainSettings.model_validate(
+            TRAIN.model_dump(exclude_unset=True) | options.set | {"epochs": job.epochs, "lr": job.rate}
+        )
         began = time.perf_counter()
         history = finetune(
             module,
@@ -279,6 +283,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="images of a training step")
     parser.add_argument("--images", type=int, default=512, help="training images to fit to")
     parser.add_argument("--limit", type=int, help="use only so many images of each split")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the training")
     parser.add_argument("--jobs", type=int, default=1, help="networks that train at a time")
     parser.add_argument("--device", default="cpu", help="where they train")
     parser.add_argument("--threads", type=int, default=1, help="of each job")
@@ -286,6 +291,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="keep finished runs in this file and go on from it")
     parser.add_argument("--made", type=Path, help="keep the smaller networks in this folder")
     options = parser.parse_args(arguments)
+    options.set = dict(one.split("=", 1) for one in options.set)
     options.by_hand = [rate for rate in options.rates if rate != AUTO]
     if not os.environ.get("GHOSTIFY_DATA_DIR"):
         parser.error("GHOSTIFY_DATA_DIR does not say where the trained weights are")

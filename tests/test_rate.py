@@ -31,12 +31,12 @@ CPU = torch.device("cpu")
 
 
 def found(
-    model: nn.Module, settings: TrainSettings, data: Any = None, own: OwnLoss | None = None
+    model: nn.Module, settings: TrainSettings, data: Any = None, own: OwnLoss | None = None, batch: int = 16
 ) -> tuple[FoundRate, Engine]:
     objective = Objective(model, settings, CPU, own=own)
     average = Average(model, settings.ema) if settings.ema else None
     engine = Engine(objective, make_optimizer(model, settings), Processes(), average)
-    feed = Feed(data or Blobs(), 16, 0, 0, CPU, Processes())
+    feed = Feed(data or Blobs(), batch, 0, 0, CPU, Processes())
     with objective.training():
         return find_rate(engine, feed), engine
 
@@ -66,30 +66,51 @@ def test_the_same_network_and_images_have_the_same_rate() -> None:
     assert rates[0] == rates[1]
 
 
+def edge(rates: list[float], changes: list[float], loss: float = 1.0) -> float:
+    """That of a test whose losses differ by so much from ``loss``, of all batches alike."""
+    return edge_of(rates, [loss + change for change in changes], [loss] * len(changes))
+
+
 def test_the_edge_is_where_harm_begins_and_one_bad_batch_is_none() -> None:
     rates = [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert edge_of(rates, [0.0, -0.2, -0.3, 0.4, 2.0]) == 4.0
-    assert edge_of(rates, [0.0, -0.2, 0.1, -0.5, 2.0]) == 8.0
-    assert edge_of(rates, [0.0, -0.1, -0.2, -0.3, -0.4]) == 16.0
-    assert edge_of(rates, [0.0, 0.5, 0.7, 0.9, 1.5]) == 1.0
+    assert edge(rates, [0.0, -0.2, -0.3, 0.4, 2.0]) == 4.0
+    assert edge(rates, [0.0, -0.2, 0.6, -0.5, 2.0]) == 8.0
+    assert edge(rates, [0.0, -0.1, -0.2, -0.3, -0.4]) == 16.0
+    assert edge(rates, [0.0, 0.5, 0.7, 0.9, 1.5]) == 1.0
+    assert edge_of(rates, [], []) == 1.0
 
 
-def test_half_of_what_was_gained_may_not_be_lost() -> None:
+def test_what_was_gained_may_not_be_lost() -> None:
     """A network far from its optimum is still better than it was after steps that undo what smaller ones did."""
     rates = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
     gaining = [0.0, -2.0, -4.0, -4.0, -4.0]
-    assert edge_of(rates, [*gaining, -3.0, -2.5]) == 64.0
-    assert edge_of(rates, [*gaining, -3.0, -0.5]) == 32.0
-    assert edge_of(rates, [*gaining, -1.0, -0.5]) == 16.0
-    assert edge_of(rates, [0.0, -4.0, 0.0, 0.0, 0.5, 0.5, 0.5]) == 2.0, "one easy batch is no gain that could be lost"
+    assert edge(rates, [*gaining, -3.0, -2.6], loss=5.0) == 64.0
+    assert edge(rates, [*gaining, -3.0, -0.5], loss=5.0) == 32.0
+    assert edge(rates, [*gaining, -1.0, -0.5], loss=5.0) == 16.0
+    assert edge(rates, [0.0, -4.0, 0.0, 0.0, 0.5, 0.5, 0.5], loss=2.0) == 2.0, "one easy batch is a small gain"
 
 
-def test_the_peak_lies_between_the_edge_and_a_close_fit_and_is_never_unusual() -> None:
+def test_what_has_much_to_learn_bears_more() -> None:
+    rates = [1.0, 2.0, 4.0, 8.0, 16.0]
+    changes = [0.0, 0.2, 0.6, 1.4, 3.0]
+    edges = [edge(rates, changes, loss) for loss in (0.5, 1.0, 3.0, 6.0)]
+    assert edges == [1.0, 2.0, 4.0, 8.0]
+    assert edge(rates, changes, -3.0) == 4.0, "a loss of the user's may be below 0"
+
+
+def test_the_edge_does_not_go_by_the_unit_of_the_loss() -> None:
+    rates = [1.0, 2.0, 4.0, 8.0, 16.0]
+    moved, still = [1.0, 0.9, 0.8, 1.6, 4.0], [1.0, 1.1, 0.9, 1.0, 1.2]
+    for unit in (1e-3, 1.0, 1e3):
+        assert edge_of(rates, [unit * one for one in moved], [unit * one for one in still]) == 4.0
+
+
+def test_the_peak_lies_between_the_edge_and_what_is_safe_and_is_never_unusual() -> None:
     usual = TrainSettings().peak
-    edges = [usual * share for share in (1 / 40, 0.2, 1, 5, 15)]
+    edges = [usual * share for share in (1 / 40, 0.1, 1, 10, 15)]
     peaks = [peak_of(edge, usual) for edge in edges]
     assert peaks == sorted(peaks)
-    assert peaks[1] == pytest.approx(0.2 * usual)
+    assert peaks[1] == pytest.approx(0.1 * usual)
     assert peaks[3:] == [pytest.approx(usual)] * 2 and peaks[4] <= usual
 
 
@@ -120,10 +141,12 @@ class Sums:
 def test_the_rate_goes_with_how_curved_the_loss_is() -> None:
     """Twice the slope has four times the curvature, and bears a quarter of the rate."""
     own = OwnLoss.of(nn.functional.mse_loss)
-    edges = [found(Steep(scale), TrainSettings(momentum=0), Sums(), own)[0].edge for scale in (2.0, 4.0, 8.0, 16.0)]
-    assert edges == sorted(edges, reverse=True)
-    step = tried_rates(TrainSettings())
-    assert edges[1] / edges[2] == pytest.approx(4, rel=step[1] / step[0] - 1)
+    settings, scales = TrainSettings(momentum=0), (6.0, 12.0, 24.0)
+    edges = [found(Steep(scale), settings, Sums(), own, batch=256)[0].edge for scale in scales]
+    step = tried_rates(settings)
+    assert edges[0] < step[-1]
+    for flatter, steeper in pairwise(edges):
+        assert flatter / steeper == pytest.approx(4, rel=(step[1] / step[0]) ** 2 - 1), "each edge is one of the rates"
 
 
 def test_rates_rise_by_a_constant_factor_around_what_is_usual() -> None:
