@@ -17,10 +17,10 @@ chosen, so that test images decide nothing.  The first seed is trained at every 
 many layers as it takes, from the first on; ``g-ghost`` has another share of ghosts (ResNet56: width inside thin
 blocks); ``thin`` and ``width`` have one width, ``torch-pruning`` one ratio (``fitting.py``).
 
-``--set`` gives all of them another setting of ``ghostify finetune``; on a CPU ``channels_last=true`` saves a third of the
-time.  ``--jobs`` trains so many networks at a time, each in a process of its own, as a GPU has room for.  ``--json`` keeps
-every finished run, and a second start does only what is not in the file.  ``--made`` keeps the smaller networks, so
-that another machine can train them; it reads back only what this script wrote there.
+``--set`` gives all of them another setting of ``ghostify finetune``; on a CPU ``channels_last=true`` saves a third of
+the time.  ``--jobs`` trains so many networks at a time, each in a process of its own, as a GPU has room for.
+``--json`` keeps every finished run, and a second start does only what is not in the file.  ``--made`` keeps the smaller
+networks, so that another machine can train them; it reads back only what this script wrote there.
 """
 
 from __future__ import annotations
@@ -231,8 +231,11 @@ class Row:
 
     def best_rate(self, epochs: int) -> str | None:
         """The one by hand that did best on the images held out; None where all are left to ``auto``."""
-        known = {rate: self._run(epochs, rate, self.options.seeds[0]) for rate in self.options.by_hand}
-        return max(known, key=lambda rate: float(known[rate]["held"]), default=None)
+        return max(self.options.by_hand, key=lambda rate: self.held(epochs, rate), default=None)
+
+    def held(self, epochs: int, rate: str) -> float:
+        """What the first seed had on images held out."""
+        return float(self._run(epochs, rate, self.options.seeds[0])["held"])
 
     def cells(self) -> Iterator[str]:
         """As the table has them."""
@@ -300,6 +303,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def found_by(options: argparse.Namespace) -> list[Row]:
     """The rows of the table, once all is known that they tell."""
+    options.made.mkdir(parents=True, exist_ok=True)
     results, spawned = Results(options.json), multiprocessing.get_context("spawn")
     networks = [
         Job(name, times, method) for name in options.networks for times in options.times for method in options.methods
@@ -316,7 +320,6 @@ def main() -> int:
     options = parsed()
     with tempfile.TemporaryDirectory() as folder:
         options.made = options.made or Path(folder)
-        options.made.mkdir(parents=True, exist_ok=True)
         print("", table(found_by(options), options), sep="\n")
     return 0
 

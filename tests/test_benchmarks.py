@@ -28,6 +28,8 @@ TINY = {
     "fitting": "--data {data} --networks resnet20 --methods c-ghost mixed-2.4 torch-pruning --images 16 --epochs 1"
     " --seeds 0",
     "known_images": "--data {data} --made {data}/made --methods thin --times 1.85 --rates 0.01 --images 16",
+    "rates": "--data {data} --networks resnet20 --times 1.85 --methods thin --epochs 1 --rates 0.005 0.01 0.02"
+    " --seeds 0 --images 16",
     "harm": "--data {data} --network resnet20 --images 16 --tests 16 --targets 2",
     "gpu": "--device cpu --size 32 --seconds 0.01 --networks resnet34 --modes eager-1 --plan=",
     "fit_cost": "--network resnet18 --images 4 --size 32",

@@ -5,22 +5,22 @@ C-Ghost modules trains best at a quarter of the rate that suits a thinned one (`
 (Smith, 2017) tells that edge: the rate rises from step to step, by a constant factor, until training does harm.
 
 What a step says is paired: its loss, after the steps before, less that of the same images by the network as it was, so
-that it is no matter whether a batch is hard.  With differences d_k at rates r_k, g_k what had been gained before step k,
-the least mean of three differences in a row (0 at first), and L the mean loss of the network as it was, the edge is
+that it is no matter whether a batch is hard.  With differences d_k at rates r_k, g_k what had been gained before step
+k, the least mean of three differences in a row (0 at first), and L the mean loss of the network as it was, the edge is
 
     r_j   with j the end of the smallest sum  h_0 + ... + h_j        h_k = d_k − g_k − BORNE · |L|
 
-after which more is lost of what was gained than a share of the loss, on the whole, and not by one batch alone.  The
-share is of the loss, because what has much to learn bears, and makes good, what would undo a close fit: edges without it
-differed by a factor of 5 between seeds of one network, and were smallest for G-Ghost stages, which lose most and then
-train best at a large rate.  The peak rate is the geometric mean of that edge and of a rate that harms nothing, and no
-more than is usual,
+after which more is lost of what was gained than a share of the loss, on the whole, and not by one batch alone.  It is a
+share of the loss, because what has much to learn bears, and makes good, what would undo a close fit.  (Without it edges
+differed by a factor of 5 between seeds of one network, and were smallest for G-Ghost stages, which lose most and train
+best at a large rate.)  The peak rate is the geometric mean of that edge and of a rate that harms nothing, and no more
+than is usual,
 
     p = min(√(edge · SAFE · usual rate), usual rate)
 
 because edges differ more than the best rates do: by a factor of 28 between C-Ghost modules and what was only pruned,
-which trained best at rates 5 apart.  BORNE and SAFE are those by which 20 networks of 6 methods come nearest to the rates
-that trained them best (``benchmarks/rates.py``).  Everything moved is put back, bit for bit, and nothing is drawn that
+which trained best at rates 5 apart.  BORNE and SAFE are those that come nearest to the rates that trained best 20
+networks of 6 methods (``benchmarks/rates.py``).  Everything moved is put back, bit for bit, and nothing is drawn that
 training would draw otherwise.
 """
 
@@ -77,13 +77,23 @@ def find_rate(engine: Engine, feed: Feed) -> FoundRate:
 
     All processes find the same.  Raises ``DataError`` where the data give no batch.
     """
+    usual = engine.objective.settings.peak
+    rates, moved, still = range_test(engine, feed)
+    edge = edge_of(rates, moved, still)
+    return FoundRate(peak_of(edge, usual), edge, len(moved), harmed=edge < rates[-1])
+
+
+def range_test(engine: Engine, feed: Feed) -> tuple[list[float], list[float], list[float]]:
+    """Rates that rise; the losses before steps at them; and those of the same batches by the network as it was.
+
+    Of the losses there are as many as steps could be taken.
+    """
     rates = tried_rates(engine.objective.settings)
     with _put_back(engine):
         moved = _losses_while_rising(engine, feed, rates)
     with _put_back(engine):
         still = [engine.gradients(*batch).mean for batch in _batches(feed, len(moved))]
-    edge = edge_of(rates, moved, still)
-    return FoundRate(peak_of(edge, engine.objective.settings.peak), edge, len(moved), harmed=edge < rates[-1])
+    return rates, moved, still
 
 
 def tried_rates(settings: TrainSettings) -> list[float]:
@@ -92,15 +102,15 @@ def tried_rates(settings: TrainSettings) -> list[float]:
     return [lowest * (highest / lowest) ** (step / (STEPS - 1)) for step in range(STEPS)]
 
 
-def edge_of(rates: Sequence[float], moved: Sequence[float], still: Sequence[float]) -> float:
+def edge_of(rates: Sequence[float], moved: Sequence[float], still: Sequence[float], share: float = BORNE) -> float:
     """The rate beyond which more was lost than is borne, on the whole; the formula is at the head.
 
-    ``moved`` are the losses while the rate rose, ``still`` those of the same batches by the network as it was.
+    Of what a ``range_test`` gives, and the share of the loss that is borne.
     """
     if not moved:
         return rates[0]
     differences = [after - before for after, before in zip(moved, still, strict=True)]
-    borne = BORNE * abs(fmean(still))
+    borne = share * abs(fmean(still))
     harms = (found - gain - borne for found, gain in zip(differences, _gained(differences), strict=True))
     sums = list(accumulate(harms))
     return rates[sums.index(min(sums))]
