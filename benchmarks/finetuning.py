@@ -4,7 +4,7 @@
     python benchmarks/finetuning.py --data <folder with train/CLASS and test/CLASS> [--json rows.json]
         [--networks resnet20 resnet56] [--times 1.85 2.4] [--methods budget c-ghost ...] [--epochs 1 5]
         [--rates auto 0.005 0.01 0.02] [--seeds 0 1 2] [--batch 64] [--images 512] [--limit N]
-        [--set channels_last=true ...] [--jobs 1] [--device cpu] [--threads 1] [--workers 0] [--made FOLDER]
+        [--set label_smoothing=0.1 ...] [--jobs 1] [--device cpu] [--threads 1] [--workers 0] [--made FOLDER]
 
 Each network is made so many times cheaper in MACs by each method (within 2 %, else the row says so) and fitted to the
 same images, but for Torch-Pruning, whose norms' statistics are measured anew.  Then it is trained by equal settings:
@@ -17,10 +17,10 @@ chosen, so that test images decide nothing.  The first seed is trained at every 
 many layers as it takes, from the first on; ``g-ghost`` has another share of ghosts (ResNet56: width inside thin
 blocks); ``thin`` and ``width`` have one width, ``torch-pruning`` one ratio (``fitting.py``).
 
-``--set`` gives all of them another setting of ``ghostify finetune``; on a CPU ``channels_last=true`` saves a third of
-the time.  ``--jobs`` trains so many networks at a time, each in a process of its own, as a GPU has room for.
-``--json`` keeps every finished run, and a second start does only what is not in the file.  ``--made`` keeps the smaller
-networks, so that another machine can train them; it reads back only what this script wrote there.
+``--set`` gives all of them another setting of ``ghostify finetune``.  ``--jobs`` trains so many networks at a time,
+each in a process of its own, as a GPU has room for.  ``--json`` keeps every finished run, and a second start does only
+what is not in the file.  ``--made`` keeps the smaller networks, so that another machine can train them; it reads back
+only what this script wrote there.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def by_hand(model: nn.Module, pairs: Pairs) -> None:
 
 
 def by_ghostify(model: nn.Module, pairs: Pairs, teacher: nn.Module | None = None) -> None:
-    settings = TrainSettings(epochs=1, lr=0.02, distill=0.5 if teacher else 0.0)
+    # maps lie as they do in the loop by hand; what another layout saves is told by layout.py
+    settings = TrainSettings(epochs=1, lr=0.02, distill=0.5 if teacher else 0.0, channels_last=False)
     finetune(model, Batches(pairs), settings, teacher=teacher)
 
 

@@ -144,3 +144,9 @@ class Unheld(Blobs):
 
     def held_loader(self, batch_size: int, workers: int) -> None:
         return None
+
+
+def near(one: nn.Module, other: nn.Module) -> bool:
+    """Whether the weights of two networks are the same up to rounding."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import Blobs, Unheld, Watcher, net, results, same_weights, train
+from blobs import Blobs, Unheld, Watcher, near, net, results, same_weights, train
 from torch import Tensor, nn
 
 from ghostify.errors import GhostifyError, ModelError, RecipeError, RunError, Stopped
@@ -36,11 +36,6 @@ def plain() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
-
-
-def near(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
 
 
 @dataclass
@@ -255,18 +250,6 @@ def test_a_run_that_only_overflows_ends(monkeypatch: pytest.MonkeyPatch) -> None
 
     with pytest.raises(GhostifyError, match=r"step 2 of 3: 4 steps in a row overflowed in float16.*kept"):
         train(Infinite(), SETTINGS.model_copy(update={"amp": "fp16"}), data=Unheld())
-
-
-def test_channels_last_is_a_layout_for_the_time_of_training_only() -> None:
-    one, other = plain(), plain()
-    seen = []
-    other[0].register_forward_pre_hook(
-        lambda layer, inputs: seen.append((layer.weight.is_contiguous(), inputs[0].is_contiguous()))  # type: ignore[func-returns-value]
-    )
-    train(one, data=Unheld())
-    train(other, SETTINGS.model_copy(update={"channels_last": True}), data=Unheld())
-    assert near(one, other)
-    assert set(seen) == {(False, False)} and other[0].weight.is_contiguous()
 
 
 def test_a_compiled_network_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:

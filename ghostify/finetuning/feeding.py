@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +79,17 @@ class Feed:
             return loader
         none: Any = []
         return DataLoader(none)
+
+    def example(self, samples: int) -> Batch:
+        """The first training samples, by which networks are looked at; the same in every process.
+
+        Raises ``DataError`` where there are none.
+        """
+        _, pairs = replace(self, processes=Processes()).epoch(0)
+        pair = next(iter(pairs), None)
+        if pair is None:
+            raise DataError("The training data gives no batch: there are no images, or fewer than batch_size.")
+        return take(pair[0], slice(samples))
 
     def _from(self, loader: Iterable[Any], epoch: int, first: int, start: int) -> Iterator[Pair | None]:
         """The batches of a loader whose first one has the number ``first``, without those before ``start``."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ghostify.arguments import network, or_none, takes
-from ghostify.batches import move, take
+from ghostify.batches import move
 from ghostify.errors import DataError, GhostifyError, RecipeError, RunError
 from ghostify.finetuning.averaging import Average
 from ghostify.finetuning.checkpoint import RunState
@@ -19,6 +18,7 @@ from ghostify.finetuning.distilling import Teacher, places_for
 from ghostify.finetuning.engine import Engine
 from ghostify.finetuning.feeding import Feed, TrainingData
 from ghostify.finetuning.history import Epoch, History, Step
+from ghostify.finetuning.layout import laid_out, with_layout
 from ghostify.finetuning.loop import Progress, Training
 from ghostify.finetuning.losses import OwnLoss
 from ghostify.finetuning.measures import Measure, usual
@@ -97,7 +97,8 @@ def finetune(
         stack.callback(watcher.done)
         stack.enter_context(random_states_kept(here))
         stack.enter_context(frozen(module, settings.freeze))
-        stack.enter_context(_laid_out(module.to(here), settings))
+        settings = with_layout(settings, module.to(here), feed)
+        stack.enter_context(laid_out(module, settings))
         # before any copy of its weights is made, as the moving average is
         make_alike(module, processes)
         taught = _teacher_of(model, teacher, feed, settings, own)
@@ -109,21 +110,6 @@ def finetune(
         engine = Engine(objective, optimizer, processes, average)
         folder = checkpoint if processes.first else None
         return Training(engine, feed, state, measure or usual(own), folder, watcher, known).carried_out()
-
-
-@contextmanager
-def _laid_out(module: nn.Module, settings: TrainSettings) -> Iterator[None]:
-    """The network's filters with their channels last in memory, where that is asked for; then as they were."""
-    if not settings.channels_last:
-        yield
-        return
-    filters = [parameter for parameter in module.parameters() if parameter.ndim == 4 and parameter.is_contiguous()]
-    module.to(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        for parameter in filters:
-            parameter.data = parameter.data.contiguous()
 
 
 def _require_trainable(model: nn.Module | Ghosted) -> None:
@@ -154,7 +140,7 @@ def _teacher_of(
         raise RecipeError(f"distill = {settings.distill:g} needs the original network as teacher; set distill = 0.")
     if own is not None:
         own.require_outputs(settings.distill)
-    placed, example = on_device(teacher, feed.device), move(_example(feed), feed.device)
+    placed, example = on_device(teacher, feed.device), move(feed.example(1), feed.device)
     if settings.features:
         return Teacher(placed, places_for(model, placed, example, settings))
     return Teacher(_quick(placed, example))
@@ -169,15 +155,6 @@ def _quick(teacher: nn.Module, example: Any) -> nn.Module:
         return optimize(teacher, example).module
     except GhostifyError:
         return teacher
-
-
-def _example(feed: Feed) -> Any:
-    """One training sample, by which networks are scanned."""
-    _, batches = feed.epoch(0)
-    pair = next(iter(batches), None)
-    if pair is None:
-        raise DataError("The training data gives no batch: there are no images, or fewer than batch_size.")
-    return take(pair[0], slice(1))
 
 
 class _Silent:

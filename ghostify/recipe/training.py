@@ -176,11 +176,14 @@ class TrainSettings(Settings):
         LATER,
     ] = 1
     channels_last: Annotated[
-        bool,
-        Field(description="maps with their channels last in memory, which is faster on many devices"),
+        bool | None,
+        Field(
+            description="maps with their channels last in memory; by default on a CPU, where that is faster, unless "
+            "the network's code needs another order"
+        ),
         _TRAINED,
         LATER,
-    ] = False
+    ] = None
     compile: Annotated[bool, Field(description="the network compiled by torch.compile"), _TRAINED, LATER] = False
     save_every: Annotated[
         int | None,
