@@ -87,15 +87,13 @@ class Engine:
         ``pair`` is this process's share of it, None where it has none.  Where a device's memory is too small for a
         micro-batch, all processes halve it and begin again.  Raises ``ModelError`` where one sample is too much.
         """
-        while True:
-            own = self._tried(pair, seed, epoch, step)
-            found = own or Totals()
-            loss, correct, samples, full = self.processes.total([found.loss, found.correct, found.samples, own is None])
-            if not full:
-                whole = Totals(loss, int(correct), int(samples))
-                share_gradients(self.model, self.processes, found.samples, whole.samples)
-                return whole
-            self._halve(pair)
+        whole, own = self._found(pair, seed, epoch, step)
+        share_gradients(self.model, self.processes, own, whole.samples)
+        return whole
+
+    def losses(self, pair: Pair | None, seed: int, epoch: int, step: int) -> Totals:
+        """What ``gradients`` would tell, without them."""
+        return self._found(pair, seed, epoch, step, learning=False)[0]
 
     def update(self, lr: float) -> bool:
         """One step down the gradients; whether it was taken: in float16 one whose gradients overflow is not."""
@@ -122,8 +120,18 @@ class Engine:
         """The name of a tensor of the network that is no longer finite, or nothing."""
         return first_damaged(self.model, self.finite)
 
-    def _tried(self, pair: Pair | None, seed: int, epoch: int, step: int) -> Totals | None:
-        """The sums over this process's share, with its mean gradient; None where memory is too small."""
+    def _found(self, pair: Pair | None, seed: int, epoch: int, step: int, learning: bool = True) -> tuple[Totals, int]:
+        """What all processes found of a batch, and how many of its samples were this one's."""
+        while True:
+            own = self._tried(pair, seed, epoch, step, learning)
+            found = own or Totals()
+            loss, correct, samples, full = self.processes.total([found.loss, found.correct, found.samples, own is None])
+            if not full:
+                return Totals(loss, int(correct), int(samples)), found.samples
+            self._halve(pair)
+
+    def _tried(self, pair: Pair | None, seed: int, epoch: int, step: int, learning: bool) -> Totals | None:
+        """The sums over this process's share, with its mean gradient if it learns; None where memory is too small."""
         self.optimizer.zero_grad()
         if pair is None:
             return Totals()
@@ -132,7 +140,7 @@ class Engine:
         try:
             for micro in parts(pair, self._at_once(share)):
                 mix = mix_for(micro[0], self.objective.settings, seed, epoch, step)
-                found += self._micro(micro, share, mix)
+                found += self._micro(micro, share, mix, learning)
             return found
         except RuntimeError as problem:
             if not _memory_is_full(problem):
@@ -143,12 +151,13 @@ class Engine:
             torch.cuda.empty_cache()
         return None
 
-    def _micro(self, pair: Pair, share: int, mix: Mix | None) -> Totals:
-        """Add the gradient of some of ``share`` samples to that of the others."""
+    def _micro(self, pair: Pair, share: int, mix: Mix | None, learning: bool) -> Totals:
+        """Add the gradient of some of ``share`` samples to that of the others, if it learns."""
         loss, correct = self.objective(*pair, mix)
         size = samples_in(*pair)
         weighted = loss if size == share else loss * (size / share)
-        self.scaler.scale(weighted).backward()
+        if learning:
+            self.scaler.scale(weighted).backward()
         return Totals(loss.item() * size, correct, size)
 
     def _at_once(self, share: int) -> int:

@@ -92,7 +92,7 @@ def range_test(engine: Engine, feed: Feed) -> tuple[list[float], list[float], li
     with _put_back(engine):
         moved = _losses_while_rising(engine, feed, rates)
     with _put_back(engine):
-        still = [engine.gradients(*batch).mean for batch in _batches(feed, len(moved))]
+        still = [engine.losses(*batch).mean for batch in _batches(feed, len(moved))]
     return rates, moved, still
 
 
