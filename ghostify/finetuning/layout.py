@@ -51,12 +51,11 @@ def _serves(module: nn.Module, feed: Feed) -> bool:
     if not any(parameter.ndim == 4 for parameter in module.parameters()):
         return False
     with random_states_kept(feed.device):
-        inputs = feed.example(2)  # norms need two samples in train mode
-        if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-            return False
         try:
-            return _takes(module, inputs.to(feed.device))
-        except Exception:  # whatever code says to maps of another order
+            images = feed.example(2)  # norms need two samples in train mode
+            is_maps = isinstance(images, Tensor) and images.ndim == 4
+            return is_maps and _takes(module, images.to(feed.device))
+        except Exception:  # whatever code says to maps of another order; what is wrong with the data, training tells
             return False
 
 
