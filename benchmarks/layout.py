@@ -19,7 +19,7 @@ from loop_overhead import Batches, Pairs
 from torch import nn
 
 import ghostify
-from ghostify.errors import PlanError
+from ghostify.errors import GhostifyError
 from ghostify.finetuning import finetune
 from ghostify.recipe import ModelSettings, TrainSettings
 from ghostify.sources import build_model
@@ -50,13 +50,13 @@ def seconds(network: nn.Module, pairs: Pairs, last: bool) -> float:
 
 
 def made_of(source: str, methods: list[str], image: torch.Tensor) -> Iterator[tuple[str, nn.Module]]:
-    """The network, and what the methods make of it that find something to do."""
+    """The network, and what those methods make of it that can."""
     torch.manual_seed(0)
     network = build_model(ModelSettings(source=source))
     for method in methods:
         try:
             made = network if method == "none" else ghostify.convert(network, image, method=method).module
-        except PlanError:
+        except GhostifyError:
             continue
         yield method, made
 
