@@ -5,6 +5,7 @@
 | writes out how many channels there are        | the channels of that tensor; all others may be fewer   |
 | reads the size off the tensor, or off a layer | nothing                                                |
 | leaves it to torch (-1)                       | nothing                                                |
+| cuts channels in halves and shuffles them     | all that goes through that; what lies inside may be fewer |
 """
 
 from __future__ import annotations
@@ -103,6 +104,29 @@ def test_a_plan_of_it_survives_its_file(method: Method, exclude: tuple[str, ...]
     again = read_plan(tmp_path / "plan.yaml")
     assert check(again, scan_for(traced, again)) == again == made
     assert sum(skip.target == "third" for skip in made.skips) == 1, "one line for each layer"
+
+
+def shuffled() -> nn.Module:
+    """A ShuffleNetV2: a unit that joins two branches, then units that cut, shuffle and join."""
+    from torchvision.models import ShuffleNetV2
+
+    torch.manual_seed(0)
+    return ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 256], num_classes=10).eval()
+
+
+@pytest.mark.parametrize("method", [*NARROWER, "mixed"])
+def test_channels_that_are_shuffled_stay_and_the_inside_of_units_becomes_narrower(method: Method) -> None:
+    traced = trace(shuffled(), torch.randn(1, 3, 64, 64))
+    settings = GhostSettings(method=method, width=0.7, round_to=1)
+    made = plan(scan_for(traced, settings), settings)
+    ghosted = rewrite(traced, made)
+    assert ghosted.after.cost == made.after
+    assert made.after.macs < 0.9 * made.before.macs
+    part = ghosted.module.get_submodule
+    assert part("stage2.1.branch2.0").weight.shape[:2] == (17, 24)
+    assert part("stage2.1.branch2.5").weight.shape[0] == 24
+    reasons = [skip.reason for skip in made.skips if skip.target == "stage2.1.branch2.5"]
+    assert method == "mixed" or "cuts them in parts that go together (view " in reasons[0]
 
 
 def test_of_what_both_methods_can_do_ghosts_are_left_for_such_a_layer() -> None:

@@ -134,7 +134,7 @@ class Scan(BaseModel):
     idle: tuple[str, ...] = ()
     """Modules that ran neither on the example nor in training, so that the channels they may read are kept."""
     written: dict[str, str] = {}
-    """Layers of which the network's code writes out how many channels they make, and that, as the end of a sentence."""
+    """Layers whose channels the network's code writes out or cuts in parts, and that, as the end of a sentence."""
     steady: tuple[str, ...] = ()
     """Globs of the layers whose outputs were to keep all their channels."""
     stream: Stream = "scaled"

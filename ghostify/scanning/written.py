@@ -1,13 +1,15 @@
-"""Sizes that a network's own code writes out, as in ``x.view(-1, 256)``: their channels stay, or it does not run.
+"""Sizes that a network's own code is told, as in ``x.view(-1, 256)``: their channels stay, or it does not run.
 
 A recorded graph holds a size that was written and one that was read off a tensor alike, as a number.  A narrower copy
-that is run tells them apart.
+that is run tells them apart.  Sizes that are read off may need numbers of channels that plans do not keep to: a shuffle
+of two groups cuts its channels in the middle, wherever the halves were.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,21 +24,30 @@ _SIZED = frozenset({"Unflatten", "expand", "narrow", "reshape", "split", "split_
 _SHARES = (0.5, 0.75, 0.25)
 """Of the channels, at which a copy is tried: where they must divide by groups, what is left of one of these does."""
 
-_names: WeakKeyDictionary[fx.Graph, tuple[str, ...]] = WeakKeyDictionary()
-"""By graph, the names of the nodes found in it; nodes themselves would keep the graph alive."""
+
+class _Names(NamedTuple):
+    """The names of nodes whose channels stay; nodes themselves would keep their graph alive."""
+
+    nodes: tuple[str, ...]
+    cut: bool = False
+    """Whether they are all that are told sizes, because parts of their tensors have to stay as long as they are."""
+
+
+_names: WeakKeyDictionary[fx.Graph, _Names] = WeakKeyDictionary()
+"""What was found, by graph."""
 
 
 def written(traced: Traced) -> list[fx.Node]:
-    """The nodes whose tensors have a size that the code writes out, and that channels are a part of."""
-    if traced.graph not in _names:
-        _names[traced.graph] = tuple(node.name for node in _found(traced))
-    return [node for node in traced.graph.nodes if node.name in _names[traced.graph]]
+    """The nodes whose tensors have a size that the code writes out or cuts, and that channels are a part of."""
+    names = _names_in(traced).nodes
+    return [node for node in traced.graph.nodes if node.name in names]
 
 
 def written_layers(traced: Traced, channels: Channels) -> dict[str, str]:
     """By layer that makes channels of such a size, why it keeps them, as the end of a sentence."""
+    does = "cuts them in parts that go together" if _names_in(traced).cut else "writes out how many there are"
     return {
-        layer: f"keeps its outputs, because {_place(node)} writes out how many there are ({_call(traced, node)})"
+        layer: f"keeps its outputs, because {_place(node)} {does} ({_call(traced, node)})"
         for node in written(traced)
         for layer in _makers(channels, node)
     }
@@ -48,34 +59,62 @@ def nodes_and_outputs(traced: Traced) -> tuple[list[fx.Node], list[fx.Node]]:
     return nodes, output.all_input_nodes
 
 
-def _found(traced: Traced) -> list[fx.Node]:
+def _names_in(traced: Traced) -> _Names:
+    if traced.graph not in _names:
+        _names[traced.graph] = _found(traced)
+    return _names[traced.graph]
+
+
+def _found(traced: Traced) -> _Names:
     nodes, outputs = nodes_and_outputs(traced)
     sized = [node for node in nodes if node.op != "get_attr" and op_name(traced, node) in _SIZED]
     if not sized:
-        return []
+        return _Names(())
     try:
         channels = follow(traced, [nodes], None, outputs)
+        # Nearly always all of it runs at once, and nothing is written; what does not run as it is tells nothing.
+        if _runs(channels, _shares(channels, set(channels.segment_of.values()), _SHARES[0])):
+            found = []
+        elif _runs(channels, _shares(channels, (), 1)):
+            found = [node for node in sized if _cannot_change(channels, node)]
+        else:
+            return _Names(())
+        cut = not _runs_unevenly(traced, found) and _runs_unevenly(traced, sized)
+        return _Names(tuple(node.name for node in (sized if cut else found)), cut)
     except Unreadable:
-        return []
-    # Nearly always all of it runs at once, and nothing is written; what does not run as it is tells nothing.
-    if _runs(channels, set(channels.segment_of.values()), _SHARES[0]) or not _runs(channels, (), 1):
-        return []
-    return [node for node in sized if _cannot_change(channels, node)]
+        return _Names(())
 
 
 def _cannot_change(channels: Channels, node: fx.Node) -> bool:
     """Whether the network runs at no smaller number of the channels in a node's tensor, all others as they are."""
     components = channels.components[_numbers(channels, node)]
     segments = {channels.segment_of[one] for one in components.tolist() if one in channels.segment_of}
-    return bool(segments) and not any(_runs(channels, segments, share) for share in _SHARES)
+    return bool(segments) and not any(_runs(channels, _shares(channels, segments, share)) for share in _SHARES)
 
 
-def _runs(channels: Channels, segments: Collection[int], share: float) -> bool:
-    """Whether the network runs with a share of the channels in some segments."""
-    counts = [
+def _runs_unevenly(traced: Traced, fixed: Sequence[fx.Node]) -> bool:
+    """Whether the network runs where some segments inside its blocks are halved and others not, with the channels of
+    some nodes kept: what plans choose for one does not depend on what they choose for another.
+
+    Any two segments differ in a bit of their numbers, so in one of the runs one of them is halved and the other is not.
+    """
+    nodes, outputs = nodes_and_outputs(traced)
+    channels = follow(traced, [nodes], None, list(dict.fromkeys([*outputs, *fixed])), sums=True)
+    segments = range(len(channels.members))
+    chosen = ({one for one in segments if one >> bit & 1} for bit in range(len(segments).bit_length()))
+    return all(_runs(channels, _shares(channels, some, _SHARES[0])) for some in chosen)
+
+
+def _shares(channels: Channels, segments: Collection[int], share: float) -> list[int]:
+    """How many components stay of each segment, with a share of those of some segments."""
+    return [
         max(1, int(share * len(members))) if segment in segments else len(members)
         for segment, members in enumerate(channels.members)
     ]
+
+
+def _runs(channels: Channels, counts: Sequence[int]) -> bool:
+    """Whether the network runs with so many components of each segment."""
     traced = channels.traced
     module = copy.deepcopy(traced.module, narrowed(channels, channels.kept(counts)))
     with quiet(module):
