@@ -149,6 +149,14 @@ def test_the_rate_goes_with_how_curved_the_loss_is() -> None:
         assert flatter / steeper == pytest.approx(4, rel=(step[1] / step[0]) ** 2 - 1), "each edge is one of the rates"
 
 
+def test_a_loss_below_zero_is_tested_as_far() -> None:
+    def shifted(outputs: Tensor, wanted: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, wanted) - 5
+
+    settings, own = TrainSettings(momentum=0), OwnLoss.of(shifted)
+    assert found(Steep(12.0), settings, Sums(), own, batch=256)[0].steps > 15
+
+
 def test_rates_rise_by_a_constant_factor_around_what_is_usual() -> None:
     for settings in (TrainSettings(), TrainSettings(optimizer="adamw")):
         rates = tried_rates(settings)

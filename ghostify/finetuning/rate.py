@@ -138,7 +138,8 @@ def _losses_while_rising(engine: Engine, feed: Feed, rates: Sequence[float]) -> 
         if not math.isfinite(loss):
             break
         losses.append(loss)
-        if loss > _LOST * max(losses[:_AT_FIRST]):
+        usual = max(losses[:_AT_FIRST])
+        if loss > usual + (_LOST - 1) * abs(usual):  # a loss of the user's may be below 0
             break
         engine.update(rate)
     return losses
