@@ -14,7 +14,7 @@ from ghostify.files import near_path
 from ghostify.networks import resnet8
 
 TINY = ("mine:tiny", "--input", "3,8,8")
-SHUFFLE = ("torchvision:shufflenet_v2_x0_5", "--input", "3,64,64", "--method", "thin")
+SHUFFLE = ("torchvision:shufflenet_v2_x0_5", "--input", "3,64,64", "--method", "width")
 PICTURES = """
 import torch
 from torch.utils.data import TensorDataset
@@ -74,7 +74,7 @@ def data():
         (["compress", *TINY, "--plan", "mien.yaml"], ["does not exist", "Did you mean 'mine.yaml'"]),
         (["compress", *TINY, "--plan", "pictures"], ["'pictures' cannot be read", "a folder"]),
         (["analyze", *TINY, "--data", "fake", "--d", "4"], ["--d: ", "must be odd"]),
-        (["compress", *SHUFFLE], ["Error: ShuffleNetV2 cannot be thinned", "its code does not run narrower"]),
+        (["compress", *SHUFFLE], ["Error: ShuffleNetV2 cannot be scaled", "its code does not run narrower"]),
         (["compress", *TINY, "-o", "."], ["'.'", "there already", "runs/mine"]),
         (["compress", *TINY, "-o", ""], ["there already", "runs/mine"]),
         (["analyze", *TINY, "--data", "fake", "-o", ".."], ["'..'", "there already"]),

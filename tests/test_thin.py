@@ -256,7 +256,7 @@ def test_it_computes_what_the_network_computes_without_the_dropped_channels(name
     net = next(net for net in ZOO if net.name == name)
     settings = GhostSettings(**T, keep=keep)
     traced = trace(net.build(), net.example())
-    channels = follow(traced, *network_nodes(traced), sums=True)
+    channels = follow(traced, *network_nodes(traced, inside=True), sums=True)
     counts = channels.coupling.keep(thinner(0.5, 1, "nearest"), 0.5, apart=True)
     kept = channels.kept(counts, 0.5, channels.strengths() if keep == "strongest" else None)
     (output,) = (node for node in traced.graph.nodes if node.op == "output")

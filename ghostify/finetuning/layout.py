@@ -37,12 +37,14 @@ def laid_out(module: nn.Module, settings: TrainSettings) -> Iterator[None]:
         yield
         return
     filters = [parameter for parameter in module.parameters() if parameter.ndim == 4 and parameter.is_contiguous()]
+    strides = [parameter.stride() for parameter in filters]
     module.to(memory_format=LAST)
     try:
         yield
     finally:
-        for parameter in filters:
-            parameter.data = parameter.data.contiguous()
+        for parameter, before in zip(filters, strides, strict=True):
+            # of a 1x1 filter both layouts are contiguous, and by its strides torch chooses how sums are added up
+            parameter.data = torch.empty_strided(parameter.shape, before).to(parameter.data).copy_(parameter.data)
 
 
 def _serves(module: nn.Module, feed: Feed) -> bool:

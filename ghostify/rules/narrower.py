@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ghostify.channels import Channels, narrowed, silenced, sliced
 from ghostify.errors import RewriteError
-from ghostify.rules.base import Skip
+from ghostify.rules.base import Skip, Swap
 from ghostify.rules.origins import Origins, index_of, part_or_none
 from ghostify.running import THINNED, Failed, agree, attempt, coarsest, quiet
 from ghostify.scanning import Scan, nodes_and_outputs
@@ -32,9 +32,9 @@ def steady(scan: Scan) -> list[Skip]:
     return idle + [Skip(target=name, reason=_CLOSED) for name in scan.closed]
 
 
-def written(scan: Scan, told: Sequence[Skip]) -> list[Skip]:
+def written(scan: Scan, told: Sequence[Swap | Skip]) -> list[Skip]:
     """The layers whose widths the network's code writes out, but for those of which something is told already."""
-    known = {skip.target for skip in told}
+    known = {entry.target for entry in told}
     return [Skip(target=name, reason=reason) for name, reason in scan.written.items() if name not in known]
 
 

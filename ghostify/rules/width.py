@@ -219,7 +219,8 @@ def promise(scan: Scan, swap: WidthSwap) -> tuple[float, float]:
 
 def _selected(traced: Traced, swap: WidthSwap) -> tuple[Channels, np.ndarray]:
     try:
-        channels = follow(traced, *network_nodes(traced, swap.exclude), sums=swap.stream == "kept")
+        inside = swap.stream == "kept"
+        channels = follow(traced, *network_nodes(traced, swap.exclude, inside), sums=inside)
     except Unreadable as problem:
         raise RewriteError(f"{type(traced.module).__name__} {_REFUSED[swap.stream]}: {problem}.") from None
     counts = _counts(channels.coupling, swap)

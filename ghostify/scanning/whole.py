@@ -51,7 +51,11 @@ def scan_run(
         channels, uncoupled = _followed(traced, steady, stream)
         asked |= {"coupling": channels.coupling if channels else None, "uncoupled": uncoupled}
         if channels:
-            asked |= {"closed": channels.closed, "idle": channels.idle, "written": written_layers(traced, channels)}
+            asked |= {
+                "closed": channels.closed,
+                "idle": channels.idle,
+                "written": written_layers(traced, channels, stream == "kept"),
+            }
     if whole or steady or stream != plain.stream:
         asked |= {"steady": tuple(steady), "stream": stream}
     return plain.model_copy(update=asked) if asked else plain
@@ -93,10 +97,13 @@ def _made(traced: Traced, searched: bool) -> Scan:
     )
 
 
-def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
+def network_nodes(
+    traced: Traced, steady: Sequence[str] = (), inside: bool = False
+) -> tuple[list[list[fx.Node]], None, list[fx.Node]]:
     """What ``follow`` takes to follow a whole network: all nodes as one block, no entry, and what keeps all its
     channels: the outputs of the network, sizes that its code writes out, and what the modules that patterns of
-    ``steady`` mean read and give.
+    ``steady`` mean read and give.  Where only what lies ``inside`` blocks is to become narrower, what the code cuts in
+    parts stays, too.
     """
     nodes, outputs = nodes_and_outputs(traced)
     patterns = tuple(steady)
@@ -105,7 +112,7 @@ def network_nodes(traced: Traced, steady: Sequence[str] = ()) -> tuple[list[list
     called = {node: None for node in nodes if node.op.startswith("call_") and node.meta["shapes"]}
     kept = [node for node in called if any(owner in held for owner in _owners(traced, node))]
     read = [source for node in kept for source in node.all_input_nodes if source in called]
-    return [nodes], None, list(dict.fromkeys([*outputs, *written(traced), *read, *kept]))
+    return [nodes], None, list(dict.fromkeys([*outputs, *written(traced, inside), *read, *kept]))
 
 
 def _owners(traced: Traced, node: fx.Node) -> Iterator[nn.Module]:
@@ -118,7 +125,7 @@ def _owners(traced: Traced, node: fx.Node) -> Iterator[nn.Module]:
 
 def _followed(traced: Traced, steady: Sequence[str], stream: Stream) -> tuple[Channels | None, str]:
     try:
-        return follow(traced, *network_nodes(traced, steady), sums=stream == "kept"), ""
+        return follow(traced, *network_nodes(traced, steady, stream == "kept"), sums=stream == "kept"), ""
     except Unreadable as problem:
         return None, str(problem)
 

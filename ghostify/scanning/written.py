@@ -28,27 +28,32 @@ _SHARES = (0.5, 0.75, 0.25)
 class _Names(NamedTuple):
     """The names of nodes whose channels stay; nodes themselves would keep their graph alive."""
 
-    nodes: tuple[str, ...]
-    cut: bool = False
-    """Whether they are all that are told sizes, because parts of their tensors have to stay as long as they are."""
+    written: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+    """All that are told sizes, where parts of their tensors have to stay as long as they are; else none."""
 
 
 _names: WeakKeyDictionary[fx.Graph, _Names] = WeakKeyDictionary()
 """What was found, by graph."""
 
 
-def written(traced: Traced) -> list[fx.Node]:
-    """The nodes whose tensors have a size that the code writes out or cuts, and that channels are a part of."""
-    names = _names_in(traced).nodes
-    return [node for node in traced.graph.nodes if node.name in names]
+def written(traced: Traced, inside: bool = False) -> list[fx.Node]:
+    """The nodes whose tensors have a size that the code writes out, and that channels are a part of.
+
+    Where only what lies ``inside`` blocks is to become narrower, those that the code cuts in parts, too.
+    """
+    names = _names_in(traced)
+    wanted = (inside and names.cut) or names.written
+    return [node for node in traced.graph.nodes if node.name in wanted]
 
 
-def written_layers(traced: Traced, channels: Channels) -> dict[str, str]:
+def written_layers(traced: Traced, channels: Channels, inside: bool = False) -> dict[str, str]:
     """By layer that makes channels of such a size, why it keeps them, as the end of a sentence."""
-    does = "cuts them in parts that go together" if _names_in(traced).cut else "writes out how many there are"
+    cut = inside and _names_in(traced).cut
+    does = "cuts them in parts that go together" if cut else "writes out how many there are"
     return {
         layer: f"keeps its outputs, because {_place(node)} {does} ({_call(traced, node)})"
-        for node in written(traced)
+        for node in written(traced, inside)
         for layer in _makers(channels, node)
     }
 
@@ -69,7 +74,7 @@ def _found(traced: Traced) -> _Names:
     nodes, outputs = nodes_and_outputs(traced)
     sized = [node for node in nodes if node.op != "get_attr" and op_name(traced, node) in _SIZED]
     if not sized:
-        return _Names(())
+        return _Names()
     try:
         channels = follow(traced, [nodes], None, outputs)
         # Nearly always all of it runs at once, and nothing is written; what does not run as it is tells nothing.
@@ -78,11 +83,11 @@ def _found(traced: Traced) -> _Names:
         elif _runs(channels, _shares(channels, (), 1)):
             found = [node for node in sized if _cannot_change(channels, node)]
         else:
-            return _Names(())
+            return _Names()
         cut = not _runs_unevenly(traced, found) and _runs_unevenly(traced, sized)
-        return _Names(tuple(node.name for node in (sized if cut else found)), cut)
+        return _Names(tuple(node.name for node in found), tuple(node.name for node in sized if cut))
     except Unreadable:
-        return _Names(())
+        return _Names()
 
 
 def _cannot_change(channels: Channels, node: fx.Node) -> bool:

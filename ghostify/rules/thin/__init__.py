@@ -73,7 +73,7 @@ class ThinRule(Rule[ThinSwap]):
         swaps = [entry for entry in entries if isinstance(entry, ThinSwap)]
         left = [entry for entry in entries if isinstance(entry, Skip)]
         kept = [Skip(target=name, reason=cannot_be_fitted(f"it {site.unfit}")) for name, site in unfit.items()]
-        left += written(scan, [*left, *kept])
+        left += written(scan, [*swaps, *left, *kept])
         if not swaps and settings.method == "thin":
             raise PlanError(f"{scan.network} has no width that may change: {why_none(scan, left, settings)}.")
         if not entries:  # method mixed goes on to ghosts alone, and the plan says so

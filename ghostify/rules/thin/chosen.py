@@ -114,7 +114,7 @@ def selected(traced: Traced, swaps: Sequence[ThinSwap]) -> tuple[Channels, np.nd
 def channels_of(traced: Traced) -> Channels:
     """The channels of a network whose blocks may be thinned.  Raises ``RewriteError`` where they resist."""
     try:
-        return follow(traced, *network_nodes(traced), sums=True)
+        return follow(traced, *network_nodes(traced, inside=True), sums=True)
     except Unreadable as problem:
         raise RewriteError(f"{type(traced.module).__name__} {REFUSED}: {problem}.") from None
 
