@@ -44,7 +44,7 @@ def laid_out(module: nn.Module, settings: TrainSettings) -> Iterator[None]:
     finally:
         for parameter, before in zip(filters, strides, strict=True):
             # of a 1x1 filter both layouts are contiguous, and by its strides torch chooses how sums are added up
-            parameter.data = torch.empty_strided(parameter.shape, before).to(parameter.data).copy_(parameter.data)
+            parameter.data = parameter.data.new_empty_strided(parameter.shape, before).copy_(parameter.data)
 
 
 def _serves(module: nn.Module, feed: Feed) -> bool:
